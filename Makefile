@@ -1,0 +1,35 @@
+# Every target sets itself up: a virtual environment from requirements.lock, in .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+# MLflow and Dagster send nothing home.
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := 1
+
+.PHONY: demo test ui check lock clean
+
+demo: .venv/ready ## the whole pipeline on generated data, ending with Tables 1 and 2
+	$(BIN)/diffcdr run --task demo_video_music
+
+test: .venv/ready ## all tests
+	$(BIN)/python -m pytest
+
+ui: .venv/ready ## Dagster on 127.0.0.1:3000, MLflow on 127.0.0.1:5000
+	$(BIN)/python -m pipeline.ui
+
+check: .venv/ready ## lint and definitions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/dagster definitions validate -m pipeline.definitions
+
+lock: ## pin what is installed now into requirements.lock
+	$(BIN)/python -m pip freeze --exclude-editable --exclude diffcdr | sed 's/+cpu$$//' > requirements.lock
+
+clean: ## remove the environment; results in .diffcdr stay
+	rm -rf .venv
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.11 …")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@

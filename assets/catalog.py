@@ -1,0 +1,316 @@
+"""The data catalogue: which domains there are, where their files lie, and which tasks join them.
+
+The built-in `catalog.yaml` comes first; the file named by `DIFFCDR_CATALOG` is laid over it: its domains
+and tasks add or replace, each key of its `trials` replaces. The axes of every asset follow from the result.
+
+    trials:
+      seeds: [0, 1]
+    domains:
+      games:
+        url: games.csv.gz                # relative to this file; also http(s), s3, file, an absolute path
+        kind: csv
+        columns: {user: user_id, item: item_id, rating: stars, timestamp: time}
+    tasks:
+      games_music: {source: games, target: music}
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+BUILT_IN = Path(__file__).with_name("catalog.yaml")
+
+_AMAZON_JSON = {
+    "kind": "json",
+    "columns": {"user": "reviewerID", "item": "asin", "rating": "overall", "timestamp": "unixReviewTime"},
+}
+
+# Editions of the Amazon review data: what `format:` stands for. Keys written beside it win.
+FORMATS: dict[str, dict[str, Any]] = {
+    "amazon2014": _AMAZON_JSON,
+    "amazon2018": _AMAZON_JSON,
+    "amazon2023": {
+        "kind": "csv",
+        "columns": {"user": "user_id", "item": "parent_asin", "rating": "rating", "timestamp": "timestamp"},
+        "timestamp_unit": "ms",
+    },
+}
+
+# Names become partition keys, folder names and SQL identifiers.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+Count = Annotated[StrictInt, Field(ge=1)]
+
+
+class CatalogError(ValueError):
+    """The catalogue cannot be used; the message names the file, the key and the mend."""
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Columns(_Entry):
+    """Names of the file's columns; in a file without header their numbers, counted from 1."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    user: str
+    item: str
+    rating: str
+    timestamp: str | None = None
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Columns":
+        names = self.names
+        if len(set(names)) < len(names):
+            raise ValueError(f"a column is named twice: {', '.join(names)}")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in (self.user, self.item, self.rating, self.timestamp) if name is not None]
+
+
+class Counts(_Entry):
+    """What ingestion must arrive at."""
+
+    ratings: Count
+    users: Count
+    items: Count
+
+
+class Domain(_Entry):
+    """One table of ratings: where its file is and how to read it.
+
+    scale: lowest and highest legal rating. k_core: keep only users and items with at least so many
+    ratings. counts: checked after ingestion. paper: the paper's name of the domain.
+    """
+
+    name: Name
+    title: str
+    url: Annotated[str, Field(min_length=1)]
+    kind: Literal["json", "csv", "tsv", "parquet"]
+    columns: Columns
+    header: bool = True
+    scale: tuple[float, float] = (1.0, 5.0)
+    timestamp_unit: Literal["s", "ms"] = "s"
+    k_core: Count | None = None
+    on_bad_rows: Literal["fail", "quarantine"] = "fail"
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    counts: Counts | None = None
+    paper: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Domain":
+        low, high = self.scale
+        if not low < high:
+            raise ValueError(f"scale must rise from low to high, not {low:g} to {high:g}")
+        if not self.header and self.kind not in ("csv", "tsv"):
+            raise ValueError(f"header: false is for csv and tsv, not {self.kind}")
+        if not self.header and not all(re.fullmatch("[1-9][0-9]*", name) for name in self.columns.names):
+            raise ValueError("without a header, columns are numbers counted from 1, as in {user: 1, item: 2}")
+        return self
+
+
+class Task(_Entry):
+    """Transfer from one domain to another. overlap: expected users in both. paper: its number there."""
+
+    name: Name
+    title: str
+    source: str
+    target: str
+    paper: Annotated[StrictInt, Field(ge=1, le=3)] | None = None
+    overlap: Count | None = None
+
+    @model_validator(mode="after")
+    def _two_domains(self) -> "Task":
+        if self.source == self.target:
+            raise ValueError(f"source and target are both {self.source!r}")
+        return self
+
+
+class SplitConfig(_Entry):
+    """validation: share of the training users whose target ratings are held out for choices.
+    seed: None lets the split vary with the trial's seed, a number fixes it."""
+
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    seed: Annotated[StrictInt, Field(ge=0)] | None = None
+
+
+class Trials(_Entry):
+    """The trial axis: every share of test users times every seed."""
+
+    betas: tuple[float, ...] = Field((0.2, 0.5, 0.8), min_length=1)
+    seeds: tuple[Annotated[StrictInt, Field(ge=0)], ...] = Field((0, 1, 2, 3, 4), min_length=1)
+    split: SplitConfig = SplitConfig()
+
+    @field_validator("betas")
+    @classmethod
+    def _whole_percents(cls, betas: tuple[float, ...]) -> tuple[float, ...]:
+        for beta in betas:
+            if not 0 < beta < 1 or abs(beta * 100 - round(beta * 100)) > 1e-9:
+                raise ValueError(f"beta {beta:g} must be a whole percentage between 0 and 1, such as 0.2")
+        return betas
+
+    @field_validator("betas", "seeds")
+    @classmethod
+    def _unique(cls, values: tuple) -> tuple:
+        if len(set(values)) < len(values):
+            raise ValueError(f"a value is listed twice in {list(values)}")
+        return values
+
+
+class Catalog(Trials):
+    """Domains and tasks by name, and the trials."""
+
+    domains: dict[str, Domain] = {}
+    tasks: dict[str, Task] = {}
+
+
+def load_catalog(path: str | Path | None = None) -> Catalog:
+    """The built-in catalogue with the file at `path` (default: `DIFFCDR_CATALOG`) laid over it.
+
+    Raises CatalogError naming the file and the line or key that is wrong.
+    """
+    path = path or os.environ.get("DIFFCDR_CATALOG")
+    catalog = _extend(Catalog(), BUILT_IN)
+    return _extend(catalog, Path(path)) if path else catalog
+
+
+def _extend(base: Catalog, path: Path) -> Catalog:
+    sections = _read(path)
+    new = {name: _domain(path, name, entry) for name, entry in sections["domains"].items()}
+    domains = base.domains | new
+    tasks = {name: _task(path, name, entry, domains) for name, entry in sections["tasks"].items()}
+    trials = {name: getattr(base, name) for name in Trials.model_fields} | sections["trials"]
+    trials = _validated(Trials, path, "trials", trials)
+    return Catalog(domains=domains, tasks=base.tasks | tasks, **dict(trials))
+
+
+def _domain(path: Path, name: str, entry: dict[str, Any]) -> Domain:
+    where = f"domains.{name}"
+    entry = dict(entry)
+    edition = entry.pop("format", None)
+    if edition is not None and str(edition) not in FORMATS:
+        raise CatalogError(f"{path}: {where}.format: {edition!r} is not one of {', '.join(FORMATS)}")
+    if edition is None and not {"kind", "columns"} <= entry.keys():
+        raise CatalogError(f"{path}: {where}: give a format ({', '.join(FORMATS)}) or both kind and columns")
+    if isinstance(entry.get("url"), str):
+        entry["url"] = _locate(path, where, entry["url"])
+    return _validated(Domain, path, where, _named(path, where, name, FORMATS.get(edition, {}) | entry))
+
+
+def _task(path: Path, name: str, entry: dict[str, Any], domains: dict[str, Domain]) -> Task:
+    where = f"tasks.{name}"
+    task = _validated(Task, path, where, _named(path, where, name, entry))
+    for field in ("source", "target"):
+        domain = getattr(task, field)
+        if domain not in domains:
+            known = ", ".join(sorted(domains))
+            raise CatalogError(f"{path}: {where}.{field}: there is no domain {domain!r}; known are {known}")
+    return task
+
+
+def _named(path: Path, where: str, name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    if "name" in entry:
+        raise CatalogError(f"{path}: {where}.name: the key above is the name; remove this one")
+    return {"title": name, **entry, "name": name}
+
+
+def _locate(path: Path, where: str, url: str) -> str:
+    """A plain relative path is relative to the catalogue file; everything else stays as written."""
+    if not url or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url):
+        return url
+    file = Path(url).expanduser()
+    if not file.is_absolute() and ".." in file.parts:
+        raise CatalogError(
+            f"{path}: {where}.url: {url!r} leaves the catalogue's folder; write an absolute path instead"
+        )
+    return str(path.resolve().parent / file)
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _validated(model: type[_Model], path: Path, where: str, values: dict[str, Any]) -> _Model:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+    where = ".".join([where, *map(str, first["loc"])])
+    if first["type"] == "extra_forbidden":
+        raise CatalogError(
+            f"{path}: {where}: unknown key; known are {', '.join(_known(model, first['loc']))}"
+        )
+    if first["type"] == "missing":
+        raise CatalogError(f"{path}: {where}: this key is required")
+    if first["type"] == "value_error":
+        raise CatalogError(f"{path}: {where}: {first['ctx']['error']}")
+    raise CatalogError(f"{path}: {where}: {first['msg']}, got {first['input']!r}")
+
+
+def _known(model: type[BaseModel], loc: tuple) -> list[str]:
+    """The keys that were allowed where an unknown one stood."""
+    sections = {"columns": Columns, "counts": Counts, "split": SplitConfig}
+    model = sections[loc[0]] if len(loc) > 1 else model
+    keys = [name for name in model.model_fields if name != "name"]
+    return ["format", *keys] if model is Domain else keys
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """The sections of a catalogue file, each a mapping; those of domains and tasks hold mappings."""
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
+    except OSError as error:
+        raise CatalogError(
+            f"{path}: cannot read the catalogue ({error.strerror}); correct the path in DIFFCDR_CATALOG"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise CatalogError(f"{path}: the catalogue is not UTF-8 text; save it as UTF-8") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise CatalogError(f"{path}, line {line}: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise CatalogError(f"{path}: not YAML: {error}") from error
+    sections = {name: _mapping(path, name, _mapping(path, "the file", raw).get(name)) for name in _SECTIONS}
+    for name in raw:
+        if name not in _SECTIONS:
+            raise CatalogError(f"{path}: {name}: unknown key; known are {', '.join(_SECTIONS)}")
+    for section in ("domains", "tasks"):
+        sections[section] = {n: _mapping(path, f"{section}.{n}", e) for n, e in sections[section].items()}
+    return sections
+
+
+_SECTIONS = ("trials", "domains", "tasks")
+
+
+def _mapping(path: Path, where: str, value: Any) -> dict[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise CatalogError(f"{path}: {where}: must hold keys and values, got {value!r}")
+    return value or {}
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Plain YAML keeps the last of two equal keys in silence; here that is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            text = str(key.value)
+            if text in seen:
+                problem = f"the key {text!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(text)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,205 @@
+"""The base models: source and target matrix factorizations of each profile, trained once and shared.
+
+All pending cells of a task are trained together as replicas.
+"""
+
+import logging
+from collections.abc import Iterable
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+
+from assets import plots
+from assets.compute import Compute
+from assets.partitions import CATALOG, SEEDS_TOGETHER, Cell, by_task, cells
+from assets.problems import held_out_ratings, source_table, target_table
+from assets.profiles import Profile
+from assets.progress import epochs
+from assets.splits import overlap, split
+from assets.store import Store, code_version, fingerprint, parquet, tensors
+from ml.splits import TEST, VALIDATION
+
+log = logging.getLogger("diffcdr")
+CODE = code_version(
+    "assets/factors.py", "assets/problems.py", "ml/factorization.py", "ml/training.py", "ml/evaluation/ratings.py"
+)
+
+
+def factor_assets(profile: Profile) -> list[dg.AssetsDefinition]:
+    """`source_factors` and `target_factors` of one profile."""
+    common = {
+        "key_prefix": profile.name,
+        "partitions_def": cells,
+        "group_name": "factors",
+        "kinds": {"pytorch"},
+        "owners": ["team:recsys"],
+        "code_version": CODE,
+        "backfill_policy": SEEDS_TOGETHER,
+        "pool": "gpu",
+    }
+
+    @dg.asset(
+        deps=[overlap],
+        description=f"Matrix factorization of the source domain's ratings; {profile.title}. "
+        "One training for all tasks and β that share domain, settings and seed.",
+        **common,
+    )
+    def source_factors(context: dg.AssetExecutionContext, store: Store, compute: Compute) -> None:
+        for task, group in by_task(context.partition_keys).items():
+            facts = train_source(store, compute, profile, task, {cell.seed for cell in group})
+            for cell in group:
+                context.add_asset_metadata(_metadata(facts[cell.seed]), partition_key=cell.key)
+
+    @dg.asset(
+        deps=[split],
+        description=f"Matrix factorization of the target domain's ratings without the held-out users'; "
+        f"{profile.title}.",
+        **common,
+    )
+    def target_factors(context: dg.AssetExecutionContext, store: Store, compute: Compute) -> None:
+        for group in by_task(context.partition_keys).values():
+            train_target(store, compute, profile, group)
+            for cell in group:
+                entry = store.target_factors(profile.name, cell)
+                image = plots.curves(
+                    entry.table("curves.parquet"), "epoch", {"loss": "training loss (MSE)", "test_mae": "test MAE"}
+                )
+                context.add_asset_metadata(
+                    {**_metadata(entry.require()), "curve": dg.MetadataValue.md(plots.as_markdown(image, "curve"))},
+                    partition_key=cell.key,
+                )
+
+    return [source_factors, target_factors]
+
+
+def source_config(profile: Profile, task: str) -> str:
+    """The digest under which a task's source factors are shared."""
+    return fingerprint(**profile.factors(task))[:8]
+
+
+def train_source(store: Store, compute: Compute, profile: Profile, task: str, seeds: Iterable[int]) -> dict[int, dict]:
+    """Manifests of the source factors by seed; trains the seeds that are missing or stale, together."""
+    from ml.factorization import MatrixFactorization
+
+    domain, config = CATALOG.tasks[task].source, source_config(profile, task)
+    entries = {seed: store.source_factors(profile.name, domain, config, seed) for seed in sorted(seeds)}
+    mark = fingerprint(
+        code=CODE, settings=profile.factors(task), ratings=store.ratings(domain).require()["fingerprint"]
+    )
+    # Two tasks, or two β in two runs, may want the same factors at the same time: the second waits and finds them.
+    with store.lock(f"source-{profile.name}-{domain}-{config}"):
+        pending = [seed for seed, entry in entries.items() if not entry.stands(mark)]
+        if pending:
+            tables = [source_table(store, domain, seed) for seed in pending]
+            trainer = MatrixFactorization(**profile.factors(task))
+            losses = [
+                epoch.losses["loss"]
+                for epoch in epochs(
+                    trainer.train(tables, f"source/{domain}", compute.torch_device),
+                    trainer.epochs,
+                    f"{profile.name}/source_factors {domain} seeds {pending}",
+                )
+            ]
+            for r, seed in enumerate(pending):
+                entries[seed].write(
+                    _factor_files(trainer, r),
+                    mark,
+                    ratings=len(tables[r].users),
+                    users=tables[r].n_users,
+                    items=tables[r].n_items,
+                    final_loss=losses[-1][r],
+                )
+        else:
+            log.info("%s/source_factors %s seeds %s: up to date", profile.name, domain, sorted(entries))
+    return {seed: entry.require() for seed, entry in entries.items()}
+
+
+def train_target(store: Store, compute: Compute, profile: Profile, group: list[Cell]) -> None:
+    """Train the target factors of a task's cells that are missing or stale, together."""
+    from ml.factorization import MatrixFactorization
+
+    settings = profile.factors(group[0].task)
+    pending = {
+        cell: mark
+        for cell in group
+        if not store.target_factors(profile.name, cell).stands(mark := _target_mark(store, profile, cell))
+    }
+    if not pending:
+        log.info("%s/target_factors %s: up to date", profile.name, ", ".join(cell.key for cell in group))
+        return
+    tables = [target_table(store, profile, cell) for cell in pending]
+    judges = [target_judge(store, profile, cell) for cell in pending]
+    trainer = MatrixFactorization(**settings)
+    title = f"{profile.name}/target_factors {group[0].task} {', '.join(cell.trial.key for cell in pending)}"
+    curves: list[list[dict]] = [[] for _ in pending]
+    training = trainer.train(tables, f"target/{group[0].task}", compute.torch_device)
+    for epoch in epochs(training, trainer.epochs, title):
+        for r, judge in enumerate(judges):
+            judged = judge(trainer.user_factors_[r].cpu(), trainer.item_factors_[r].cpu())
+            curves[r].append({"epoch": epoch.number, "loss": epoch.losses["loss"][r], **judged})
+    for r, (cell, mark) in enumerate(pending.items()):
+        store.target_factors(profile.name, cell).write(
+            {**_factor_files(trainer, r), "curves.parquet": parquet(pd.DataFrame(curves[r]))},
+            mark,
+            ratings=len(tables[r].users),
+            users=tables[r].n_users,
+            items=tables[r].n_items,
+            final_loss=curves[r][-1]["loss"],
+        )
+
+
+class FactorJudge:
+    """Errors of a factorization's own user vectors on the held-out users, at one epoch.
+
+    A hidden user's vector in the target factors was never trained: this is the TGT baseline. `user_rows` (n,) says
+    where the overlapping users are in the factorization's user table, `first_item` where the target items begin.
+    """
+
+    def __init__(
+        self, store: Store, profile: Profile, cell: Cell, user_rows: np.ndarray, first_item: int = 0
+    ) -> None:
+        import torch
+
+        self.first_item = first_item
+        self.held_out = {}
+        for name, role in (("validation", VALIDATION), ("test", TEST)):
+            members, ratings = held_out_ratings(store, profile, cell, role)
+            if len(members):
+                self.held_out[name] = (torch.from_numpy(user_rows[members]), ratings)
+
+    def __call__(self, users, items) -> dict[str, float]:
+        from ml.evaluation.cold_start import errors
+
+        return {
+            f"{name}_{metric}": value
+            for name, (rows, ratings) in self.held_out.items()
+            for metric, value in errors(users[rows], items[self.first_item :], ratings).items()
+        }
+
+
+def target_judge(store: Store, profile: Profile, cell: Cell) -> FactorJudge:
+    users = store.overlap(cell.task).table("users.parquet")
+    return FactorJudge(store, profile, cell, users["target_user"].to_numpy(dtype=np.int64))
+
+
+def _target_mark(store: Store, profile: Profile, cell: Cell) -> str:
+    return fingerprint(
+        code=CODE,
+        settings=profile.factors(cell.task),
+        validation=profile.validation,
+        split=store.split(cell).require()["fingerprint"],
+        ratings=store.ratings(CATALOG.tasks[cell.task].target).require()["fingerprint"],
+    )
+
+
+def _factor_files(trainer, replica: int) -> dict[str, bytes]:
+    users, items = trainer.user_factors_[replica].cpu(), trainer.item_factors_[replica].cpu()
+    return {"factors.safetensors": tensors({"users": users, "items": items})}
+
+
+def _metadata(facts: dict) -> dict:
+    return {
+        "dagster/row_count": facts["users"] + facts["items"],
+        **{key: facts[key] for key in ("ratings", "users", "items", "final_loss")},
+    }

@@ -1,0 +1,210 @@
+"""What a cell's training and evaluation may see, assembled from the store.
+
+The one place where held-out target ratings are kept out of training: `target_table` for the factorizations and
+`cell_data` for the transfer models both start from `roles`.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+import numpy as np
+
+from assets.partitions import CATALOG, Cell
+from assets.profiles import Profile
+from assets.store import Store
+from ml.splits import TEST, TRAIN, VALIDATION
+
+if TYPE_CHECKING:
+    from ml.evaluation.cold_start import HeldOut
+    from ml.factorization import RatingTable
+    from ml.models.base import Problem, Ratings, SourceUsers
+
+
+@dataclass(frozen=True)
+class DomainRatings:
+    """A domain's ratings as arrays: users, items (m,) int64, values (m,) float32, sorted by user."""
+
+    users: np.ndarray
+    items: np.ndarray
+    values: np.ndarray
+    n_users: int
+    n_items: int
+
+    def of_users(self, keep: np.ndarray) -> np.ndarray:
+        """Rows of the users that `keep` (n_users,) bool marks: (m,) bool."""
+        return keep[self.users]
+
+
+@dataclass(frozen=True)
+class CellData:
+    """One cell, ready for training and evaluation; validation is None where the profile holds none out."""
+
+    problem: "Problem"
+    validation: "HeldOut | None"
+    test: "HeldOut"
+    test_users: np.ndarray  # (n,) rows of the overlap table
+
+
+def domain_ratings(store: Store, domain: str) -> DomainRatings:
+    manifest = store.ratings(domain).require()
+    return _read_ratings(store.database(domain), manifest["fingerprint"])
+
+
+@lru_cache(maxsize=4)
+def _read_ratings(database: Path, _fingerprint: str) -> DomainRatings:
+    with duckdb.connect(str(database), read_only=True) as connection:
+        columns = connection.execute('SELECT "user", item, rating FROM ratings ORDER BY rowid').fetchnumpy()
+        n_users, n_items = (connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("users", "items"))
+    return DomainRatings(
+        users=columns["user"].astype(np.int64),
+        items=columns["item"].astype(np.int64),
+        values=columns["rating"].astype(np.float32),
+        n_users=n_users,
+        n_items=n_items,
+    )
+
+
+def roles(store: Store, profile: Profile, cell: Cell) -> np.ndarray:
+    """Role of each overlapping user (n,) int8; a profile without validation trains on those users too."""
+    assigned = store.split(cell).table("roles.parquet")["role"].to_numpy()
+    return assigned if profile.validation else np.where(assigned == VALIDATION, TRAIN, assigned)
+
+
+def training_rows(store: Store, profile: Profile, cell: Cell) -> np.ndarray:
+    """Which rows of the target domain's ratings the cell may train on: (m,) bool."""
+    target = domain_ratings(store, CATALOG.tasks[cell.task].target)
+    users = store.overlap(cell.task).table("users.parquet")
+    hidden = np.zeros(target.n_users, dtype=bool)
+    hidden[users["target_user"].to_numpy()[roles(store, profile, cell) != TRAIN]] = True
+    return ~target.of_users(hidden)
+
+
+def source_table(store: Store, domain: str, seed: int) -> "RatingTable":
+    ratings = domain_ratings(store, domain)
+    return _table(ratings, np.ones(len(ratings.users), dtype=bool), seed)
+
+
+def target_table(store: Store, profile: Profile, cell: Cell) -> "RatingTable":
+    ratings = domain_ratings(store, CATALOG.tasks[cell.task].target)
+    return _table(ratings, training_rows(store, profile, cell), cell.seed)
+
+
+def _table(ratings: DomainRatings, rows: np.ndarray, seed: int) -> "RatingTable":
+    import torch
+
+    from ml.factorization import RatingTable
+
+    return RatingTable(
+        users=torch.from_numpy(ratings.users[rows]),
+        items=torch.from_numpy(ratings.items[rows]),
+        values=torch.from_numpy(ratings.values[rows]),
+        n_users=ratings.n_users,
+        n_items=ratings.n_items,
+        seed=seed,
+    )
+
+
+def collective_table(store: Store, profile: Profile, cell: Cell) -> tuple["RatingTable", np.ndarray]:
+    """Both domains' training ratings over one user table (CMF), and the rows (n,) of the overlapping users.
+
+    Source users keep their codes; target users that are not in the source follow them.
+    """
+    import torch
+
+    from ml.factorization import merge_domains
+
+    task = CATALOG.tasks[cell.task]
+    source, target = source_table(store, task.source, cell.seed), target_table(store, profile, cell)
+    users = store.overlap(cell.task).table("users.parquet")
+    of_target = np.full(target.n_users, -1, dtype=np.int64)
+    of_target[users["target_user"]] = users["source_user"]
+    alone = of_target < 0
+    of_target[alone] = source.n_users + np.arange(alone.sum())
+    merged = merge_domains(
+        source,
+        target,
+        torch.arange(source.n_users),
+        torch.from_numpy(of_target),
+        source.n_users + int(alone.sum()),
+    )
+    return merged, users["source_user"].to_numpy(dtype=np.int64)
+
+
+def held_out_ratings(store: Store, profile: Profile, cell: Cell, role: int) -> tuple[np.ndarray, "Ratings"]:
+    """Overlap rows (n,) of the users with a held-out role, and their target ratings with users in 0..n-1."""
+    members = np.flatnonzero(roles(store, profile, cell) == role)
+    return members, _ratings_of(store, cell, members)
+
+
+def _ratings_of(store: Store, cell: Cell, members: np.ndarray) -> "Ratings":
+    """Target ratings of the overlapping users `members` (n,), with users numbered as in `members`."""
+    import torch
+
+    from ml.models.base import Ratings
+
+    target = domain_ratings(store, CATALOG.tasks[cell.task].target)
+    users = store.overlap(cell.task).table("users.parquet")
+    place = np.full(target.n_users, -1, dtype=np.int64)
+    place[users["target_user"].to_numpy()[members]] = np.arange(len(members))
+    rows = place[target.users] >= 0
+    return Ratings(
+        users=torch.from_numpy(place[target.users[rows]]),
+        items=torch.from_numpy(target.items[rows]),
+        values=torch.from_numpy(target.values[rows]),
+    )
+
+
+def cell_data(store: Store, profile: Profile, cell: Cell, source: dict, target: dict) -> CellData:
+    """The cell's problem and held-out users from the `source` and `target` factor tensors (users, items)."""
+    import torch
+
+    from ml.evaluation.cold_start import HeldOut
+
+    shared = _overlapping_users(store, cell, source)
+    role = roles(store, profile, cell)
+    codes = store.overlap(cell.task).table("users.parquet")["target_user"].to_numpy(dtype=np.int64)
+    train = np.flatnonzero(role == TRAIN)
+
+    def held_out(which: int) -> "HeldOut":
+        members, ratings = held_out_ratings(store, profile, cell, which)
+        return HeldOut(shared.take(torch.from_numpy(members)), ratings)
+
+    return CellData(
+        problem=_problem(store, cell, shared, train, codes, target),
+        validation=held_out(VALIDATION) if profile.validation else None,
+        test=held_out(TEST),
+        test_users=np.flatnonzero(role == TEST),
+    )
+
+
+def _problem(
+    store: Store, cell: Cell, shared: "SourceUsers", train: np.ndarray, codes: np.ndarray, target: dict
+) -> "Problem":
+    import torch
+
+    from ml.models.base import Problem
+
+    return Problem(
+        source=shared.take(torch.from_numpy(train)),
+        target_factors=target["users"][torch.from_numpy(codes[train])],
+        target_items=target["items"],
+        ratings=_ratings_of(store, cell, train),
+        seed=cell.seed,
+    )
+
+
+def _overlapping_users(store: Store, cell: Cell, source: dict) -> "SourceUsers":
+    import torch
+
+    from ml.models.base import History, SourceUsers
+
+    entry = store.overlap(cell.task)
+    users, liked = entry.table("users.parquet"), entry.table("liked.parquet")
+    counts = np.bincount(liked["user"], minlength=len(users))
+    offsets = np.concatenate([[0], counts.cumsum()]).astype(np.int64)
+    history = History(torch.from_numpy(offsets), torch.from_numpy(liked["item"].to_numpy(dtype=np.int64)))
+    codes = torch.from_numpy(users["source_user"].to_numpy(dtype=np.int64))
+    return SourceUsers(source["users"][codes], history, source["items"])

@@ -1,0 +1,97 @@
+"""Profiles: which models are trained with which settings. A third profile is a YAML file, not code.
+
+Built-in profiles lie beside this file; a user's own in the folder that `DIFFCDR_PROFILES` names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+KEYS = {"title", "extends", "validation", "factors", "models", "tasks"}
+
+
+class ProfileError(ValueError):
+    """A profile that cannot be used; the message names the file and the mend."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Settings of one family of runs.
+
+    validation: whether validation users' target ratings are hidden from training, so that choices are made on
+    them. A model's setting `model:` names the registered model it is a variant of; its own name otherwise.
+    """
+
+    name: str
+    title: str
+    validation: bool
+    base_factors: Mapping[str, object]
+    base_models: Mapping[str, Mapping[str, object]]
+    overrides: Mapping[str, Mapping]
+
+    def factors(self, task: str) -> dict[str, object]:
+        """Hyper-parameters of the matrix factorizations of a task."""
+        return {**self.base_factors, **self.overrides.get(task, {}).get("factors", {})}
+
+    def model(self, name: str, task: str) -> dict[str, object]:
+        """Hyper-parameters of one model on a task, without the registered name."""
+        settings = {**self.base_models[name], **self.overrides.get(task, {}).get("models", {}).get(name, {})}
+        settings.pop("model", None)
+        return settings
+
+    def registered(self, name: str) -> str:
+        """The registry's name of a profile's model."""
+        return str(self.base_models[name].get("model", name))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(self.base_models)
+
+
+def load_profiles(own: str | None = None) -> dict[str, Profile]:
+    """All profiles by name; `own` (else `DIFFCDR_PROFILES`) is a folder whose files add to or replace ours.
+
+    Raises ProfileError for a file that is no YAML mapping, has an unknown key, or extends an unknown profile.
+    """
+    own = own or os.environ.get("DIFFCDR_PROFILES")
+    folders = [Path(__file__).parent, *([Path(own)] if own else [])]
+    if own and not Path(own).is_dir():
+        raise ProfileError(f"DIFFCDR_PROFILES names {own}, which is not a folder")
+    files = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    raw = {name: _read(path) for name, path in files.items()}
+    return {name: _resolve(name, raw, files) for name in raw}
+
+
+def _read(path: Path) -> dict:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ProfileError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ProfileError(f"{path} must be a mapping with some of the keys {sorted(KEYS)}")
+    unknown = set(content) - KEYS
+    if unknown:
+        raise ProfileError(f"{path} has unknown keys {sorted(unknown)}; a profile knows {sorted(KEYS)}")
+    return content
+
+
+def _resolve(name: str, raw: Mapping[str, dict], files: Mapping[str, Path], seen: tuple[str, ...] = ()) -> Profile:
+    content = raw[name]
+    parent = content.get("extends")
+    if parent is not None and (parent not in raw or parent in (*seen, name)):
+        raise ProfileError(f"{files[name]} extends {parent!r}; known profiles are {sorted(set(raw) - {name})}")
+    base = _resolve(parent, raw, files, (*seen, name)) if parent else Profile(name, name, False, {}, {}, {})
+    models = {m: dict(s or {}) for m, s in content.get("models", {}).items()}
+    return Profile(
+        name=name,
+        title=content.get("title", base.title),
+        validation=content.get("validation", base.validation),
+        base_factors={**base.base_factors, **content.get("factors", {})},
+        base_models={**base.base_models, **{m: {**base.base_models.get(m, {}), **s} for m, s in models.items()}},
+        overrides={**base.overrides, **content.get("tasks", {})},
+    )

@@ -1,0 +1,1 @@
+"""Transfer models. `ml.models.registry` lists them; importing this package imports none of them."""

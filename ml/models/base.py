@@ -1,0 +1,361 @@
+"""The contract every transfer model meets.
+
+A model turns users of the source domain into user factors of the target domain. Everything after it
+(metrics, ranking, figures, recommendations) uses those factors and the target item factors, so a new
+model is one subclass of `TransferModel` and one line in the registry.
+
+Replica axis. R problems (seeds, or cells of a task) are trained as one batched tensor program: every
+parameter has shape (R, ...), every batch (R, B, ...). What a replica draws comes from its own generator,
+ahead of the loop, so its result does not depend on which replicas were trained beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ml.training import EpochPlan, ReplicaAdam, replica_generator
+
+
+@dataclass(frozen=True)
+class History:
+    """Liked source items of n users in compressed rows, oldest first.
+
+    offsets: (n + 1,) int64; items: (offsets[-1],) int64 rows of the source item table.
+    User i liked items[offsets[i]:offsets[i + 1]]; an empty history is legal.
+    """
+
+    offsets: Tensor
+    items: Tensor
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def last(self, length: int) -> tuple[Tensor, Tensor]:
+        """The latest `length` items of each user, left-aligned.
+
+        Returns items (n, length) int64, 0 where there is none, and present (n, length) bool.
+        """
+        counts = (self.offsets[1:] - self.offsets[:-1]).clamp(max=length)
+        start = self.offsets[1:] - counts
+        slots = torch.arange(length, device=self.items.device)
+        present = slots < counts[:, None]
+        index = torch.where(present, start[:, None] + slots, 0)
+        items = self.items[index] if len(self.items) else torch.zeros_like(index)
+        return torch.where(present, items, 0), present
+
+    def take(self, users: Tensor) -> History:
+        """The histories of `users` (m,) int64, in that order."""
+        counts = (self.offsets[1:] - self.offsets[:-1])[users]
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        within = torch.arange(int(offsets[-1]), device=counts.device) - offsets[:-1].repeat_interleave(counts)
+        return History(offsets, self.items[self.offsets[users].repeat_interleave(counts) + within])
+
+
+def check_rows(field: str, rows: Tensor, size: int) -> None:
+    """Raise ValueError unless all `rows` are in 0..size-1."""
+    outside = rows[(rows < 0) | (rows >= size)]
+    if len(outside):
+        raise ValueError(f"{field} has row {int(outside[0])}, its table has rows 0..{size - 1}; re-index it")
+
+
+@dataclass(frozen=True)
+class SourceUsers:
+    """n users as the source domain knows them: all that a model may see of a cold-start user.
+
+    factors: (n, k) float32 source user factors; history: their liked items, rows of item_factors;
+    item_factors: (source items, k) float32.
+    """
+
+    factors: Tensor
+    history: History
+    item_factors: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.history) != len(self.factors):
+            raise ValueError(f"history of {len(self.history)} users, factors of {len(self.factors)}")
+        if self.factors.shape[1:] != self.item_factors.shape[1:]:
+            raise ValueError(
+                f"source user factors have width {self.factors.shape[1]}, "
+                f"source item factors {self.item_factors.shape[1]}; train both with the same k"
+            )
+        check_rows("history.items", self.history.items, len(self.item_factors))
+
+    def __len__(self) -> int:
+        return len(self.factors)
+
+    def take(self, users: Tensor) -> SourceUsers:
+        return SourceUsers(self.factors[users], self.history.take(users), self.item_factors)
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """m ratings of the target domain: users (m,) int64 rows of a user table, items (m,) int64 rows of the
+    target item table, values (m,) float32."""
+
+    users: Tensor
+    items: Tensor
+    values: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a model may learn from in one cell: training users only, so a test rating cannot leak.
+
+    source: the n training users; target_factors: (n, k) float32, their target user factors;
+    target_items: (items, k) float32; ratings: their target ratings, users in 0..n-1;
+    seed: the cell's seed, from which every draw of this replica follows.
+    """
+
+    source: SourceUsers
+    target_factors: Tensor
+    target_items: Tensor
+    ratings: Ratings
+    seed: int
+
+    def __post_init__(self) -> None:
+        if len(self.source) == 0:
+            raise ValueError("no training users: the split leaves none, lower beta or add overlapping users")
+        if len(self.source) != len(self.target_factors):
+            raise ValueError(
+                f"{len(self.source)} training users have source factors, "
+                f"{len(self.target_factors)} target factors"
+            )
+        if self.target_factors.shape[1] != self.target_items.shape[1]:
+            raise ValueError(
+                f"target user factors have width {self.target_factors.shape[1]}, "
+                f"target item factors {self.target_items.shape[1]}; train both with the same k"
+            )
+        # An index out of range would read another replica's rows once the problems are stacked.
+        check_rows("ratings.users", self.ratings.users, len(self.source))
+        check_rows("ratings.items", self.ratings.items, len(self.target_items))
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Widths k of the source and of the target factors; biases carried along may make them differ."""
+        return self.source.factors.shape[1], self.target_factors.shape[1]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training step of R replicas. `rows` (R, B) int64 counts into each problem's rows; `weight` (R, B)
+    float32 is 0 where a short replica is padded; `draws` are the model's own random numbers (R, B, ...)."""
+
+    rows: Tensor
+    weight: Tensor
+    draws: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch of training reports: its number from 1 and the mean loss of each replica (R,)."""
+
+    number: int
+    losses: dict[str, list[float]]
+
+
+def linear(out_features: int, in_features: int, generator: torch.Generator) -> Tensor:
+    """A weight (out, in) drawn uniformly from ±1/√in, as torch.nn.Linear draws it."""
+    bound = in_features**-0.5
+    return torch.empty(out_features, in_features).uniform_(-bound, bound, generator=generator)
+
+
+def bias(out_features: int, in_features: int, generator: torch.Generator) -> Tensor:
+    """A bias (out,) drawn uniformly from ±1/√in, as torch.nn.Linear draws it."""
+    bound = in_features**-0.5
+    return torch.empty(out_features).uniform_(-bound, bound, generator=generator)
+
+
+def dense(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Each replica's affine layer: inputs (R, B, in), weight (R, out, in), bias (R, out) to (R, B, out)."""
+    return torch.baddbmm(bias.unsqueeze(1), inputs, weight.mT)
+
+
+def weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
+    """Mean of `loss` (R, B) over the rows with weight, per replica: (R,); 0 for a replica with none."""
+    return (loss * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+class Stack:
+    """R problems side by side, short tables padded with zeros, so that one gather serves all replicas.
+
+    source, target: (R, n, k); target_items: (R, items, k); source_items: (R, source items, k);
+    users, items: (R, m) int64 and values: (R, m) float32 are the ratings.
+    """
+
+    def __init__(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> None:
+        self.problems, self.device = list(problems), device
+        self.source = self.pad([p.source.factors for p in problems])
+        self.target = self.pad([p.target_factors for p in problems])
+        self.target_items = self.pad([p.target_items for p in problems])
+        self.source_items = self.pad([p.source.item_factors for p in problems])
+        self.users = self.pad([p.ratings.users for p in problems])
+        self.items = self.pad([p.ratings.items for p in problems])
+        self.values = self.pad([p.ratings.values for p in problems])
+        self.extra: dict[str, Tensor] = {}
+
+    def pad(self, tables: list[Tensor]) -> Tensor:
+        """One table (n_r, ...) of each replica as (R, max n_r, ...), zero where padded."""
+        return torch.nn.utils.rnn.pad_sequence(tables, batch_first=True).to(self.device)
+
+    @staticmethod
+    def gather(table: Tensor, index: Tensor) -> Tensor:
+        """Rows `index` (R, ...) of each replica's `table` (R, n, ...): (R, ..., *table.shape[2:])."""
+        replicas, rows = table.shape[:2]
+        offset = torch.arange(replicas, device=table.device).view(-1, *[1] * (index.dim() - 1)) * rows
+        return (
+            table.flatten(0, 1)
+            .index_select(0, (index + offset).flatten())
+            .view(*index.shape, *table.shape[2:])
+        )
+
+
+@dataclass
+class TransferModel(ABC):
+    """Base of the transfer models: a dataclass of hyper-parameters with the estimator contract.
+
+    Subclasses say what their parameters, rows, draws, loss and map are; the loop over epochs and batches,
+    the replica axis and the optimizer are here. `fit` trains to the end; `train` yields after every epoch,
+    and `transfer` and `state_dict` may be called between two epochs.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]  # where the model comes from, for reports
+    epochs: int = 10
+    batch: int = 128
+    lr: float = 0.01
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(field.default) is int and value < 1:
+                raise ValueError(f"{self.name}: {field.name} must be at least 1, not {value}")
+        if self.lr <= 0:
+            raise ValueError(f"{self.name}: lr must be positive, not {self.lr}")
+        self.parameters_: dict[str, Tensor] = {}
+
+    # What a model is.
+
+    @abstractmethod
+    def initial(self, problem: Problem, generator: torch.Generator) -> dict[str, Tensor]:
+        """Initial parameters of one replica, without the replica axis."""
+
+    @abstractmethod
+    def loss(self, stack: Stack, batch: Batch) -> Tensor:
+        """Loss of each replica on a batch: (R,)."""
+
+    @abstractmethod
+    def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
+        """Target user factors (n, k) of `users` by one replica's parameters (no replica axis)."""
+
+    def rows(self, problem: Problem) -> int:
+        """Training rows of a problem: one a rating, unless a model says otherwise."""
+        return len(problem.ratings)
+
+    def draws(self, problem: Problem, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """One replica's random numbers of an epoch: entries (n, ...) for its shuffled `rows` (n,)."""
+        return {}
+
+    def prepare(self, stack: Stack) -> None:  # noqa: B027, most models need nothing more
+        """Put what the loss needs besides the stacked tables into `stack.extra`."""
+
+    # What all models share.
+
+    def step(self, stack: Stack, batch: Batch, optimizer: ReplicaAdam) -> dict[str, Tensor]:
+        """One optimizer step; returns the losses (R,) by name."""
+        loss = self.loss(stack, batch)
+        optimizer.step(loss.sum(), batch.weight.any(1))
+        return {"loss": loss.detach()}
+
+    def train(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> Iterator[Epoch]:
+        """Train R problems together, yielding after each epoch."""
+        problems = list(problems)
+        if not problems:
+            raise ValueError("train needs at least one problem")
+        generators = [replica_generator(p.seed, self.name) for p in problems]
+        initial = [self.initial(p, g) for p, g in zip(problems, generators, strict=True)]
+        self.parameters_ = {
+            name: torch.stack([state[name] for state in initial]).to(device).requires_grad_()
+            for name in initial[0]
+        }
+        stack = Stack(problems, device)
+        self.prepare(stack)
+        optimizer = self.optimizer()
+        for number in range(1, self.epochs + 1):
+            yield Epoch(number, self._epoch(stack, generators, optimizer))
+
+    def optimizer(self) -> ReplicaAdam:
+        return ReplicaAdam(list(self.parameters_.values()), self.lr)
+
+    def _epoch(
+        self, stack: Stack, generators: list[torch.Generator], optimizer: ReplicaAdam
+    ) -> dict[str, list[float]]:
+        plan = EpochPlan.draw([self.rows(p) for p in stack.problems], self.batch, generators)
+        draws = plan.spread(
+            [
+                self.draws(p, order, g)
+                for p, order, g in zip(stack.problems, plan.orders, generators, strict=True)
+            ]
+        )
+        plan, draws = plan.to(stack.source.device), {k: v.to(stack.source.device) for k, v in draws.items()}
+        totals: dict[str, Tensor] = {}
+        for index in range(plan.steps):
+            weight = plan.weight[:, index]
+            batch = Batch(plan.rows[:, index], weight, {name: d[:, index] for name, d in draws.items()})
+            for name, loss in self.step(stack, batch, optimizer).items():
+                totals[name] = totals.get(name, 0) + loss * weight.sum(1)
+        seen = plan.weight.sum((1, 2)).clamp(min=1)
+        return {name: (total / seen).tolist() for name, total in totals.items()}
+
+    def fit(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> TransferModel:
+        """Train to the last epoch and return self."""
+        for _ in self.train(problems, device):
+            pass
+        return self
+
+    @torch.no_grad()
+    def transfer(self, users: Sequence[SourceUsers]) -> list[Tensor]:
+        """Target user factors [(n_r, k)] of each replica's `users`, on the CPU."""
+        if len(users) != self.replicas:
+            raise ValueError(f"{self.name} holds {self.replicas} replicas, got users for {len(users)}")
+        device = next(iter(self.parameters_.values())).device if self.parameters_ else "cpu"
+        return [
+            self.apply({k: v.to(device) for k, v in self.state_dict(r).items()}, to_device(u, device)).cpu()
+            for r, u in enumerate(users)
+        ]
+
+    @property
+    def replicas(self) -> int:
+        if not self.parameters_:
+            raise RuntimeError(f"{self.name} has no parameters yet: call fit or load_state_dict first")
+        return len(next(iter(self.parameters_.values())))
+
+    def state_dict(self, replica: int = 0) -> dict[str, Tensor]:
+        """One replica's parameters without the replica axis, on the CPU."""
+        return {name: value[replica].detach().cpu().clone() for name, value in self.parameters_.items()}
+
+    def load_state_dict(self, *states: dict[str, Tensor]) -> TransferModel:
+        """Take over the parameters of one or more replicas and return self."""
+        names = set(states[0])
+        for state in states[1:]:
+            if set(state) != names:
+                raise ValueError(f"{self.name}: replicas disagree on parameters: {names ^ set(state)}")
+        self.parameters_ = {name: torch.stack([s[name] for s in states]) for name in states[0]}
+        return self
+
+    def hyperparameters(self) -> dict[str, object]:
+        return dataclasses.asdict(self)
+
+
+def to_device(users: SourceUsers, device: torch.device | str) -> SourceUsers:
+    history = History(users.history.offsets.to(device), users.history.items.to(device))
+    return SourceUsers(users.factors.to(device), history, users.item_factors.to(device))

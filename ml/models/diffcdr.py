@@ -1,0 +1,234 @@
+"""DiffCDR (the paper, section 3): a diffusion module DIM maps the user, an alignment module ALM corrects it.
+
+DIM solves the diffusion ODE from the source user vector, guided by it; ALM is a k x k matrix without bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ml.diffusion import affine, network
+from ml.diffusion.schedule import TRAINING_STEPS, training_levels
+from ml.diffusion.solver import SOLVERS, plan
+from ml.models.base import Batch, Problem, SourceUsers, Stack, TransferModel, linear, weighted_mean
+from ml.training import ReplicaAdam, replica_generator
+
+CHOICES = {
+    "solver": SOLVERS,
+    "activation": tuple(network.ACTIVATIONS),
+    "start": ("source", "noise"),
+    "alignment_loss": ("smooth_l1", "l2"),
+    "parts": ("dat", "da", "at"),
+}
+
+
+class Optimizers(NamedTuple):
+    """One Adam a part. Two equal one Adam over both that skips parameters without a gradient, as torch's
+    does: either way a step of one part moves neither the other part nor its moments."""
+
+    dim: ReplicaAdam | None
+    alignment: ReplicaAdam
+
+
+@dataclass
+class DiffCDR(TransferModel):
+    """û_t = ALM(DIM(u_s)), with one training row a rating of a training user.
+
+    guidance: s of Equation 3; nfe, solver: the DPM-Solver; task_weight: λ of Equation 7; mask: share of rows
+    trained without condition; start: x_T is u_s, or Gaussian noise; parts (section 4.3): `dat` everything,
+    `da` without ratings and with the squared alignment loss, `at` without DIM, so û_t = ALM(u_s); clip:
+    largest gradient norm of a part and replica.
+
+    With start = noise the noise of a transfer is drawn afresh from the problem's seed in every call, so equal
+    calls give equal results, and a user's result depends on its place among the users of the call.
+    """
+
+    name: ClassVar[str] = "diffcdr"
+    source: ClassVar[str] = "Xuan, Diffusion Cross-domain Recommendation, 2024"
+    lr: float = 1e-3
+    hidden: int = 128
+    guidance: float = 0.1
+    nfe: int = 30
+    solver: str = "fast"
+    task_weight: float = 0.1
+    mask: float = 0.1
+    activation: str = "none"
+    start: str = "source"
+    alignment_loss: str = "smooth_l1"
+    parts: str = "dat"
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field, choices in CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise ValueError(
+                    f"{self.name}: {field} must be one of {', '.join(choices)}, not {getattr(self, field)!r}"
+                )
+        if self.hidden < 4 or self.hidden % 2:
+            raise ValueError(f"{self.name}: hidden must be even and at least 4, not {self.hidden}")
+        if not 0 <= self.mask <= 1:
+            raise ValueError(f"{self.name}: mask must lie in [0, 1], not {self.mask}")
+        if self.task_weight < 0:
+            raise ValueError(f"{self.name}: task_weight must not be negative, got {self.task_weight}")
+        if self.clip <= 0:
+            raise ValueError(f"{self.name}: clip must be positive, not {self.clip}")
+
+    def initial(self, problem: Problem, generator: torch.Generator) -> dict[str, Tensor]:
+        q, k = problem.widths
+        if self.parts != "at" and self.start == "source" and q != k:
+            raise ValueError(
+                f"{self.name} starts from source factors of width {q} and ends at target factors of width "
+                f"{k}; train both with the same k, or set start to noise"
+            )
+        alignment = {"alignment.weight": linear(k, q if self.parts == "at" else k, generator)}
+        if self.parts == "at":
+            return alignment
+        return alignment | network.initial(k, q, self.hidden, generator)
+
+    def draws(self, problem: Problem, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Time steps, antithetic pairs (t, 999 − t) of neighbouring rows; noise, mask and a noisy x_T."""
+        if self.parts == "at":
+            return {}
+        count, k = len(rows), problem.target_factors.shape[1]
+        half = torch.randint(TRAINING_STEPS, (-(-count // 2),), generator=generator)
+        draws = {
+            "time": torch.stack([half, TRAINING_STEPS - 1 - half], 1).flatten()[:count],
+            "noise": torch.randn(count, k, generator=generator),
+            "mask": (torch.rand(count, generator=generator) >= self.mask).float(),
+        }
+        if self.start == "noise":
+            draws["start"] = torch.randn(count, k, generator=generator)
+        return draws
+
+    def prepare(self, stack: Stack) -> None:
+        device = stack.source.device
+        if self.parts == "at":
+            return
+        if self.start == "noise":  # Kept with the parameters: a restored model draws the same noise.
+            self.parameters_["seed"] = torch.tensor([p.seed for p in stack.problems], device=device)
+        signal, level = training_levels()
+        embedding = network.time_embedding(torch.arange(TRAINING_STEPS), self.hidden)
+        tables = {"signal": signal[:, None], "level": level[:, None], "embedding": embedding}
+        for name, table in tables.items():
+            stack.extra[name] = table.to(device, stack.source.dtype)
+
+    def optimizer(self) -> Optimizers:
+        alignment = ReplicaAdam([self.parameters_["alignment.weight"]], self.lr, max_norm=self.clip)
+        if self.parts == "at":
+            return Optimizers(None, alignment)
+        dim = [self.parameters_[name] for name in network.NAMES]
+        return Optimizers(ReplicaAdam(dim, self.lr, max_norm=self.clip), alignment)
+
+    def step(self, stack: Stack, batch: Batch, optimizer: Optimizers) -> dict[str, Tensor]:
+        """A step of DIM, then a step of ALM on the output of the DIM just updated (Algorithm 1)."""
+        active = batch.weight.any(1)
+        users = stack.gather(stack.users, batch.rows)
+        source, target = stack.gather(stack.source, users), stack.gather(stack.target, users)
+        losses, moved = {}, source
+        if optimizer.dim is not None:
+            losses["dim"], gradients = self._dim_gradients(stack, batch, source, target)
+            optimizer.dim.update(gradients, active)
+            moved = self._transport(self.parameters_, batch.draws.get("start", source), source)
+        alignment, gradient = self._alignment_gradient(stack, batch, moved, target)
+        optimizer.alignment.update([gradient], active)
+        return losses | alignment
+
+    def loss(self, stack: Stack, batch: Batch) -> Tensor:
+        """DIM's loss (R,): smooth L1 between the noise and its plain masked prediction (section 3.3)."""
+        users = stack.gather(stack.users, batch.rows)
+        source, target = stack.gather(stack.source, users), stack.gather(stack.target, users)
+        inputs = self._dim_inputs(stack, batch, source, target)
+        predicted = network.noise(self.parameters_, *inputs, self.activation)
+        value, _ = smooth_l1(predicted - batch.draws["noise"])
+        return weighted_mean(value.mean(2), batch.weight)
+
+    def _dim_inputs(self, stack: Stack, batch: Batch, source: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        """x_t = √ᾱ_t u_t + √(1 − ᾱ_t) ε (Equation 5), τ(t), condition and mask."""
+        signal, level, embedding = (
+            torch.nn.functional.embedding(batch.draws["time"], stack.extra[name])
+            for name in ("signal", "level", "embedding")
+        )
+        return signal * target + level * batch.draws["noise"], embedding, source, batch.draws["mask"]
+
+    def _dim_gradients(
+        self, stack: Stack, batch: Batch, source: Tensor, target: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """DIM's loss (R,) and its gradients, in the order of `network.NAMES`."""
+        if self.activation != "none":
+            loss = self.loss(stack, batch)
+            gradients = torch.autograd.grad(loss.sum(), [self.parameters_[name] for name in network.NAMES])
+            return loss.detach(), list(gradients)
+        with torch.no_grad():
+            inputs = self._dim_inputs(stack, batch, source, target)
+            predicted, trace = affine.forward(self.parameters_, *inputs)
+            value, slope = smooth_l1(predicted - batch.draws["noise"])
+            by_name = affine.backward(self.parameters_, trace, slope * row_scale(batch.weight, slope))
+            return weighted_mean(value.mean(2), batch.weight), [by_name[name] for name in network.NAMES]
+
+    @torch.no_grad()
+    def _alignment_gradient(
+        self, stack: Stack, batch: Batch, moved: Tensor, target: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Alignment and task loss (R,) on DIM's output `moved`, and the gradient of Equation 7 by ALM."""
+        squared = self.alignment_loss == "l2" or self.parts == "da"
+        aligned = moved @ self.parameters_["alignment.weight"].mT
+        value, slope = (squared_error if squared else smooth_l1)(aligned - target)
+        losses = {"alignment": weighted_mean(value.mean(2), batch.weight)}
+        if self.parts != "da":
+            items = stack.gather(stack.target_items, stack.gather(stack.items, batch.rows))
+            residual = (aligned * items).sum(2) - stack.gather(stack.values, batch.rows)
+            losses["task"] = weighted_mean(residual.square(), batch.weight)
+            # Times k, for `row_scale` divides by it and the task loss is no mean over the width.
+            slope = slope + 2 * self.task_weight * slope.shape[2] * residual[..., None] * items
+        return losses, (slope * row_scale(batch.weight, slope)).mT @ moved
+
+    @torch.no_grad()
+    def _transport(self, parameters: dict[str, Tensor], x: Tensor, c: Tensor) -> Tensor:
+        return affine.transport(parameters, plan(self.nfe, self.solver), self.guidance, self.activation, x, c)
+
+    def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
+        return self._moved(parameters, users) @ parameters["alignment.weight"].T
+
+    def dim_output(self, users: Sequence[SourceUsers], draw: int = 0) -> list[Tensor]:
+        """What ALM is given, [(n_r, k)] of each replica's `users`, on the CPU: DIM's output, u_s without DIM.
+
+        draw: which noise to start from where start = noise; `transfer` starts from draw 0.
+        """
+        if len(users) != self.replicas:
+            raise ValueError(f"{self.name} holds {self.replicas} replicas, got users for {len(users)}")
+        return [self._moved(self.state_dict(r), u, draw) for r, u in enumerate(users)]
+
+    def _moved(self, parameters: dict[str, Tensor], users: SourceUsers, draw: int = 0) -> Tensor:
+        """What ALM is given: DIM's output (n, k) by one replica's parameters."""
+        source = users.factors
+        if self.parts == "at":
+            return source
+        start = source
+        if self.start == "noise":
+            generator = replica_generator(int(parameters["seed"]), f"{self.name} transfer {draw}")
+            width = len(parameters["layer3.bias"])
+            start = torch.randn(len(source), width, generator=generator).to(source)
+        batched = {name: value[None] for name, value in parameters.items()}
+        return self._transport(batched, start[None], source[None])[0]
+
+
+def smooth_l1(error: Tensor) -> tuple[Tensor, Tensor]:
+    """Smooth L1 with β = 1 of each `error`, and its slope: the error clipped to ±1."""
+    slope = error.clamp(-1, 1)
+    return slope * (error - slope / 2), slope
+
+
+def squared_error(error: Tensor) -> tuple[Tensor, Tensor]:
+    """The square of each `error`, and its slope."""
+    return error.square(), 2 * error
+
+
+def row_scale(weight: Tensor, values: Tensor) -> Tensor:
+    """(R, B, 1): what each entry of `values` (R, B, k) counts in the weighted mean over rows and width."""
+    return (weight / (weight.sum(1, keepdim=True).clamp(min=1) * values.shape[2]))[..., None]

@@ -1,0 +1,38 @@
+"""EMCDR: one linear map shared by all users (paper section 4.1; Man et al., IJCAI 2017, section 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ml.models.base import Batch, Problem, SourceUsers, Stack, TransferModel, linear, weighted_mean
+
+
+@dataclass
+class EMCDR(TransferModel):
+    """û_t = W u_s with W (k, k), fitted by the mean squared error to u_t.
+
+    Every training user counts once, however many ratings it has.
+    """
+
+    name: ClassVar[str] = "emcdr"
+    source: ClassVar[str] = "Man et al., IJCAI 2017"
+    batch: int = 64
+
+    def initial(self, problem: Problem, generator: torch.Generator) -> dict[str, Tensor]:
+        source, target = problem.widths
+        return {"map": linear(target, source, generator)}
+
+    def rows(self, problem: Problem) -> int:
+        return len(problem.source)
+
+    def loss(self, stack: Stack, batch: Batch) -> Tensor:
+        mapped = stack.gather(stack.source, batch.rows) @ self.parameters_["map"].mT
+        error = mapped - stack.gather(stack.target, batch.rows)
+        return weighted_mean(error.square().mean(2), batch.weight)
+
+    def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
+        return users.factors @ parameters["map"].T

@@ -1,0 +1,46 @@
+"""The transfer models by name, in the order of the paper's tables.
+
+A new model is one subclass of `TransferModel` and one line here. TGT and CMF are trained by the
+factorization itself and transfer nothing afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ml.models.base import TransferModel
+from ml.models.diffcdr import DiffCDR
+from ml.models.emcdr import EMCDR
+from ml.models.lacdr import LACDR
+from ml.models.ptupcdr import PTUPCDR
+from ml.models.sscdr import SSCDR
+
+MODELS: dict[str, type[TransferModel]] = {m.name: m for m in (EMCDR, SSCDR, LACDR, PTUPCDR, DiffCDR)}
+
+
+def build(name: str, **hyperparameters: object) -> TransferModel:
+    """The model `name` with `hyperparameters` in place of its defaults.
+
+    Raises ValueError for a model, a hyper-parameter or a type of value that does not exist there.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; known models: {', '.join(MODELS)}")
+    fields = {field.name: field for field in dataclasses.fields(MODELS[name])}
+    unknown = [key for key in hyperparameters if key not in fields]
+    if unknown:
+        raise ValueError(
+            f"{name}: unknown hyper-parameter {', '.join(map(repr, unknown))}; known: {', '.join(fields)}"
+        )
+    for key, value in hyperparameters.items():
+        check_type(name, fields[key], value)
+    return MODELS[name](**hyperparameters)
+
+
+def check_type(model: str, field: dataclasses.Field, value: object) -> None:
+    """Raise ValueError unless `value` has the type of the field's default; an int may stand for a float."""
+    expected = type(field.default)
+    if type(value) is expected or (expected is float and type(value) is int):
+        return
+    # YAML 1.1 reads 1e-3 as text; it wants the point.
+    hint = " (in YAML write 1.0e-3, not 1e-3)" if isinstance(value, str) and expected is float else ""
+    raise ValueError(f"{model}: {field.name} must be of type {expected.__name__}, not {value!r}{hint}")

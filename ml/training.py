@@ -1,0 +1,117 @@
+"""What every replica-batched training loop needs: generators, epoch plans and Adam with a replica axis."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def replica_generator(seed: int, purpose: str) -> torch.Generator:
+    """The CPU generator of one replica for one purpose; two purposes never share a stream."""
+    digest = hashlib.blake2b(f"{purpose}:{seed}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The order of one epoch for R replicas: rows (R, steps, B) int64, weight (R, steps, B) float32.
+
+    A replica with fewer rows than the longest is padded with row 0 at weight 0.
+    """
+
+    orders: list[Tensor]
+    rows: Tensor
+    weight: Tensor
+
+    @property
+    def steps(self) -> int:
+        return self.rows.shape[1]
+
+    @classmethod
+    def draw(cls, counts: Sequence[int], batch: int, generators: Sequence[torch.Generator]) -> EpochPlan:
+        """Shuffle `counts[r]` rows of each replica by its own generator."""
+        if min(counts) < 1:
+            raise ValueError(f"every replica needs at least one training row, got {list(counts)}")
+        orders = [torch.randperm(n, generator=g) for n, g in zip(counts, generators, strict=True)]
+        steps = -(-max(counts) // batch)
+        rows = torch.zeros(len(counts), steps * batch, dtype=torch.int64)
+        weight = torch.zeros(len(counts), steps * batch)
+        for r, order in enumerate(orders):
+            rows[r, : len(order)] = order
+            weight[r, : len(order)] = 1
+        shape = (len(counts), steps, batch)
+        return cls(orders, rows.view(shape), weight.view(shape))
+
+    def spread(self, draws: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Lay each replica's per-row draws (n_r, ...) out as (R, steps, B, ...), zero where padded."""
+        replicas, steps, batch = self.rows.shape
+        out = {}
+        for name, first in draws[0].items():
+            full = torch.zeros(replicas, steps * batch, *first.shape[1:], dtype=first.dtype)
+            for r, draw in enumerate(draws):
+                full[r, : len(draw[name])] = draw[name]
+            out[name] = full.view(replicas, steps, batch, *first.shape[1:])
+        return out
+
+    def to(self, device: torch.device | str) -> EpochPlan:
+        return EpochPlan(self.orders, self.rows.to(device), self.weight.to(device))
+
+
+class ReplicaAdam:
+    """Adam over parameters (R, ...) in which each replica counts its own steps.
+
+    Equals R torch.optim.Adam instances: a replica that is not active in a step keeps its parameters, its
+    moments and its step count. Gradients are clipped to `max_norm` per replica where it is given.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        max_norm: float | None = None,
+    ) -> None:
+        self.parameters = list(parameters)
+        self.lr, self.betas, self.eps, self.max_norm = lr, betas, eps, max_norm
+        # One row of moments a replica: the arithmetic runs once a step, not once a parameter.
+        self.sizes = [p[0].numel() for p in self.parameters]
+        replicas, like = len(self.parameters[0]), self.parameters[0]
+        self.first = like.new_zeros(replicas, sum(self.sizes))
+        self.second = torch.zeros_like(self.first)
+        # Counted in float64: 1 − 0.999 loses five digits in float32.
+        self.steps = torch.zeros(replicas, 1, dtype=torch.float64, device=like.device)
+
+    def step(self, total: Tensor, active: Tensor) -> None:
+        """Backpropagate `total`, the sum of the replicas' losses, and update the `active` (R,) replicas."""
+        gradients = torch.autograd.grad(total, self.parameters)
+        self.update(gradients, active)
+
+    @torch.no_grad()
+    def update(self, gradients: Sequence[Tensor], active: Tensor) -> None:
+        """Move the `active` (R,) replicas' parameters by `gradients`, one for each parameter."""
+        gradient = torch.cat([g.reshape(len(g), -1) for g in gradients], 1)
+        if self.max_norm is not None:
+            gradient = clip_by_replica(gradient, self.max_norm)
+        on = active.view(-1, 1).to(self.steps.dtype)
+        self.steps += on
+        beta1, beta2 = self.betas
+        count = self.steps.clamp(min=1)
+        size = (on * self.lr / (1 - beta1**count)).to(gradient.dtype)
+        root = (1 - beta2**count).sqrt().to(gradient.dtype)
+        gate = on.to(gradient.dtype)
+        self.first.lerp_(gradient, gate * (1 - beta1))
+        self.second.lerp_(gradient.square(), gate * (1 - beta2))
+        change = size * self.first / (self.second.sqrt() / root + self.eps)
+        for parameter, part in zip(self.parameters, change.split(self.sizes, 1), strict=True):
+            parameter -= part.view_as(parameter)
+
+
+def clip_by_replica(gradient: Tensor, max_norm: float) -> Tensor:
+    """Scale the rows of `gradient` (R, n) to a norm of at most `max_norm`, as clip_grad_norm_ does."""
+    norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+    return gradient * (max_norm / (norm + 1e-6)).clamp(max=1)

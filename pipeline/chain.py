@@ -1,0 +1,98 @@
+"""The stages of `diffcdr run` in order, each a Dagster run of one job."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import dagster as dg
+
+from assets.partitions import CATALOG, Cell, Trial
+from assets.profiles import load_profiles
+from pipeline.definitions import defs
+
+Step = tuple[str, Callable[[], object]]
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+
+
+class UnknownName(ValueError):
+    """Something asked for is not in the catalogue or the profiles; the message lists what is."""
+
+
+class Chain:
+    """What `diffcdr run` was asked for, checked, and the steps that do it.
+
+    Empty betas, seeds or models mean all of them. Raises UnknownName before anything is run.
+    """
+
+    def __init__(
+        self,
+        instance: dg.DagsterInstance,
+        tasks: Sequence[str],
+        betas: Sequence[float],
+        seeds: Sequence[int],
+        profiles: Sequence[str],
+        models: Sequence[str],
+    ) -> None:
+        known = load_profiles()
+        _check("task", tasks, CATALOG.tasks)
+        _check("beta", betas, CATALOG.betas)
+        _check("seed", seeds, CATALOG.seeds)
+        _check("profile", profiles, known)
+        for name in profiles:
+            _check(f"model of profile {name}", models, known[name].models)
+        self.instance, self.tasks, self.profiles = instance, list(tasks), list(profiles)
+        self.betas = [beta for beta in CATALOG.betas if not betas or beta in betas]
+        self.seeds = [seed for seed in CATALOG.seeds if not seeds or seed in seeds]
+        self.models = {name: [m for m in known[name].models if not models or m in models] for name in profiles}
+
+    def steps(self) -> Iterator[Step]:
+        """(title, callable) of every stage: domains, tasks, cells by β, tables."""
+        wanted = [CATALOG.tasks[name] for name in self.tasks]
+        for domain in dict.fromkeys(side for task in wanted for side in (task.source, task.target)):
+            yield f"reviews and ratings of {domain}", self._step("ingest", domain, domain)
+        for task in wanted:
+            yield f"overlap of {task.name}", self._step("pair", task.name, task.name)
+        for profile in self.profiles:
+            keys = ["source_factors", "target_factors", *self.models[profile]]
+            assets = [dg.AssetKey("split"), *(dg.AssetKey([profile, key]) for key in keys)]
+            for task in wanted:
+                for first, last in self._ranges(task.name):
+                    title = f"{profile} on {task.name}, {first.trial.key} to {last.trial.key}"
+                    yield title, self._step(f"train_{profile}", first.key, last.key, assets)
+        tables = [dg.AssetKey("table1"), *(dg.AssetKey([name, "table2"]) for name in self.profiles)]
+        yield "tables", self._step("tables", None, None, tables)
+
+    def _ranges(self, task: str) -> Iterator[tuple[Cell, Cell]]:
+        """First and last cell of each block of adjacent seeds, by β: what is trained together."""
+        for beta in self.betas:
+            for block in adjacent(self.seeds, CATALOG.seeds):
+                yield Cell(task, Trial(beta, block[0])), Cell(task, Trial(beta, block[-1]))
+
+    def _step(
+        self, job: str, first: str | None, last: str | None, assets: Sequence[dg.AssetKey] | None = None
+    ) -> Callable[[], object]:
+        where = {"partition_key": first} if first == last else {"tags": {RANGE_START: first, RANGE_END: last}}
+        return functools.partial(
+            defs.resolve_job_def(job).execute_in_process,
+            instance=self.instance,
+            asset_selection=assets,
+            run_config=QUIET,
+            **where,
+        )
+
+
+def adjacent(chosen: Sequence[int], axis: Sequence[int]) -> list[list[int]]:
+    """`chosen` in blocks that lie side by side on `axis`; both in the axis' order."""
+    blocks: list[list[int]] = []
+    for value in chosen:
+        if blocks and axis.index(value) == axis.index(blocks[-1][-1]) + 1:
+            blocks[-1].append(value)
+        else:
+            blocks.append([value])
+    return blocks
+
+
+def _check(what: str, asked: Sequence, known: Sequence) -> None:
+    unknown = [str(value) for value in asked if value not in known]
+    if unknown:
+        raise UnknownName(f"unknown {what}: {', '.join(unknown)}; known are {', '.join(map(str, known))}")

@@ -1,0 +1,52 @@
+"""One job for each axis, since a job cannot mix partition definitions; `diffcdr run` chains them."""
+
+from collections.abc import Mapping
+
+import dagster as dg
+
+from assets.partitions import cells, domains, tasks
+from assets.profiles import Profile
+
+
+def build_jobs(profiles: Mapping[str, Profile]) -> list:
+    """`ingest` (domains), `pair` (tasks), `train` (cells, all profiles), `train_<profile>` and `tables`."""
+    data = ["reviews", "ratings"]
+    return [
+        dg.define_asset_job(
+            "ingest",
+            selection=dg.AssetSelection.assets(*data),
+            partitions_def=domains,
+            description="Fetch a domain's reviews and read them into DuckDB.",
+        ),
+        dg.define_asset_job(
+            "pair",
+            selection=dg.AssetSelection.assets("overlap"),
+            partitions_def=tasks,
+            description="Find the users a task's two domains share.",
+        ),
+        dg.define_asset_job(
+            "train",
+            selection=_training(*profiles),
+            partitions_def=cells,
+            description="Split, factors and every model of every profile for a cell or a range of cells.",
+        ),
+        *(
+            dg.define_asset_job(
+                f"train_{name}",
+                selection=_training(name),
+                partitions_def=cells,
+                description=f"Split, factors and every model. Profile: {profile.title}.",
+            )
+            for name, profile in profiles.items()
+        ),
+        dg.define_asset_job(
+            "tables", selection=dg.AssetSelection.groups("reports"), description="Make every table anew."
+        ),
+    ]
+
+
+def _training(*profiles: str) -> dg.AssetSelection:
+    selection = dg.AssetSelection.assets("split")
+    for name in profiles:
+        selection |= dg.AssetSelection.key_prefixes(name) - dg.AssetSelection.groups("reports")
+    return selection

@@ -1,0 +1,55 @@
+"""Profiles: the paper's numbers, overrides by task, inheritance, and errors that name the file."""
+
+import pytest
+
+from assets.profiles import ProfileError, load_profiles
+
+
+def test_the_papers_batches_by_task():
+    paper = load_profiles()["paper"]
+    assert paper.factors("video_music")["batch"] == 256
+    assert paper.factors("book_video")["batch"] == 512
+    batches = {t: paper.model("diffcdr", t)["batch"] for t in ("video_music", "book_video", "book_music")}
+    assert batches == {"video_music": 128, "book_video": 512, "book_music": 128}
+    assert paper.model("lacdr", "book_music") == {"batch": 128, "lr": 0.001, "epochs": 10}
+    assert paper.models == ("tgt", "cmf", "emcdr", "sscdr", "lacdr", "ptupcdr", "diffcdr")
+
+
+def test_strict_is_the_paper_with_validation_users():
+    profiles = load_profiles()
+    assert not profiles["paper"].validation
+    assert profiles["strict"].validation
+    assert profiles["strict"].model("diffcdr", "book_video") == profiles["paper"].model("diffcdr", "book_video")
+
+
+def test_a_profile_of_ones_own_is_a_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "extends: paper\nmodels: {diffcdr: {nfe: 15}, wide: {model: diffcdr, hidden: 256}}\n"
+    )
+    mine = load_profiles(str(tmp_path))["mine"]
+    assert mine.model("diffcdr", "video_music")["nfe"] == 15
+    assert mine.model("diffcdr", "video_music")["lr"] == 0.001
+    assert mine.registered("wide") == "diffcdr"
+    assert mine.model("wide", "video_music") == {"hidden": 256}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: [", "not valid YAML"),
+        ("- a", "must be a mapping"),
+        ("modles: {}", r"unknown keys \['modles'\]"),
+        ("extends: nobody", "extends 'nobody'"),
+        ("extends: mine", "extends 'mine'"),
+    ],
+)
+def test_what_cannot_be_used_names_the_file(tmp_path, text, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ProfileError, match=message) as error:
+        load_profiles(str(tmp_path))
+    assert "mine.yaml" in str(error.value)
+
+
+def test_a_missing_folder_is_named():
+    with pytest.raises(ProfileError, match="no/such/folder"):
+        load_profiles("no/such/folder")

@@ -1,0 +1,20 @@
+"""Every test sees the tiny catalogue and a home of its own; none sees the project's state or the network."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything of the project is imported: the partition axes are built from the catalogue at import.
+os.environ["DIFFCDR_CATALOG"] = str(Path(__file__).with_name("catalog.yaml"))
+os.environ.pop("DIFFCDR_PROFILES", None)
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> Path:
+    """An empty DIFFCDR_HOME."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("DIFFCDR_HOME", str(folder))
+    return folder

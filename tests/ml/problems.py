@@ -1,0 +1,35 @@
+"""Small transfer problems for the tests of the models."""
+
+from __future__ import annotations
+
+import torch
+
+from ml.models.base import History, Problem, Ratings, SourceUsers
+
+
+def history(*liked: list[int]) -> History:
+    """One user for each list of liked items."""
+    counts = torch.tensor([0, *map(len, liked)])
+    return History(counts.cumsum(0), torch.tensor([i for items in liked for i in items], dtype=torch.int64))
+
+
+def random_problem(
+    seed: int, users: int = 40, ratings: int = 150, items: int = 30, source: int = 4, target: int = 4
+) -> Problem:
+    """Normal factors of widths `source` and `target`, ratings 1..5, zero to six liked items a user."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    def integers(low: int, high: int, size: int) -> torch.Tensor:
+        return torch.randint(low, high, (size,), generator=generator)
+
+    liked = [integers(0, items, n).tolist() for n in integers(0, 7, users).tolist()]
+    return Problem(
+        SourceUsers(normal(users, source), history(*liked), normal(items, source)),
+        normal(users, target),
+        normal(items, target),
+        Ratings(integers(0, users, ratings), integers(0, items, ratings), integers(1, 6, ratings).float()),
+        seed,
+    )

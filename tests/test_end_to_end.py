@@ -1,0 +1,245 @@
+"""The whole house on the tiny task: through Dagster, from the command line, and across a kill in mid-training."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dagster as dg
+import pandas as pd
+import pytest
+
+from assets.results import COLUMNS, read_results
+from assets.store import Store
+from pipeline.chain import Chain, UnknownName
+from pipeline.definitions import build_defs, defs
+
+PAPER_MODELS = ["tgt", "cmf", "emcdr", "sscdr", "lacdr", "ptupcdr", "diffcdr"]
+RUN = ["run", "--task", "tiny", "--beta", "0.2", "--profile", "strict"]
+
+
+class House:
+    """A home in which the tiny task was run once, and the Dagster instance that ran it."""
+
+    def __init__(self, home: Path, instance: dg.DagsterInstance) -> None:
+        self.home, self.instance, self.store = home, instance, Store(home=str(home))
+
+    def run(self, **asked) -> None:
+        asked = {"tasks": ["tiny"], "betas": [0.2], "seeds": [], "profiles": ["strict"], "models": []} | asked
+        for _, step in Chain(self.instance, **asked).steps():
+            step()
+
+    def manifests(self) -> dict[str, dict]:
+        return {str(p): json.loads(p.read_text()) for p in self.home.glob("artifacts/**/manifest.json")}
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    home = tmp_path_factory.mktemp("house")
+    with pytest.MonkeyPatch.context() as patch, dg.DagsterInstance.ephemeral() as instance:
+        patch.setenv("DIFFCDR_HOME", str(home))
+        house = House(home, instance)
+        house.run()
+        yield house
+
+
+@pytest.fixture(autouse=True)
+def home(house, monkeypatch):
+    monkeypatch.setenv("DIFFCDR_HOME", str(house.home))
+
+
+def test_every_model_has_both_errors_under_every_selection_rule(house):
+    frame = read_results(house.store)
+    assert list(frame.columns) == COLUMNS
+    for seed in (0, 1):
+        for model in PAPER_MODELS:
+            mine = frame[(frame["seed"] == seed) & (frame["model"] == model) & (frame["objective"] == "rating")]
+            rules = mine[mine["metric"].isin(["mae", "rmse"])].set_index(["selection", "metric"])["value"]
+            assert set(rules.index) >= {
+                (rule, metric) for rule in ("validation", "last", "best_on_test") for metric in ("mae", "rmse")
+            }
+            assert (rules > 0).all()
+            assert rules["best_on_test", "mae"] <= min(rules["last", "mae"], rules["validation", "mae"])
+
+
+def test_table2_is_the_mean_over_the_seeds(house):
+    table = pd.read_parquet(house.store.report("strict", "table2") / "table2.parquet")
+    results = read_results(house.store)
+    row = table.set_index(["model", "metric", "selection"]).loc[("diffcdr", "mae", "validation")]
+    values = results[
+        (results["model"] == "diffcdr")
+        & (results["metric"] == "mae")
+        & (results["selection"] == "validation")
+        & (results["stage"] == "cold")
+    ]["value"]
+    assert row["seeds"] == 2
+    assert row["mean"] == pytest.approx(values.mean())
+    assert "TGT" in (house.store.report("strict", "table2") / "table2.md").read_text()
+
+
+def test_an_untrained_user_vector_is_worse_than_a_mapped_one(house):
+    frame = read_results(house.store)
+    last = frame[(frame["selection"] == "last") & (frame["metric"] == "mae") & (frame["stage"] == "cold")]
+    by_model = last.groupby("model")["value"].mean()
+    assert by_model["tgt"] > by_model.drop("tgt").max()
+
+
+def test_dagster_knows_each_cell_with_its_metrics_and_mlflow_run(house):
+    key = dg.AssetKey(["strict", "diffcdr"])
+    assert set(house.instance.get_materialized_partitions(key)) == {"tiny|b20-s0", "tiny|b20-s1"}
+    event = house.instance.get_latest_materialization_event(key)
+    metadata = event.asset_materialization.metadata
+    assert metadata["validation_mae"].value > 0
+    assert metadata["mlflow_run"].url.startswith("http://127.0.0.1:5000/#/experiments/")
+    assert "data:image/png;base64," in metadata["curve"].md_str
+
+
+def test_mlflow_has_one_finished_run_a_model_and_cell(house):
+    from assets.tracking import MlflowTracking
+
+    client, experiment = MlflowTracking(home=str(house.home)).connect()
+    runs = client.search_runs([experiment], max_results=1000)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    names = {f"{model}/tiny/b20-s{seed}" for model in PAPER_MODELS for seed in (0, 1)}
+    assert {run.info.run_name for run in runs if run.data.tags["model"] in PAPER_MODELS} == names
+    diffcdr = next(run for run in runs if run.info.run_name == "diffcdr/tiny/b20-s0")
+    assert diffcdr.data.params["guidance"] == "0.1"
+    curve = client.get_metric_history(diffcdr.info.run_id, "test_mae")
+    assert [point.step for point in curve] == list(range(1, 11))
+    assert {d.dataset.name for d in diffcdr.inputs.dataset_inputs} == {"tiny_video", "tiny_music"}
+
+
+def test_the_blocking_checks_ran_and_passed(house):
+    records = house.instance.event_log_storage.get_event_records(
+        dg.EventRecordsFilter(event_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    )
+    evaluations = [r.event_log_entry.dagster_event.asset_check_evaluation_data for r in records]
+    assert {e.check_name for e in evaluations} == {
+        "roles_partition_the_overlap",
+        "split_is_reproducible",
+        "no_held_out_rating_in_training",
+    }
+    assert all(e.passed for e in evaluations)
+
+
+def test_what_is_up_to_date_is_not_done_again(house):
+    before = house.manifests()
+    house.run()
+    assert house.manifests() == before
+
+
+def test_another_beta_adds_cells_and_reuses_the_source_factors(house):
+    before = house.manifests()
+    house.run(betas=[0.5], seeds=[1], models=["emcdr"])
+    new = {Path(path).parent.relative_to(house.home / "artifacts").as_posix() for path in house.manifests()}
+    new -= {Path(path).parent.relative_to(house.home / "artifacts").as_posix() for path in before}
+    assert new == {
+        "split/task=tiny/beta=0.5/seed=1",
+        "factors/profile=strict/kind=target/task=tiny/beta=0.5/seed=1",
+        "models/profile=strict/model=emcdr/task=tiny/beta=0.5/seed=1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"tasks": ["nope"]}, "unknown task: nope; known are .*tiny"),
+        ({"betas": [0.3]}, "unknown beta: 0.3; known are 0.2, 0.5"),
+        ({"seeds": [9]}, "unknown seed: 9"),
+        ({"profiles": ["nope"]}, "unknown profile: nope; known are paper, strict"),
+        ({"models": ["nope"]}, "unknown model of profile strict: nope"),
+    ],
+)
+def test_unknown_names_are_refused_before_anything_runs(house, asked, message):
+    with pytest.raises(UnknownName, match=message):
+        house.run(**asked)
+
+
+def test_every_asset_is_described(house):
+    graph = build_defs().resolve_asset_graph()
+    for key in graph.materializable_asset_keys:
+        node = graph.get(key)
+        assert node.description, key
+        assert node.group_name != "default", key
+        assert node.kinds, key
+        assert node.owners, key
+        assert node.code_version, key
+
+
+def test_a_check_fails_when_a_held_out_rating_gets_into_training(house, monkeypatch):
+    import numpy as np
+
+    from assets import checks
+
+    def everything(store, profile, cell):
+        return np.ones(len(checks.domain_ratings(store, "tiny_music").users), dtype=bool)
+
+    monkeypatch.setattr(checks, "training_rows", everything)
+    job = defs.resolve_job_def("train_strict")
+    done = job.execute_in_process(
+        partition_key="tiny|b20-s0", asset_selection=[dg.AssetKey("split")], raise_on_error=False
+    )
+    assert not done.success
+    failed = [e for e in done.get_asset_check_evaluations() if not e.passed]
+    assert [e.check_name for e in failed] == ["no_held_out_rating_in_training"]
+    assert failed[0].metadata["found"].value == 2  # one problem for each profile
+
+
+def test_a_run_killed_in_training_ends_with_the_same_tables(house, tmp_path):
+    environment = command_line_environment(tmp_path)
+    killed = subprocess.Popen(diffcdr(*RUN), env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    models = tmp_path / "home" / "artifacts" / "models"
+    wait_until(lambda: len(list(models.glob("*/*/*/*/*/manifest.json"))) >= 4, killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    finished = {path: path.stat().st_mtime_ns for path in models.glob("*/*/*/*/*/manifest.json")}
+    assert 0 < len(finished) < 2 * len(PAPER_MODELS)
+
+    subprocess.run(diffcdr(*RUN), env=environment, check=True, capture_output=True)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    csv = subprocess.run(
+        diffcdr("results", "--format", "csv"), env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    from io import StringIO
+
+    resumed = pd.read_csv(StringIO(csv))
+    whole = read_results(house.store)
+    whole = whole[whole["beta"] == 0.2].reset_index(drop=True)
+    pd.testing.assert_frame_equal(resumed, whole, rtol=1e-4, check_dtype=False)
+
+
+def test_one_clear_line_says_what_is_wrong(tmp_path):
+    done = subprocess.run(
+        diffcdr("run", "--task", "nope"), env=command_line_environment(tmp_path), capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: UnknownName: unknown task: nope; known are ")
+    assert "Traceback" not in done.stderr
+
+
+def diffcdr(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from pipeline.cli import app; app()", *arguments]
+
+
+def command_line_environment(folder: Path) -> dict[str, str]:
+    dagster_home = folder / "dagster"
+    dagster_home.mkdir()
+    (dagster_home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    root = Path(__file__).parent.parent
+    return {
+        **os.environ,
+        "DIFFCDR_HOME": str(folder / "home"),
+        "DAGSTER_HOME": str(dagster_home),
+        "PYTHONPATH": str(root),
+    }
+
+
+def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < end, "the run did not get far enough to be killed"
+        time.sleep(0.005)

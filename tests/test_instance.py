@@ -1,0 +1,83 @@
+"""dagster.yaml keeps all state in the project; every deployment file is a valid instance configuration."""
+
+import shutil
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+from dagster import DagsterInstance
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.workspace.load_target import WorkspaceFileTarget
+
+PROJECT = Path(__file__).resolve().parent.parent
+DEPLOYMENTS = sorted(path.parent.name for path in PROJECT.glob("deploy/*/dagster.yaml"))
+
+
+@pytest.fixture
+def instance(tmp_path, monkeypatch):
+    """The instance as the command line makes it: configuration from the current folder, a throw-away home."""
+    shutil.copy(PROJECT / "dagster.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with DagsterInstance.from_ref(
+        InstanceRef.from_dir(str(tmp_path / "home"), config_dir=str(tmp_path))
+    ) as made:
+        yield made
+
+
+def test_state_stays_in_the_project_folder(instance, tmp_path):
+    run = instance.create_run_for_job(_job())
+    assert instance.get_run_by_id(run.run_id).run_id == run.run_id
+    assert list((tmp_path / ".dagster/history").rglob("runs.db"))
+    assert {path.name for path in tmp_path.iterdir()} <= {"dagster.yaml", ".dagster", "home"}
+    assert not list((tmp_path / "home").rglob("*.db"))
+    assert not instance.telemetry_enabled
+
+
+def test_pools_are_serial_and_runs_are_queued(instance):
+    pools = instance.get_concurrency_config().pool_config
+    assert (pools.default_pool_limit, pools.pool_granularity.value, pools.op_granularity_run_buffer) == (
+        1,
+        "op",
+        1,
+    )
+    assert instance.get_concurrency_config().run_queue_config.max_concurrent_runs == 4
+    assert instance.run_monitoring_enabled
+    assert instance.run_retries_max_retries == 1
+
+
+def test_the_workspace_is_the_definitions_module(monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    [origin] = WorkspaceFileTarget(["workspace.yaml"]).create_origins()
+    assert origin.location_name == "diffcdr"
+    assert origin.loadable_target_origin.module_name == "pipeline.definitions"
+    assert Path(origin.loadable_target_origin.working_directory).absolute() == PROJECT
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_a_deployment_is_a_valid_instance(name, tmp_path, monkeypatch):
+    for variable in ("DAGSTER_PG_URL", "RAY_ADDRESS", "DIFFCDR_PROJECT"):
+        monkeypatch.setenv(variable, f"value-of-{variable}")
+    reference = InstanceRef.from_dir(str(tmp_path), config_dir=str(PROJECT / "deploy" / name))
+    written = yaml.safe_load((PROJECT / "deploy" / name / "dagster.yaml").read_text())
+    assert reference.run_launcher_data.class_name == written["run_launcher"]["class"]
+    assert reference.run_storage_data.class_name == "PostgresRunStorage"
+    assert reference.settings["telemetry"] == {"enabled": False}
+
+
+def test_the_three_deployments_are_there():
+    assert DEPLOYMENTS == ["docker", "k8s", "ray"]
+
+
+def test_an_unknown_key_is_refused(tmp_path):
+    (tmp_path / "dagster.yaml").write_text("run_launchers: {}\n")
+    with pytest.raises(Exception, match="run_launchers"):
+        InstanceRef.from_dir(str(tmp_path))
+
+
+def _job():
+    @dg.job
+    def nothing():
+        pass
+
+    return nothing
