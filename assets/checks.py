@@ -15,7 +15,7 @@ from ml import splits
 
 @dg.asset_check(asset=split, partitions_def=cells, blocking=True)
 def roles_partition_the_overlap(context: dg.AssetCheckExecutionContext, store: Store) -> dg.AssetCheckResult:
-    """Every overlapping user has exactly one role, and the shares are those of β and of the validation share."""
+    """Every overlapping user has exactly one role, in the shares of β and of the validation setting."""
     problems = [p for cell in _cells(context) for p in _partition_problems(store, cell)]
     return _result(problems)
 
@@ -33,7 +33,7 @@ def leakage_check(profiles: Iterable[Profile]) -> dg.AssetChecksDefinition:
     def no_held_out_rating_in_training(
         context: dg.AssetCheckExecutionContext, store: Store
     ) -> dg.AssetCheckResult:
-        """No target rating of a test user, nor of a validation user where the profile has them, is trained on."""
+        """No profile trains on a test user's target rating, nor on a validation user's where it has them."""
         problems = [
             problem
             for profile in profiles
@@ -84,5 +84,6 @@ def _leaks(store: Store, profile: Profile, cell: Cell) -> Iterator[str]:
 
 def _result(problems: list[str]) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
-        passed=not problems, metadata={"problems": dg.MetadataValue.json(problems[:20]), "found": len(problems)}
+        passed=not problems,
+        metadata={"problems": dg.MetadataValue.json(problems[:20]), "found": len(problems)},
     )

@@ -79,6 +79,7 @@ def fetch(
         digest = _verify(url, part, _beside(path, ".bad"), sha256)
         size = part.stat().st_size
         _publish(part, path)
+        _beside(path, ".bad").unlink(missing_ok=True)
     return Fetched(url, size, digest, datetime.now(UTC).isoformat(timespec="seconds"))
 
 

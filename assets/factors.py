@@ -22,7 +22,11 @@ from ml.splits import TEST, VALIDATION
 
 log = logging.getLogger("diffcdr")
 CODE = code_version(
-    "assets/factors.py", "assets/problems.py", "ml/factorization.py", "ml/training.py", "ml/evaluation/ratings.py"
+    "assets/factors.py",
+    "assets/problems.py",
+    "ml/factorization.py",
+    "ml/training.py",
+    "ml/evaluation/ratings.py",
 )
 
 
@@ -63,10 +67,15 @@ def factor_assets(profile: Profile) -> list[dg.AssetsDefinition]:
             for cell in group:
                 entry = store.target_factors(profile.name, cell)
                 image = plots.curves(
-                    entry.table("curves.parquet"), "epoch", {"loss": "training loss (MSE)", "test_mae": "test MAE"}
+                    entry.table("curves.parquet"),
+                    "epoch",
+                    {"loss": "training loss (MSE)", "test_mae": "test MAE"},
                 )
                 context.add_asset_metadata(
-                    {**_metadata(entry.require()), "curve": dg.MetadataValue.md(plots.as_markdown(image, "curve"))},
+                    {
+                        **_metadata(entry.require()),
+                        "curve": dg.MetadataValue.md(plots.as_markdown(image, "curve")),
+                    },
                     partition_key=cell.key,
                 )
 
@@ -78,7 +87,9 @@ def source_config(profile: Profile, task: str) -> str:
     return fingerprint(**profile.factors(task))[:8]
 
 
-def train_source(store: Store, compute: Compute, profile: Profile, task: str, seeds: Iterable[int]) -> dict[int, dict]:
+def train_source(
+    store: Store, compute: Compute, profile: Profile, task: str, seeds: Iterable[int]
+) -> dict[int, dict]:
     """Manifests of the source factors by seed; trains the seeds that are missing or stale, together."""
     from ml.factorization import MatrixFactorization
 
@@ -87,7 +98,7 @@ def train_source(store: Store, compute: Compute, profile: Profile, task: str, se
     mark = fingerprint(
         code=CODE, settings=profile.factors(task), ratings=store.ratings(domain).require()["fingerprint"]
     )
-    # Two tasks, or two β in two runs, may want the same factors at the same time: the second waits and finds them.
+    # Two tasks, or two β in two runs, may want the same factors at once: the second waits and finds them.
     with store.lock(f"source-{profile.name}-{domain}-{config}"):
         pending = [seed for seed, entry in entries.items() if not entry.stands(mark)]
         if pending:
@@ -152,8 +163,8 @@ def train_target(store: Store, compute: Compute, profile: Profile, group: list[C
 class FactorJudge:
     """Errors of a factorization's own user vectors on the held-out users, at one epoch.
 
-    A hidden user's vector in the target factors was never trained: this is the TGT baseline. `user_rows` (n,) says
-    where the overlapping users are in the factorization's user table, `first_item` where the target items begin.
+    A hidden user's vector in the target factors was never trained: this is the TGT baseline. `user_rows` (n,)
+    says where the overlapping users are in the user table, `first_item` where the target items begin.
     """
 
     def __init__(

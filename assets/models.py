@@ -1,8 +1,9 @@
 """The trained models of each profile: one asset a model, one MLflow run a cell.
 
-Every model ends as the same folder: `metrics.parquet` (one row per selection rule and metric), `curves.parquet`
-(losses and errors by epoch), `users.safetensors` (target user factors of the test users at the chosen epoch, with
-the item factors where they are not the profile's), and `weights.safetensors` where there are weights.
+Every model ends as the same folder: `metrics.parquet` (one row per selection rule and metric),
+`curves.parquet` (losses and errors by epoch), `users.safetensors` (target user factors of the test users at
+the chosen epoch, with the item factors where they are not the profile's), and `weights.safetensors` where
+there are weights.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -47,10 +49,18 @@ OWN_CODE = {
     "cmf": ("ml/factorization.py",),
     "diffcdr": ("ml/models/diffcdr.py", "ml/diffusion"),
 }
-TITLES = {"tgt": "TGT", "cmf": "CMF", "emcdr": "EMCDR", "sscdr": "SSCDR", "lacdr": "LACDR", "ptupcdr": "PTUPCDR"}
+TITLES = {
+    "tgt": "TGT",
+    "cmf": "CMF",
+    "emcdr": "EMCDR",
+    "sscdr": "SSCDR",
+    "lacdr": "LACDR",
+    "ptupcdr": "PTUPCDR",
+}
 TITLES["diffcdr"] = "DiffCDR"
 
 
+@lru_cache
 def code_of(registered: str) -> str:
     """The code version of a registered model."""
     return code_version(*SHARED_CODE, *OWN_CODE.get(registered, (f"ml/models/{registered}.py",)))
@@ -101,7 +111,7 @@ def model_asset(profile: Profile, name: str) -> dg.AssetsDefinition:
     def trained(
         context: dg.AssetExecutionContext, store: Store, compute: Compute, tracking: MlflowTracking
     ) -> None:
-        tags = {"dagster.run_id": context.run_id, "dagster.asset": f"{profile.name}/{name}"}
+        tags = {"dagster.run_id": context.run.run_id, "dagster.asset": f"{profile.name}/{name}"}
         for group in by_task(context.partition_keys).values():
             ModelTraining(store, compute, tracking, profile, name, tags).run(group)
             for cell in group:
@@ -172,7 +182,10 @@ class ModelTraining:
         task = CATALOG.tasks[cell.task]
         inputs = {"split": self.store.split(cell)}
         if self.registered == "cmf":
-            inputs["source"], inputs["target"] = self.store.ratings(task.source), self.store.ratings(task.target)
+            inputs["source"], inputs["target"] = (
+                self.store.ratings(task.source),
+                self.store.ratings(task.target),
+            )
             return inputs
         inputs["target"] = self.store.target_factors(self.profile.name, cell)
         if self.registered != "tgt":
@@ -193,7 +206,9 @@ class ModelTraining:
         for cell, run in zip(group, runs, strict=True):
             entry = self.store.target_factors(self.profile.name, cell)
             members, _ = held_out_ratings(self.store, self.profile, cell, TEST)
-            codes = self.store.overlap(cell.task).table("users.parquet")["target_user"].to_numpy(dtype=np.int64)
+            codes = (
+                self.store.overlap(cell.task).table("users.parquet")["target_user"].to_numpy(dtype=np.int64)
+            )
             users = entry.tensors("factors.safetensors")["users"][torch.from_numpy(codes[members])]
             curves = entry.table("curves.parquet").to_dict("records")
             for row in curves:
@@ -214,9 +229,13 @@ class ModelTraining:
             FactorJudge(self.store, self.profile, cell, rows, first_item)
             for cell, (_, rows) in zip(group, merged, strict=True)
         ]
-        trainer = MatrixFactorization(**{**self.profile.factors(task.name), **self.profile.model(self.name, task.name)})
+        trainer = MatrixFactorization(
+            **{**self.profile.factors(task.name), **self.profile.model(self.name, task.name)}
+        )
         outcomes = [Outcome() for _ in group]
-        training = trainer.train([table for table, _ in merged], f"cmf/{task.name}", self.compute.torch_device)
+        training = trainer.train(
+            [table for table, _ in merged], f"cmf/{task.name}", self.compute.torch_device
+        )
         for epoch in epochs(training, trainer.epochs, self._title(group)):
             for r, (judge, outcome) in enumerate(zip(judges, outcomes, strict=True)):
                 users, items = trainer.user_factors_[r].cpu(), trainer.item_factors_[r].cpu()
@@ -255,7 +274,9 @@ class ModelTraining:
         outcome.curves.append({"epoch": epoch.number, **losses, **judged})
 
     def _title(self, group: list[Cell]) -> str:
-        return f"{self.profile.name}/{self.name} {group[0].task} {', '.join(cell.trial.key for cell in group)}"
+        return (
+            f"{self.profile.name}/{self.name} {group[0].task} {', '.join(cell.trial.key for cell in group)}"
+        )
 
     def _mlflow_run(self, cell: Cell):
         settings = self.profile.model(self.name, cell.task)
@@ -283,7 +304,8 @@ class ModelTraining:
         from ml.evaluation.ratings import select
 
         rows = [
-            {"stage": "cold", "objective": "rating", **asdict(selection)} for selection in select(outcome.judged)
+            {"stage": "cold", "objective": "rating", **asdict(selection)}
+            for selection in select(outcome.judged)
         ]
         last = outcome.curves[-1]["epoch"]
         run.metrics({f"{row['selection']}.{row['metric']}": row["value"] for row in rows}, int(last))

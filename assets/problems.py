@@ -1,7 +1,7 @@
 """What a cell's training and evaluation may see, assembled from the store.
 
-The one place where held-out target ratings are kept out of training: `target_table` for the factorizations and
-`cell_data` for the transfer models both start from `roles`.
+The one place where held-out target ratings are kept out of training: `target_table` for the factorizations
+and `cell_data` for the transfer models both start from `roles`.
 """
 
 from dataclasses import dataclass
@@ -57,7 +57,9 @@ def domain_ratings(store: Store, domain: str) -> DomainRatings:
 def _read_ratings(database: Path, _fingerprint: str) -> DomainRatings:
     with duckdb.connect(str(database), read_only=True) as connection:
         columns = connection.execute('SELECT "user", item, rating FROM ratings ORDER BY rowid').fetchnumpy()
-        n_users, n_items = (connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("users", "items"))
+        n_users, n_items = (
+            connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("users", "items")
+        )
     return DomainRatings(
         users=columns["user"].astype(np.int64),
         items=columns["item"].astype(np.int64),

@@ -32,7 +32,7 @@ COLUMNS = dg.TableSchema(
     code_version=CODE,
 )
 def ratings(context: dg.AssetExecutionContext, store: Store) -> None:
-    """One row per (user, item): the latest rating. Bad rows fail by line and field, or are set aside and counted."""
+    """One row per (user, item), the latest. Bad rows fail by line and field, or are set aside and counted."""
     for name in context.partition_keys:
         facts = ingest_domain(store, CATALOG.domains[name])
         context.add_asset_metadata(

@@ -19,7 +19,9 @@ from assets.results import read_results
 from assets.splits import overlap
 from assets.store import Store, code_version
 
-CODE = code_version("assets/reports.py", "assets/tables.py", "assets/results.py", "assets/templates", "assets/published")
+CODE = code_version(
+    "assets/reports.py", "assets/tables.py", "assets/results.py", "assets/templates", "assets/published"
+)
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True
 )
@@ -59,7 +61,7 @@ def table2_asset(profile: Profile) -> dg.AssetsDefinition:
         owners=["team:recsys"],
         code_version=CODE,
         automation_condition=FRESH,
-        description=f"Table 2, cold-start MAE and RMSE of every model, mean and spread over seeds, under each "
+        description="Table 2, cold-start MAE and RMSE of every model, mean and spread over seeds, under each "
         f"selection rule, beside the paper's values. Profile: {profile.title}.",
     )
     def table2(store: Store) -> dg.MaterializeResult:
@@ -118,7 +120,10 @@ def _as_cells(page: Mapping[str, pd.DataFrame]) -> dict[str, dict]:
     return {
         caption: {
             "columns": list(table.columns),
-            "rows": [[(str(v).replace("**", ""), bool(re.search(r"\*\*", str(v)))) for v in row] for row in table.values],
+            "rows": [
+                [(str(v).replace("**", ""), bool(re.search(r"\*\*", str(v)))) for v in row]
+                for row in table.values
+            ],
         }
         for caption, table in page.items()
     }

@@ -27,7 +27,7 @@ CODE = code_version("assets/download.py", "assets/reviews.py")
     code_version=CODE,
 )
 def reviews(context: dg.AssetExecutionContext, store: Store) -> None:
-    """The domain's rating file as its source distributes it, verified: length, gzip stream, sha256 if known."""
+    """The domain's rating file as its source distributes it, verified: length, gzip stream, sha256."""
     for name in context.partition_keys:
         record = obtain(store, CATALOG.domains[name])
         context.add_asset_metadata(

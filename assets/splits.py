@@ -27,11 +27,14 @@ LIKED_ABOVE = 3  # a rating above it counts as liked (PTUPCDR, and the code of D
     code_version=CODE,
 )
 def overlap(context: dg.AssetExecutionContext, store: Store) -> None:
-    """Users with ratings in both domains, in the order of their ids, and the source items each of them liked."""
+    """Users with ratings in both domains, by id, and the source items each of them liked."""
     for name in context.partition_keys:
         facts = find_overlap(store, CATALOG.tasks[name])
         context.add_asset_metadata(
-            {"dagster/row_count": facts["users"], **{k: facts[k] for k in ("liked", "without_liked", "timed")}},
+            {
+                "dagster/row_count": facts["users"],
+                **{k: facts[k] for k in ("liked", "without_liked", "timed")},
+            },
             partition_key=name,
         )
 
@@ -40,7 +43,9 @@ def find_overlap(store: Store, task: Task) -> dict:
     """The manifest of the task's overlapping users, computed where missing or stale."""
     entry = store.overlap(task.name)
     sides = {side: store.ratings(domain).require() for side, domain in _sides(task).items()}
-    mark = fingerprint(code=CODE, sides={side: m["fingerprint"] for side, m in sides.items()}, expected=task.overlap)
+    mark = fingerprint(
+        code=CODE, sides={side: m["fingerprint"] for side, m in sides.items()}, expected=task.overlap
+    )
     if entry.stands(mark):
         log.info("overlap %s: up to date", task.name)
         return entry.require()
@@ -138,13 +143,19 @@ def draw_split(store: Store, cell: Cell) -> dict:
     shared_facts = shared.require()
     seed = cell.seed if config.seed is None else config.seed
     mark = fingerprint(
-        code=CODE, overlap=shared_facts["fingerprint"], beta=cell.beta, seed=seed, validation=config.validation
+        code=CODE,
+        overlap=shared_facts["fingerprint"],
+        beta=cell.beta,
+        seed=seed,
+        validation=config.validation,
     )
     if entry.stands(mark):
         return entry.require()
     users = shared.table("users.parquet")
     roles = splits.assign_roles(len(users), cell.beta, seed, cell.task, config.validation)
-    files = {"roles.parquet": parquet(pd.DataFrame({"user": np.arange(len(users), dtype=np.int32), "role": roles}))}
+    files = {
+        "roles.parquet": parquet(pd.DataFrame({"user": np.arange(len(users), dtype=np.int32), "role": roles}))
+    }
     if shared_facts["timed"]:
         files["warm.parquet"] = parquet(_warm(store, cell, users, roles))
     counts = {role: int((roles == index).sum()) for index, role in enumerate(splits.ROLES)}

@@ -2,8 +2,8 @@
 
 All state is under one folder, `DIFFCDR_HOME` (default `.diffcdr` in the project). Files that DuckDB or a
 download writes in place stay local; everything else may live behind an fsspec URL (`DIFFCDR_ARTIFACTS`).
-Every folder that counts holds a `manifest.json`, written last; a folder without one is not there.
-The manifest's fingerprint covers configuration, inputs and code, so that finished work can be told from stale.
+Every folder that counts holds a `manifest.json`, written last; a folder without one is not there. The
+manifest's fingerprint covers configuration, inputs and code, so that finished work can be told from stale.
 """
 
 import contextlib
@@ -129,7 +129,11 @@ class Entry:
 
     @staticmethod
     def _manifest(fingerprint: str, facts: Mapping[str, object]) -> dict:
-        return {"fingerprint": fingerprint, "written_at": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
+        return {
+            "fingerprint": fingerprint,
+            "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            **facts,
+        }
 
     @staticmethod
     def _write_local(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -191,7 +195,9 @@ class Store(dg.ConfigurableResource):
     def source_factors(self, profile: str, domain: str, config: str, seed: int) -> Entry:
         """`config` is a digest of the hyper-parameters: tasks that train a domain alike share the factors."""
         path = f"factors/profile={profile}/kind=source/domain={domain}/config={config}/seed={seed}"
-        return self._artifact(path, f"materialize {profile}/source_factors of a task that starts from {domain}")
+        return self._artifact(
+            path, f"materialize {profile}/source_factors of a task that starts from {domain}"
+        )
 
     def target_factors(self, profile: str, cell) -> Entry:
         path = f"factors/profile={profile}/kind=target/{cell.folder}"

@@ -20,7 +20,7 @@ METRICS = {"mae": "MAE", "rmse": "RMSE"}
 
 
 def table1(store: Store, catalog: Catalog) -> pd.DataFrame:
-    """Data statistics of each task whose overlap is known: task, quantity, side, ours, paper (thousands, or null)."""
+    """Data statistics of each task whose overlap is known: task, quantity, side, ours, paper (thousands)."""
     rows = []
     for task in catalog.tasks.values():
         shared = store.overlap(task.name).manifest()
@@ -28,12 +28,18 @@ def table1(store: Store, catalog: Catalog) -> pd.DataFrame:
             continue
         for side, domain in (("source", task.source), ("target", task.target)):
             facts = store.ratings(domain).require()
-            rows += [(task.name, quantity, side, facts[quantity]) for quantity in ("items", "ratings", "users")]
+            rows += [
+                (task.name, quantity, side, facts[quantity]) for quantity in ("items", "ratings", "users")
+            ]
         rows.append((task.name, "overlap", "both", shared["users"]))
     frame = pd.DataFrame(rows, columns=["task", "quantity", "side", "ours"])
-    published = pd.read_csv(PUBLISHED / "table1.csv").rename(columns={"task": "paper_task", "thousands": "paper"})
+    published = pd.read_csv(PUBLISHED / "table1.csv").rename(
+        columns={"task": "paper_task", "thousands": "paper"}
+    )
     frame["paper_task"] = frame["task"].map(_paper_numbers(catalog))
-    return frame.merge(published, how="left", on=["paper_task", "quantity", "side"]).drop(columns="paper_task")
+    return frame.merge(published, how="left", on=["paper_task", "quantity", "side"]).drop(
+        columns="paper_task"
+    )
 
 
 def table1_layout(frame: pd.DataFrame, catalog: Catalog) -> pd.DataFrame:
@@ -52,10 +58,10 @@ def table1_layout(frame: pd.DataFrame, catalog: Catalog) -> pd.DataFrame:
 
 
 def table2(results: pd.DataFrame, catalog: Catalog) -> pd.DataFrame:
-    """Cold-start errors: mean, spread (sample standard deviation) and number of seeds, with the paper's value.
+    """Cold-start errors: mean, spread (sample standard deviation) and number of seeds, beside the paper's.
 
-    Columns task, beta, metric, model, selection, mean, std, seeds, paper, paper_significant; std is null for one
-    seed, paper is null where the task is not the paper's.
+    Columns task, beta, metric, model, selection, mean, std, seeds, paper, paper_significant; std is null for
+    one seed, paper is null where the task is not the paper's.
     """
     cold = results[(results["stage"] == "cold") & (results["objective"] == "rating")]
     cold = cold[cold["metric"].isin(METRICS)]
@@ -99,7 +105,9 @@ def improvement(values: pd.Series) -> str:
     return f"{(others.min() - values['diffcdr']) / others.min():.1%}"
 
 
-def missing(results: pd.DataFrame, tasks: Iterable[Task], catalog: Catalog, models: Sequence[str]) -> dict[str, str]:
+def missing(
+    results: pd.DataFrame, tasks: Iterable[Task], catalog: Catalog, models: Sequence[str]
+) -> dict[str, str]:
     """How many of each task's cells × models have no result, as text, for the tasks that have any."""
     expected = len(catalog.betas) * len(catalog.seeds) * len(models)
     have = results[results["model"].isin(models)].drop_duplicates(["task", "beta", "seed", "model"])
@@ -116,7 +124,9 @@ def _cells(by_model: pd.DataFrame, models: Sequence[str], titles: dict[str, str]
     out = {}
     for model in models:
         spread = by_model.loc[model, "std"]
-        out[titles[model]] = _emphasised(means[model], means) + ("" if np.isnan(spread) else f" ± {spread:.4f}")
+        out[titles[model]] = _emphasised(means[model], means) + (
+            "" if np.isnan(spread) else f" ± {spread:.4f}"
+        )
     return out
 
 

@@ -6,5 +6,5 @@ freshness_sensor = dg.AutomationConditionSensorDefinition(
     "keep_tables_fresh",
     target=dg.AssetSelection.groups("reports"),
     default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Makes a table anew when cells under it have been recomputed; training never starts by itself.",
+    description="Makes a table anew when its cells have been recomputed; training never starts by itself.",
 )

@@ -43,7 +43,9 @@ class Chain:
         self.instance, self.tasks, self.profiles = instance, list(tasks), list(profiles)
         self.betas = [beta for beta in CATALOG.betas if not betas or beta in betas]
         self.seeds = [seed for seed in CATALOG.seeds if not seeds or seed in seeds]
-        self.models = {name: [m for m in known[name].models if not models or m in models] for name in profiles}
+        self.models = {
+            name: [m for m in known[name].models if not models or m in models] for name in profiles
+        }
 
     def steps(self) -> Iterator[Step]:
         """(title, callable) of every stage: domains, tasks, cells by β, tables."""

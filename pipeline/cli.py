@@ -42,7 +42,9 @@ def main() -> None:
 @app.command()
 def run(
     task: Annotated[list[str], typer.Option(help="Task of the catalogue; may be repeated.")],
-    beta: Annotated[list[float], typer.Option(help="Share of test users; default: all of the catalogue.")] = [],  # noqa: B006
+    beta: Annotated[
+        list[float], typer.Option(help="Share of test users; default: all of the catalogue.")
+    ] = [],  # noqa: B006
     seed: Annotated[list[int], typer.Option(help="Seed; default: all of the catalogue.")] = [],  # noqa: B006
     profile: Annotated[list[str], typer.Option(help="Profile of settings.")] = ["paper"],  # noqa: B006
     model: Annotated[list[str], typer.Option(help="Model; default: all of the profile.")] = [],  # noqa: B006
@@ -83,7 +85,9 @@ def results(
 
 
 def _log_to_terminal() -> None:
-    handler = RichHandler(console=errors, show_path=False, show_level=False, log_time_format="%X", markup=False)
+    handler = RichHandler(
+        console=errors, show_path=False, show_level=False, log_time_format="%X", markup=False
+    )
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -130,7 +134,9 @@ def _print_tables(task_names: Sequence[str], profiles: Sequence[str]) -> None:
 
     store = Store()
     first = tables.table1(store, CATALOG)
-    _print_frame(tables.table1_layout(first[first["task"].isin(task_names)], CATALOG), "Table 1: data statistics")
+    _print_frame(
+        tables.table1_layout(first[first["task"].isin(task_names)], CATALOG), "Table 1: data statistics"
+    )
     for name in profiles:
         results = read_results(store, profile=name)
         page = table2_page(load_profiles()[name], results[results["task"].isin(task_names)])

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from assets.partitions import cells, domains, tasks
 from assets.profiles import Profile
 
 
@@ -15,26 +14,22 @@ def build_jobs(profiles: Mapping[str, Profile]) -> list:
         dg.define_asset_job(
             "ingest",
             selection=dg.AssetSelection.assets(*data),
-            partitions_def=domains,
             description="Fetch a domain's reviews and read them into DuckDB.",
         ),
         dg.define_asset_job(
             "pair",
             selection=dg.AssetSelection.assets("overlap"),
-            partitions_def=tasks,
             description="Find the users a task's two domains share.",
         ),
         dg.define_asset_job(
             "train",
             selection=_training(*profiles),
-            partitions_def=cells,
             description="Split, factors and every model of every profile for a cell or a range of cells.",
         ),
         *(
             dg.define_asset_job(
                 f"train_{name}",
                 selection=_training(name),
-                partitions_def=cells,
                 description=f"Split, factors and every model. Profile: {profile.title}.",
             )
             for name, profile in profiles.items()

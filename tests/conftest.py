@@ -4,12 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 # Before anything of the project is imported: the partition axes are built from the catalogue at import.
 os.environ["DIFFCDR_CATALOG"] = str(Path(__file__).with_name("catalog.yaml"))
 os.environ.pop("DIFFCDR_PROFILES", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+# Small tensors: threads cost more than they give, and results must not depend on how many there are.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The whole house on the tiny task: through Dagster, from the command line, and across a kill in mid-training."""
+"""The whole house on the tiny task: through Dagster, from the command line, across a kill in training."""
 
 import json
 import os
@@ -56,10 +56,14 @@ def test_every_model_has_both_errors_under_every_selection_rule(house):
     assert list(frame.columns) == COLUMNS
     for seed in (0, 1):
         for model in PAPER_MODELS:
-            mine = frame[(frame["seed"] == seed) & (frame["model"] == model) & (frame["objective"] == "rating")]
+            mine = frame[
+                (frame["seed"] == seed) & (frame["model"] == model) & (frame["objective"] == "rating")
+            ]
             rules = mine[mine["metric"].isin(["mae", "rmse"])].set_index(["selection", "metric"])["value"]
             assert set(rules.index) >= {
-                (rule, metric) for rule in ("validation", "last", "best_on_test") for metric in ("mae", "rmse")
+                (rule, metric)
+                for rule in ("validation", "last", "best_on_test")
+                for metric in ("mae", "rmse")
             }
             assert (rules > 0).all()
             assert rules["best_on_test", "mae"] <= min(rules["last", "mae"], rules["validation", "mae"])
@@ -190,7 +194,9 @@ def test_a_check_fails_when_a_held_out_rating_gets_into_training(house, monkeypa
 
 def test_a_run_killed_in_training_ends_with_the_same_tables(house, tmp_path):
     environment = command_line_environment(tmp_path)
-    killed = subprocess.Popen(diffcdr(*RUN), env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(
+        diffcdr(*RUN), env=environment, start_new_session=True, stderr=subprocess.DEVNULL
+    )
     models = tmp_path / "home" / "artifacts" / "models"
     wait_until(lambda: len(list(models.glob("*/*/*/*/*/manifest.json"))) >= 4, killed)
     os.killpg(killed.pid, signal.SIGKILL)
@@ -213,7 +219,10 @@ def test_a_run_killed_in_training_ends_with_the_same_tables(house, tmp_path):
 
 def test_one_clear_line_says_what_is_wrong(tmp_path):
     done = subprocess.run(
-        diffcdr("run", "--task", "nope"), env=command_line_environment(tmp_path), capture_output=True, text=True
+        diffcdr("run", "--task", "nope"),
+        env=command_line_environment(tmp_path),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: UnknownName: unknown task: nope; known are ")

@@ -80,11 +80,15 @@ def _read(path: Path) -> dict:
     return content
 
 
-def _resolve(name: str, raw: Mapping[str, dict], files: Mapping[str, Path], seen: tuple[str, ...] = ()) -> Profile:
+def _resolve(
+    name: str, raw: Mapping[str, dict], files: Mapping[str, Path], seen: tuple[str, ...] = ()
+) -> Profile:
     content = raw[name]
     parent = content.get("extends")
     if parent is not None and (parent not in raw or parent in (*seen, name)):
-        raise ProfileError(f"{files[name]} extends {parent!r}; known profiles are {sorted(set(raw) - {name})}")
+        raise ProfileError(
+            f"{files[name]} extends {parent!r}; known profiles are {sorted(set(raw) - {name})}"
+        )
     base = _resolve(parent, raw, files, (*seen, name)) if parent else Profile(name, name, False, {}, {}, {})
     models = {m: dict(s or {}) for m, s in content.get("models", {}).items()}
     return Profile(
@@ -92,6 +96,9 @@ def _resolve(name: str, raw: Mapping[str, dict], files: Mapping[str, Path], seen
         title=content.get("title", base.title),
         validation=content.get("validation", base.validation),
         base_factors={**base.base_factors, **content.get("factors", {})},
-        base_models={**base.base_models, **{m: {**base.base_models.get(m, {}), **s} for m, s in models.items()}},
+        base_models={
+            **base.base_models,
+            **{m: {**base.base_models.get(m, {}), **s} for m, s in models.items()},
+        },
         overrides={**base.overrides, **content.get("tasks", {})},
     )

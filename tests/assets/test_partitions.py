@@ -6,7 +6,9 @@ import pytest
 from assets.partitions import CATALOG, SEEDS_TOGETHER, Cell, Trial, by_task, cells, trials
 
 
-@pytest.mark.parametrize(("beta", "seed", "key"), [(0.2, 0, "b20-s0"), (0.05, 12, "b05-s12"), (0.29, 3, "b29-s3")])
+@pytest.mark.parametrize(
+    ("beta", "seed", "key"), [(0.2, 0, "b20-s0"), (0.05, 12, "b05-s12"), (0.29, 3, "b29-s3")]
+)
 def test_trial_keys(beta, seed, key):
     assert Trial(beta, seed).key == key
     assert Trial.parse(key) == Trial(beta, seed)

@@ -19,7 +19,9 @@ def test_strict_is_the_paper_with_validation_users():
     profiles = load_profiles()
     assert not profiles["paper"].validation
     assert profiles["strict"].validation
-    assert profiles["strict"].model("diffcdr", "book_video") == profiles["paper"].model("diffcdr", "book_video")
+    assert profiles["strict"].model("diffcdr", "book_video") == profiles["paper"].model(
+        "diffcdr", "book_video"
+    )
 
 
 def test_a_profile_of_ones_own_is_a_file(tmp_path):

@@ -41,14 +41,14 @@ GOLDEN = "a5f286b5b369947c7ef7b7ae5d87a7aa290866b1d6ae52f422311fbd18b22383"
 
 
 def test_no_training_or_test_user_left_is_an_error():
-    with pytest.raises(ValueError, match="2 overlapping users at beta 0.2 give 0 test"):
+    with pytest.raises(ValueError, match=r"2 overlapping users at beta 0\.2 give 0 test"):
         assign_roles(2, 0.2, 0, "task")
 
 
 def test_warm_halves_by_hand():
     users = np.array([7, 7, 7, 9, 9, 4])
     times = np.array([30, 10, 20, 5, 5, 1])
-    # User 7: times 10 and 20 tune, 30 tests. User 9: a tie, broken by position. User 4 has one rating: it tunes.
+    # User 7: times 10 and 20 tune, 30 tests. User 9: a tie, broken by position. User 4 has one: it tunes.
     assert warm_halves(users, times).tolist() == [True, False, False, False, True, False]
 
 
