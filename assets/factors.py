@@ -12,7 +12,7 @@ import pandas as pd
 
 from assets import plots
 from assets.compute import Compute
-from assets.partitions import CATALOG, SEEDS_TOGETHER, Cell, by_task, cells
+from assets.partitions import CATALOG, SEEDS_TOGETHER, Cell, by_task, cells, span
 from assets.problems import held_out_ratings, source_table, target_table
 from assets.profiles import Profile
 from assets.progress import epochs
@@ -137,12 +137,12 @@ def train_target(store: Store, compute: Compute, profile: Profile, group: list[C
         if not store.target_factors(profile.name, cell).stands(mark := _target_mark(store, profile, cell))
     }
     if not pending:
-        log.info("%s/target_factors %s: up to date", profile.name, ", ".join(cell.key for cell in group))
+        log.info("%s/target_factors %s: up to date", profile.name, span(group))
         return
     tables = [target_table(store, profile, cell) for cell in pending]
     judges = [target_judge(store, profile, cell) for cell in pending]
     trainer = MatrixFactorization(**settings)
-    title = f"{profile.name}/target_factors {group[0].task} {', '.join(cell.trial.key for cell in pending)}"
+    title = f"{profile.name}/target_factors {span(list(pending))}"
     curves: list[list[dict]] = [[] for _ in pending]
     training = trainer.train(tables, f"target/{group[0].task}", compute.torch_device)
     for epoch in epochs(training, trainer.epochs, title):

@@ -21,7 +21,7 @@ import pandas as pd
 from assets import plots
 from assets.compute import Compute
 from assets.factors import FactorJudge, source_config
-from assets.partitions import CATALOG, SEEDS_TOGETHER, Cell, by_task, cells
+from assets.partitions import CATALOG, SEEDS_TOGETHER, Cell, by_task, cells, span
 from assets.problems import CellData, cell_data, collective_table, held_out_ratings
 from assets.profiles import Profile
 from assets.progress import epochs
@@ -152,8 +152,7 @@ class ModelTraining:
             if not self.store.model(self.profile.name, self.name, cell).stands(mark := self.mark(cell))
         }
         if not pending:
-            keys = ", ".join(cell.key for cell in group)
-            log.info("%s/%s %s: up to date", self.profile.name, self.name, keys)
+            log.info("%s/%s %s: up to date", self.profile.name, self.name, span(group))
             return
         trainers = {"tgt": self._tgt, "cmf": self._cmf}
         train = trainers.get(self.registered, self._transfer)
@@ -274,9 +273,7 @@ class ModelTraining:
         outcome.curves.append({"epoch": epoch.number, **losses, **judged})
 
     def _title(self, group: list[Cell]) -> str:
-        return (
-            f"{self.profile.name}/{self.name} {group[0].task} {', '.join(cell.trial.key for cell in group)}"
-        )
+        return f"{self.profile.name}/{self.name} {span(group)}"
 
     def _mlflow_run(self, cell: Cell):
         settings = self.profile.model(self.name, cell.task)

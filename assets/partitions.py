@@ -7,7 +7,7 @@ Trials are listed β-major, so that a backfill in runs of `len(seeds)` partition
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
@@ -62,6 +62,12 @@ class Cell:
     def parse(cls, key: str) -> Cell:
         task, trial = str(key).split("|")
         return cls(task, Trial.parse(trial))
+
+
+def span(group: Sequence[Cell]) -> str:
+    """Cells of one task as a reader likes them in a log: `task b20-s0 … b20-s4`."""
+    first, last = group[0], group[-1]
+    return f"{first.key}" if first == last else f"{first.key} … {last.trial.key}"
 
 
 def by_task(keys: Iterable[str]) -> dict[str, list[Cell]]:

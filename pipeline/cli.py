@@ -13,7 +13,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 
 from assets.store import PROJECT
@@ -85,9 +84,8 @@ def results(
 
 
 def _log_to_terminal() -> None:
-    handler = RichHandler(
-        console=errors, show_path=False, show_level=False, log_time_format="%X", markup=False
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False

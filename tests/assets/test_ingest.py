@@ -113,7 +113,7 @@ def test_file_order_survives_parallel_reading(run, packed):
     )
     pad = "x" * 350
     lines = [
-        f'{{"reviewerID": "U{n % 4000}", "asin": "I{n * 7919 % 48000:05d}", "x": "{pad}", "overall": {star}}}\n'
+        f'{{"reviewerID":"U{n % 4000}","asin":"I{n * 7919 % 48000:05d}","x":"{pad}","overall":{star}}}\n'
         for star in range(1, 6)
         for n in range(48_000)
     ]
