@@ -20,6 +20,16 @@ class Compute(dg.ConfigurableResource):
         torch.set_num_threads(self.threads)
 
     @property
+    def device_name(self) -> str:
+        """The device as a reader knows it, for throughput tables."""
+        import torch
+
+        device = self.torch_device
+        if device.startswith("cuda"):
+            return torch.cuda.get_device_name(device)
+        return f"CPU, {self.threads} thread{'s' * (self.threads > 1)}"
+
+    @property
     def torch_device(self) -> str:
         import torch
 

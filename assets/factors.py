@@ -21,12 +21,14 @@ from assets.store import Store, code_version, fingerprint, parquet, tensors
 from ml.splits import TEST, VALIDATION
 
 log = logging.getLogger("diffcdr")
+EVALUATION = tuple(f"ml/evaluation/{name}.py" for name in ("cold_start", "ranking", "ratings", "selection"))
 CODE = code_version(
     "assets/factors.py",
     "assets/problems.py",
     "ml/factorization.py",
     "ml/training.py",
-    "ml/evaluation/ratings.py",
+    "ml/negatives.py",
+    *EVALUATION,
 )
 
 
@@ -51,9 +53,10 @@ def factor_assets(profile: Profile) -> list[dg.AssetsDefinition]:
     )
     def source_factors(context: dg.AssetExecutionContext, store: Store, compute: Compute) -> None:
         for task, group in by_task(context.partition_keys).items():
-            facts = train_source(store, compute, profile, task, {cell.seed for cell in group})
+            seeds = {cell.seed for cell in group}
+            facts = [train_source(store, compute, profile, task, seeds, o) for o in profile.objectives]
             for cell in group:
-                context.add_asset_metadata(_metadata(facts[cell.seed]), partition_key=cell.key)
+                context.add_asset_metadata(_metadata(facts[0][cell.seed]), partition_key=cell.key)
 
     @dg.asset(
         deps=[split],
@@ -63,9 +66,10 @@ def factor_assets(profile: Profile) -> list[dg.AssetsDefinition]:
     )
     def target_factors(context: dg.AssetExecutionContext, store: Store, compute: Compute) -> None:
         for group in by_task(context.partition_keys).values():
-            train_target(store, compute, profile, group)
+            for objective in profile.objectives:
+                train_target(store, compute, profile, group, objective)
             for cell in group:
-                entry = store.target_factors(profile.name, cell)
+                entry = store.target_factors(profile.name, cell, profile.objectives[0])
                 image = plots.curves(
                     entry.table("curves.parquet"),
                     "epoch",
@@ -88,28 +92,34 @@ def source_config(profile: Profile, task: str) -> str:
 
 
 def train_source(
-    store: Store, compute: Compute, profile: Profile, task: str, seeds: Iterable[int]
+    store: Store, compute: Compute, profile: Profile, task: str, seeds: Iterable[int], objective: str
 ) -> dict[int, dict]:
     """Manifests of the source factors by seed; trains the seeds that are missing or stale, together."""
     from ml.factorization import MatrixFactorization
 
     domain, config = CATALOG.tasks[task].source, source_config(profile, task)
-    entries = {seed: store.source_factors(profile.name, domain, config, seed) for seed in sorted(seeds)}
+    entries = {
+        seed: store.source_factors(profile.name, domain, config, seed, objective) for seed in sorted(seeds)
+    }
     mark = fingerprint(
-        code=CODE, settings=profile.factors(task), ratings=store.ratings(domain).require()["fingerprint"]
+        code=CODE,
+        settings=profile.factors(task),
+        objective=objective,
+        ratings=store.ratings(domain).require()["fingerprint"],
     )
+    title = f"{profile.name}/source_factors {domain} {objective}"
     # Two tasks, or two β in two runs, may want the same factors at once: the second waits and finds them.
-    with store.lock(f"source-{profile.name}-{domain}-{config}"):
+    with store.lock(f"source-{profile.name}-{domain}-{config}-{objective}"):
         pending = [seed for seed, entry in entries.items() if not entry.stands(mark)]
         if pending:
-            tables = [source_table(store, domain, seed) for seed in pending]
+            tables = [source_table(store, domain, seed, objective) for seed in pending]
             trainer = MatrixFactorization(**profile.factors(task))
             losses = [
                 epoch.losses["loss"]
                 for epoch in epochs(
                     trainer.train(tables, f"source/{domain}", compute.torch_device),
                     trainer.epochs,
-                    f"{profile.name}/source_factors {domain} seeds {pending}",
+                    f"{title} seeds {pending}",
                 )
             ]
             for r, seed in enumerate(pending):
@@ -122,11 +132,11 @@ def train_source(
                     final_loss=losses[-1][r],
                 )
         else:
-            log.info("%s/source_factors %s seeds %s: up to date", profile.name, domain, sorted(entries))
+            log.info("%s seeds %s: up to date", title, sorted(entries))
     return {seed: entry.require() for seed, entry in entries.items()}
 
 
-def train_target(store: Store, compute: Compute, profile: Profile, group: list[Cell]) -> None:
+def train_target(store: Store, compute: Compute, profile: Profile, group: list[Cell], objective: str) -> None:
     """Train the target factors of a task's cells that are missing or stale, together."""
     from ml.factorization import MatrixFactorization
 
@@ -134,23 +144,25 @@ def train_target(store: Store, compute: Compute, profile: Profile, group: list[C
     pending = {
         cell: mark
         for cell in group
-        if not store.target_factors(profile.name, cell).stands(mark := _target_mark(store, profile, cell))
+        if not store.target_factors(profile.name, cell, objective).stands(
+            mark := _target_mark(store, profile, cell, objective)
+        )
     }
+    title = f"{profile.name}/target_factors {objective}"
     if not pending:
-        log.info("%s/target_factors %s: up to date", profile.name, span(group))
+        log.info("%s %s: up to date", title, span(group))
         return
-    tables = [target_table(store, profile, cell) for cell in pending]
-    judges = [target_judge(store, profile, cell) for cell in pending]
+    tables = [target_table(store, profile, cell, objective) for cell in pending]
+    judges = [target_judge(store, profile, cell, objective) for cell in pending]
     trainer = MatrixFactorization(**settings)
-    title = f"{profile.name}/target_factors {span(list(pending))}"
     curves: list[list[dict]] = [[] for _ in pending]
     training = trainer.train(tables, f"target/{group[0].task}", compute.torch_device)
-    for epoch in epochs(training, trainer.epochs, title):
+    for epoch in epochs(training, trainer.epochs, f"{title} {span(list(pending))}"):
         for r, judge in enumerate(judges):
             judged = judge(trainer.user_factors_[r].cpu(), trainer.item_factors_[r].cpu())
             curves[r].append({"epoch": epoch.number, "loss": epoch.losses["loss"][r], **judged})
     for r, (cell, mark) in enumerate(pending.items()):
-        store.target_factors(profile.name, cell).write(
+        store.target_factors(profile.name, cell, objective).write(
             {**_factor_files(trainer, r), "curves.parquet": parquet(pd.DataFrame(curves[r]))},
             mark,
             ratings=len(tables[r].users),
@@ -161,18 +173,26 @@ def train_target(store: Store, compute: Compute, profile: Profile, group: list[C
 
 
 class FactorJudge:
-    """Errors of a factorization's own user vectors on the held-out users, at one epoch.
+    """Metrics of a factorization's own user vectors on the held-out users, at one epoch.
 
     A hidden user's vector in the target factors was never trained: this is the TGT baseline. `user_rows` (n,)
     says where the overlapping users are in the user table, `first_item` where the target items begin.
     """
 
     def __init__(
-        self, store: Store, profile: Profile, cell: Cell, user_rows: np.ndarray, first_item: int = 0
+        self,
+        store: Store,
+        profile: Profile,
+        cell: Cell,
+        objective: str,
+        user_rows: np.ndarray,
+        first_item: int = 0,
     ) -> None:
         import torch
 
-        self.first_item = first_item
+        from ml.evaluation.selection import OBJECTIVES
+
+        self.objective, self.first_item = OBJECTIVES[objective], first_item
         self.held_out = {}
         for name, role in (("validation", VALIDATION), ("test", TEST)):
             members, ratings = held_out_ratings(store, profile, cell, role)
@@ -180,23 +200,25 @@ class FactorJudge:
                 self.held_out[name] = (torch.from_numpy(user_rows[members]), ratings)
 
     def __call__(self, users, items) -> dict[str, float]:
-        from ml.evaluation.cold_start import errors
+        from ml.evaluation.cold_start import measure
 
+        items = items[self.first_item :]
         return {
             f"{name}_{metric}": value
             for name, (rows, ratings) in self.held_out.items()
-            for metric, value in errors(users[rows], items[self.first_item :], ratings).items()
+            for metric, value in measure(self.objective, users[rows], items, ratings).items()
         }
 
 
-def target_judge(store: Store, profile: Profile, cell: Cell) -> FactorJudge:
+def target_judge(store: Store, profile: Profile, cell: Cell, objective: str) -> FactorJudge:
     users = store.overlap(cell.task).table("users.parquet")
-    return FactorJudge(store, profile, cell, users["target_user"].to_numpy(dtype=np.int64))
+    return FactorJudge(store, profile, cell, objective, users["target_user"].to_numpy(dtype=np.int64))
 
 
-def _target_mark(store: Store, profile: Profile, cell: Cell) -> str:
+def _target_mark(store: Store, profile: Profile, cell: Cell, objective: str) -> str:
     return fingerprint(
         code=CODE,
+        objective=objective,
         settings=profile.factors(cell.task),
         validation=profile.validation,
         split=store.split(cell).require()["fingerprint"],

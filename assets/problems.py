@@ -18,9 +18,13 @@ from assets.store import Store
 from ml.splits import TEST, TRAIN, VALIDATION
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ml.evaluation.cold_start import HeldOut
+    from ml.evaluation.selection import Objective
     from ml.factorization import RatingTable
     from ml.models.base import Problem, Ratings, SourceUsers
+    from ml.negatives import Negatives
 
 
 @dataclass(frozen=True)
@@ -84,22 +88,26 @@ def training_rows(store: Store, profile: Profile, cell: Cell) -> np.ndarray:
     return ~target.of_users(hidden)
 
 
-def source_table(store: Store, domain: str, seed: int) -> "RatingTable":
+def source_table(store: Store, domain: str, seed: int, objective: str = "rating") -> "RatingTable":
+    """All ratings of the domain; for ranking also their negatives, labelled 0."""
     ratings = domain_ratings(store, domain)
-    return _table(ratings, np.ones(len(ratings.users), dtype=bool), seed)
+    return _table(store, domain, np.ones(len(ratings.users), dtype=bool), seed, objective)
 
 
-def target_table(store: Store, profile: Profile, cell: Cell) -> "RatingTable":
-    ratings = domain_ratings(store, CATALOG.tasks[cell.task].target)
-    return _table(ratings, training_rows(store, profile, cell), cell.seed)
+def target_table(store: Store, profile: Profile, cell: Cell, objective: str = "rating") -> "RatingTable":
+    """The target ratings the cell may train on; for ranking also their negatives, labelled 0."""
+    rows = training_rows(store, profile, cell)
+    return _table(store, CATALOG.tasks[cell.task].target, rows, cell.seed, objective)
 
 
-def _table(ratings: DomainRatings, rows: np.ndarray, seed: int) -> "RatingTable":
+def _table(store: Store, domain: str, rows: np.ndarray, seed: int, objective: str) -> "RatingTable":
     import torch
 
     from ml.factorization import RatingTable
+    from ml.negatives import with_negatives
 
-    return RatingTable(
+    ratings = domain_ratings(store, domain)
+    table = RatingTable(
         users=torch.from_numpy(ratings.users[rows]),
         items=torch.from_numpy(ratings.items[rows]),
         values=torch.from_numpy(ratings.values[rows]),
@@ -107,9 +115,36 @@ def _table(ratings: DomainRatings, rows: np.ndarray, seed: int) -> "RatingTable"
         n_items=ratings.n_items,
         seed=seed,
     )
+    if objective == "rating":
+        return table
+    return with_negatives(table, domain_negatives(store, domain, seed).of(torch.from_numpy(rows)))
 
 
-def collective_table(store: Store, profile: Profile, cell: Cell) -> tuple["RatingTable", np.ndarray]:
+def domain_negatives(store: Store, domain: str, seed: int) -> "Negatives":
+    """A domain's negatives for a seed: drawn once for all its ratings, so that every model sees the same."""
+    manifest = store.ratings(domain).require()
+    return _draw_negatives(store.database(domain), manifest["fingerprint"], domain, seed)
+
+
+@lru_cache(maxsize=12)
+def _draw_negatives(database: Path, fingerprint: str, domain: str, seed: int) -> "Negatives":
+    import torch
+
+    from ml.negatives import sample_negatives
+    from ml.training import replica_generator
+
+    ratings = _read_ratings(database, fingerprint)
+    return sample_negatives(
+        torch.from_numpy(ratings.users),
+        torch.from_numpy(ratings.items),
+        ratings.n_items,
+        generator=replica_generator(seed, f"negatives/{domain}"),
+    )
+
+
+def collective_table(
+    store: Store, profile: Profile, cell: Cell, objective: str = "rating"
+) -> tuple["RatingTable", np.ndarray]:
     """Both domains' training ratings over one user table (CMF), and the rows (n,) of the overlapping users.
 
     Source users keep their codes; target users that are not in the source follow them.
@@ -119,7 +154,8 @@ def collective_table(store: Store, profile: Profile, cell: Cell) -> tuple["Ratin
     from ml.factorization import merge_domains
 
     task = CATALOG.tasks[cell.task]
-    source, target = source_table(store, task.source, cell.seed), target_table(store, profile, cell)
+    source = source_table(store, task.source, cell.seed, objective)
+    target = target_table(store, profile, cell, objective)
     users = store.overlap(cell.task).table("users.parquet")
     of_target = np.full(target.n_users, -1, dtype=np.int64)
     of_target[users["target_user"]] = users["source_user"]
@@ -148,9 +184,7 @@ def _ratings_of(store: Store, cell: Cell, members: np.ndarray) -> "Ratings":
     from ml.models.base import Ratings
 
     target = domain_ratings(store, CATALOG.tasks[cell.task].target)
-    users = store.overlap(cell.task).table("users.parquet")
-    place = np.full(target.n_users, -1, dtype=np.int64)
-    place[users["target_user"].to_numpy()[members]] = np.arange(len(members))
+    place = _places(store, cell, members, target.n_users)
     rows = place[target.users] >= 0
     return Ratings(
         users=torch.from_numpy(place[target.users[rows]]),
@@ -159,7 +193,101 @@ def _ratings_of(store: Store, cell: Cell, members: np.ndarray) -> "Ratings":
     )
 
 
-def cell_data(store: Store, profile: Profile, cell: Cell, source: dict, target: dict) -> CellData:
+def _places(store: Store, cell: Cell, members: np.ndarray, n_users: int) -> np.ndarray:
+    """Where each target user (n_users,) stands among the overlapping users `members`, -1 where not at all."""
+    users = store.overlap(cell.task).table("users.parquet")
+    place = np.full(n_users, -1, dtype=np.int64)
+    place[users["target_user"].to_numpy()[members]] = np.arange(len(members))
+    return place
+
+
+def _with_negatives(store: Store, cell: Cell, members: np.ndarray, ratings: "Ratings") -> "Ratings":
+    """`ratings` of the training users `members`, followed by their negatives, labelled 0."""
+    import torch
+
+    from ml.models.base import Ratings
+
+    target = CATALOG.tasks[cell.task].target
+    place = torch.from_numpy(_places(store, cell, members, domain_ratings(store, target).n_users))
+    negatives = domain_negatives(store, target, cell.seed)
+    mine = place[negatives.users] >= 0
+    return Ratings(
+        users=torch.cat([ratings.users, place[negatives.users[mine]]]),
+        items=torch.cat([ratings.items, negatives.items[mine]]),
+        values=torch.cat([ratings.values, torch.zeros(int(mine.sum()))]),
+    )
+
+
+@dataclass(frozen=True)
+class WarmHalves:
+    """Held-out users' ratings for warm start, by time: `tuning` and then `later`, to be judged on.
+
+    known: the earlier ratings, which are not ranked again; in ranking, `tuning` adds negatives to them.
+    left_out: users with fewer than two ratings, who are in neither.
+    """
+
+    tuning: "Ratings"
+    known: "Ratings"
+    later: "Ratings"
+    left_out: int
+
+
+def warm_halves(
+    store: Store, profile: Profile, cell: Cell, role: int, objective: "Objective"
+) -> WarmHalves | None:
+    """The halves of the users with a role; None where no user has two ratings."""
+    import torch
+
+    members, ratings = held_out_ratings(store, profile, cell, role)
+    later = torch.from_numpy(_later(store, cell, members, ratings))
+    users = ratings.users[later].unique()
+    if len(users) == 0:
+        return None
+    early = ~later & torch.isin(ratings.users, users)
+    known = _rows(ratings, early)
+    tuning = known if objective.name == "rating" else _tuning_negatives(store, cell, role, known)
+    return WarmHalves(tuning, known, _rows(ratings, later), left_out=len(members) - len(users))
+
+
+def _later(store: Store, cell: Cell, members: np.ndarray, ratings: "Ratings") -> np.ndarray:
+    warm = store.split(cell).table("warm.parquet")
+    warm = warm[warm["user"].isin(members)]
+    if not np.array_equal(warm["item"].to_numpy(), ratings.items.numpy()):
+        raise RuntimeError(f"{cell.key}: warm.parquet and the ratings differ; materialize split again")
+    return warm["later"].to_numpy()
+
+
+def _rows(ratings: "Ratings", keep: "Tensor") -> "Ratings":
+    from ml.models.base import Ratings
+
+    return Ratings(ratings.users[keep], ratings.items[keep], ratings.values[keep])
+
+
+def _tuning_negatives(store: Store, cell: Cell, role: int, known: "Ratings") -> "Ratings":
+    """`known` with negatives drawn against it alone: drawing against all ratings would tell the later ones."""
+    import torch
+
+    from ml.models.base import Ratings
+    from ml.negatives import sample_negatives
+    from ml.training import replica_generator
+
+    target = CATALOG.tasks[cell.task].target
+    negatives = sample_negatives(
+        known.users,
+        known.items,
+        store.ratings(target).require()["items"],
+        generator=replica_generator(cell.seed, f"negatives/warm/{target}/{role}"),
+    )
+    return Ratings(
+        users=torch.cat([known.users, negatives.users]),
+        items=torch.cat([known.items, negatives.items]),
+        values=torch.cat([known.values, torch.zeros(len(negatives))]),
+    )
+
+
+def cell_data(
+    store: Store, profile: Profile, cell: Cell, source: dict, target: dict, objective: str = "rating"
+) -> CellData:
     """The cell's problem and held-out users from the `source` and `target` factor tensors (users, items)."""
     import torch
 
@@ -175,7 +303,7 @@ def cell_data(store: Store, profile: Profile, cell: Cell, source: dict, target: 
         return HeldOut(shared.take(torch.from_numpy(members)), ratings)
 
     return CellData(
-        problem=_problem(store, cell, shared, train, codes, target),
+        problem=_problem(store, cell, shared, train, codes, target, objective),
         validation=held_out(VALIDATION) if profile.validation else None,
         test=held_out(TEST),
         test_users=np.flatnonzero(role == TEST),
@@ -183,17 +311,26 @@ def cell_data(store: Store, profile: Profile, cell: Cell, source: dict, target: 
 
 
 def _problem(
-    store: Store, cell: Cell, shared: "SourceUsers", train: np.ndarray, codes: np.ndarray, target: dict
+    store: Store,
+    cell: Cell,
+    shared: "SourceUsers",
+    train: np.ndarray,
+    codes: np.ndarray,
+    target: dict,
+    objective: str,
 ) -> "Problem":
     import torch
 
     from ml.models.base import Problem
 
+    ratings = _ratings_of(store, cell, train)
+    if objective == "ranking":
+        ratings = _with_negatives(store, cell, train, ratings)
     return Problem(
         source=shared.take(torch.from_numpy(train)),
         target_factors=target["users"][torch.from_numpy(codes[train])],
         target_items=target["items"],
-        ratings=_ratings_of(store, cell, train),
+        ratings=ratings,
         seed=cell.seed,
     )
 

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a terminal, a line in a log."""
+"""Progress and duration of long work: a bar in a terminal, a line in a log."""
 
 import logging
 import time
@@ -17,3 +17,28 @@ def epochs(steps: Iterable[Step], total: int, title: str) -> Iterator[Step]:
     # `disable=None` draws nothing where standard error is not a terminal; the closing line is always logged.
     yield from tqdm(steps, desc=title, total=total, unit="epoch", leave=False, disable=None)
     log.info("%s: %d epochs in %.1f s", title, total, time.perf_counter() - start)
+
+
+class Stopwatch:
+    """Adds up wall-clock seconds, in a `with` block or while waiting for the next of some steps."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def __enter__(self) -> "Stopwatch":
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._start
+
+    def time(self, steps: Iterable[Step]) -> Iterator[Step]:
+        """Pass the steps on; only producing them counts, not what the caller does with them."""
+        steps = iter(steps)
+        while True:
+            with self:
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step

@@ -170,15 +170,15 @@ def draw_split(store: Store, cell: Cell) -> dict:
 
 
 def _warm(store: Store, cell: Cell, users: pd.DataFrame, roles: np.ndarray) -> pd.DataFrame:
-    """The test users' target ratings with the half each belongs to."""
-    test = users.loc[roles == splits.TEST, ["user", "target_user"]]
+    """The held-out users' target ratings with the half each belongs to."""
+    held_out = users.loc[roles != splits.TRAIN, ["user", "target_user"]]
     with duckdb.connect(str(store.database(CATALOG.tasks[cell.task].target)), read_only=True) as connection:
-        connection.register("test", test)
+        connection.register("held_out", held_out)
         rows = connection.execute(
             """
-            SELECT test.user::INTEGER AS user, r.item, r.timestamp
-            FROM ratings r JOIN test ON r.user = test.target_user
-            ORDER BY test.user, r.timestamp, r.rowid
+            SELECT held_out.user::INTEGER AS user, r.item, r.timestamp
+            FROM ratings r JOIN held_out ON r.user = held_out.target_user
+            ORDER BY held_out.user, r.timestamp, r.rowid
             """
         ).df()
     later = splits.warm_halves(rows["user"].to_numpy(), rows["timestamp"].to_numpy())

@@ -192,20 +192,30 @@ class Store(dg.ConfigurableResource):
     def split(self, cell) -> Entry:
         return self._artifact(f"split/{cell.folder}", _mend("split", cell.key))
 
-    def source_factors(self, profile: str, domain: str, config: str, seed: int) -> Entry:
+    def source_factors(
+        self, profile: str, domain: str, config: str, seed: int, objective: str = "rating"
+    ) -> Entry:
         """`config` is a digest of the hyper-parameters: tasks that train a domain alike share the factors."""
-        path = f"factors/profile={profile}/kind=source/domain={domain}/config={config}/seed={seed}"
+        place = f"kind=source/objective={objective}/domain={domain}/config={config}/seed={seed}"
+        path = f"factors/profile={profile}/{place}"
         return self._artifact(
             path, f"materialize {profile}/source_factors of a task that starts from {domain}"
         )
 
-    def target_factors(self, profile: str, cell) -> Entry:
-        path = f"factors/profile={profile}/kind=target/{cell.folder}"
+    def target_factors(self, profile: str, cell, objective: str = "rating") -> Entry:
+        path = f"factors/profile={profile}/kind=target/objective={objective}/{cell.folder}"
         return self._artifact(path, _mend(f"{profile}/target_factors", cell.key))
 
-    def model(self, profile: str, model: str, cell) -> Entry:
-        path = f"models/profile={profile}/model={model}/{cell.folder}"
+    def model(self, profile: str, model: str, cell, objective: str = "rating") -> Entry:
+        path = f"models/profile={profile}/model={model}/objective={objective}/{cell.folder}"
         return self._artifact(path, _mend(f"{profile}/{model}", cell.key))
+
+    def embeddings(self, profile: str, cell) -> Entry:
+        path = f"embeddings/profile={profile}/{cell.folder}"
+        return self._artifact(path, _mend(f"{profile}/embeddings", cell.key))
+
+    def search(self, profile: str, cell) -> Entry:
+        return self._artifact(f"search/profile={profile}/{cell.folder}", _mend(f"{profile}/search", cell.key))
 
     def report(self, *parts: str) -> Path:
         """A folder for finished tables and figures, created."""

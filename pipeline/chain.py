@@ -39,12 +39,12 @@ class Chain:
         _check("seed", seeds, CATALOG.seeds)
         _check("profile", profiles, known)
         for name in profiles:
-            _check(f"model of profile {name}", models, known[name].models)
+            _check(f"model of profile {name}", models, known[name].trained)
         self.instance, self.tasks, self.profiles = instance, list(tasks), list(profiles)
         self.betas = [beta for beta in CATALOG.betas if not betas or beta in betas]
         self.seeds = [seed for seed in CATALOG.seeds if not seeds or seed in seeds]
         self.models = {
-            name: [m for m in known[name].models if not models or m in models] for name in profiles
+            name: [m for m in known[name].trained if not models or m in models] for name in profiles
         }
 
     def steps(self) -> Iterator[Step]:

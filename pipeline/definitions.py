@@ -21,7 +21,7 @@ def build_defs() -> dg.Definitions:
     """Fresh definitions from the catalogue and the profiles of the environment."""
     profiles = load_profiles()
     factors = [asset for profile in profiles.values() for asset in factor_assets(profile)]
-    models = [model_asset(profile, name) for profile in profiles.values() for name in profile.models]
+    models = [model_asset(profile, name) for profile in profiles.values() for name in profile.trained]
     tables = [table1, *(table2_asset(profile) for profile in profiles.values())]
     return dg.Definitions(
         assets=[reviews, ratings, overlap, split, *factors, *models, *tables],

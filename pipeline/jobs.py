@@ -41,7 +41,5 @@ def build_jobs(profiles: Mapping[str, Profile]) -> list:
 
 
 def _training(*profiles: str) -> dg.AssetSelection:
-    selection = dg.AssetSelection.assets("split")
-    for name in profiles:
-        selection |= dg.AssetSelection.key_prefixes(name) - dg.AssetSelection.groups("reports")
-    return selection
+    trained = dg.AssetSelection.key_prefixes(*profiles) & dg.AssetSelection.groups("factors", "models")
+    return dg.AssetSelection.assets("split") | trained

@@ -6,13 +6,14 @@ Built-in profiles lie beside this file; a user's own in the folder that `DIFFCDR
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-KEYS = {"title", "extends", "validation", "factors", "models", "tasks"}
+GROUPS = ("models", "ablations", "controls")
+KEYS = {"title", "extends", "validation", "objectives", "factors", *GROUPS, "search", "tasks"}
 
 
 class ProfileError(ValueError):
@@ -24,14 +25,22 @@ class Profile:
     """Settings of one family of runs.
 
     validation: whether validation users' target ratings are hidden from training, so that choices are made on
-    them. A model's setting `model:` names the registered model it is a variant of; its own name otherwise.
+    them. objectives: what is trained for. models, ablations, controls: names of the compared models, of the
+    variants that show a part's worth, and of what needs no training. search: the grid by hyper-parameter.
+    A model's setting `model:` names the registered model it is a variant of, whose settings it starts from;
+    `objectives:` restricts what it is trained for.
     """
 
     name: str
     title: str
     validation: bool
+    objectives: tuple[str, ...]
+    models: tuple[str, ...]
+    ablations: tuple[str, ...]
+    controls: tuple[str, ...]
+    search: Mapping[str, Sequence[float]]
     base_factors: Mapping[str, object]
-    base_models: Mapping[str, Mapping[str, object]]
+    settings: Mapping[str, Mapping[str, object]]
     overrides: Mapping[str, Mapping]
 
     def factors(self, task: str) -> dict[str, object]:
@@ -39,18 +48,32 @@ class Profile:
         return {**self.base_factors, **self.overrides.get(task, {}).get("factors", {})}
 
     def model(self, name: str, task: str) -> dict[str, object]:
-        """Hyper-parameters of one model on a task, without the registered name."""
-        settings = {**self.base_models[name], **self.overrides.get(task, {}).get("models", {}).get(name, {})}
-        settings.pop("model", None)
-        return settings
+        """Hyper-parameters of one model on a task."""
+        by_task = self.overrides.get(task, {}).get("models", {})
+        layers = [
+            layer.get(model, {})
+            for model in dict.fromkeys([self.registered(name), name])
+            for layer in (self.settings, by_task)
+        ]
+        return {k: v for layer in layers for k, v in layer.items() if k not in ("model", "objectives")}
 
     def registered(self, name: str) -> str:
         """The registry's name of a profile's model."""
-        return str(self.base_models[name].get("model", name))
+        return str(self.settings[name].get("model", name))
 
     @property
-    def models(self) -> tuple[str, ...]:
-        return tuple(self.base_models)
+    def trained(self) -> tuple[str, ...]:
+        """Models, ablations and controls that have an objective: each is an asset."""
+        names = (*self.models, *self.ablations, *self.controls)
+        return tuple(name for name in names if self.objectives_of(name))
+
+    def objectives_of(self, name: str) -> tuple[str, ...]:
+        """What a model is trained for in this profile."""
+        allowed = self.settings[name].get("objectives", self.objectives)
+        return tuple(objective for objective in self.objectives if objective in allowed)
+
+
+EMPTY = Profile("", "", False, ("rating", "ranking"), (), (), (), {}, {}, {}, {})
 
 
 def load_profiles(own: str | None = None) -> dict[str, Profile]:
@@ -89,16 +112,17 @@ def _resolve(
         raise ProfileError(
             f"{files[name]} extends {parent!r}; known profiles are {sorted(set(raw) - {name})}"
         )
-    base = _resolve(parent, raw, files, (*seen, name)) if parent else Profile(name, name, False, {}, {}, {})
-    models = {m: dict(s or {}) for m, s in content.get("models", {}).items()}
+    base = _resolve(parent, raw, files, (*seen, name)) if parent else EMPTY
+    own = {group: content.get(group) or {} for group in GROUPS}
+    settings = {model: dict(values or {}) for group in own.values() for model, values in group.items()}
     return Profile(
         name=name,
         title=content.get("title", base.title),
         validation=content.get("validation", base.validation),
+        objectives=tuple(content.get("objectives", base.objectives)),
+        **{group: tuple(dict.fromkeys([*getattr(base, group), *own[group]])) for group in GROUPS},
+        search=content.get("search", base.search),
         base_factors={**base.base_factors, **content.get("factors", {})},
-        base_models={
-            **base.base_models,
-            **{m: {**base.base_models.get(m, {}), **s} for m, s in models.items()},
-        },
+        settings={**base.settings, **{m: {**base.settings.get(m, {}), **s} for m, s in settings.items()}},
         overrides={**base.overrides, **content.get("tasks", {})},
     )

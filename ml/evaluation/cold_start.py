@@ -1,12 +1,15 @@
-"""Cold-start evaluation of user factors on held-out users, epoch by epoch."""
+"""Evaluation of user factors on held-out users, for either objective."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from ml.evaluation.ranking import random_expectation, rank_metrics
 from ml.evaluation.ratings import predict, rating_errors
+from ml.evaluation.selection import Objective
 from ml.models.base import Ratings, SourceUsers
 
 
@@ -18,7 +21,35 @@ class HeldOut:
     ratings: Ratings
 
 
-def errors(user_factors: Tensor, item_factors: Tensor, ratings: Ratings) -> dict[str, float]:
-    """MAE and RMSE, micro and macro, of held-out users (n, k) against items (items, k): r̂ = u·v."""
-    predicted = predict(user_factors, item_factors, ratings)
-    return rating_errors(predicted, ratings.values, ratings.users)
+def measure(
+    objective: Objective,
+    user_factors: Tensor,
+    item_factors: Tensor,
+    ratings: Ratings,
+    known: Ratings | None = None,
+) -> dict[str, float]:
+    """Metrics of held-out users (n, k) against items (items, k) by r̂ = u·v.
+
+    Rating: MAE and RMSE, micro and macro. Ranking: the metrics of `rank_metrics` over all items but those
+    that `known` lists for a user.
+    """
+    if objective.name == "rating":
+        return rating_errors(predict(user_factors, item_factors, ratings), ratings.values, ratings.users)
+    metrics = rank_metrics(user_factors, item_factors, ratings, exclude=known)
+    return {name: value for name, value in metrics.items() if "@" in name}
+
+
+def random_ranker(n_items: int, n_users: int, ratings: Ratings) -> dict[str, float]:
+    """The closed-form expectation of the ranking metrics for a uniformly random order of the items."""
+    return random_expectation(n_items, torch.bincount(ratings.users, minlength=n_users))
+
+
+def user_error_sums(user_factors: Tensor, item_factors: Tensor, ratings: Ratings) -> dict[str, Tensor]:
+    """Sums over each user's ratings (n,): absolute and squared error in float64, and their count."""
+    error = (predict(user_factors, item_factors, ratings) - ratings.values).double()
+    n = len(user_factors)
+    return {
+        "absolute": torch.bincount(ratings.users, error.abs(), minlength=n),
+        "squared": torch.bincount(ratings.users, error.square(), minlength=n),
+        "count": torch.bincount(ratings.users, minlength=n),
+    }

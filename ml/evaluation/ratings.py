@@ -1,10 +1,6 @@
-"""Rating prediction: errors, predictions from factors, and which epoch's errors are reported."""
+"""Rating prediction: errors, and predictions from factors."""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,8 +9,6 @@ from torch import Tensor
 from ml.models.base import Ratings
 
 CHUNK = 1_000_000  # rows a step of `predict`, which holds two (CHUNK, k) gathers
-
-Curve = dict[str, dict[str, float] | None]
 
 
 def rating_errors(
@@ -71,59 +65,3 @@ def _check_rows(field: str, index: Tensor, rows: int) -> None:
             f"ratings.{field} spans {int(index.min())}..{int(index.max())}, but the factors have {rows} "
             f"rows; number {field} as the factor table does"
         )
-
-
-@dataclass(frozen=True)
-class Selected:
-    """One reported error: the test `value` of `metric` at `epoch` (from 1), which rule `selection` chose."""
-
-    selection: str
-    metric: str
-    value: float
-    epoch: int
-
-
-def select(curves: Sequence[Curve]) -> list[Selected]:
-    """The test errors to report for a training whose epoch e measured `curves[e - 1]`.
-
-    Each element is {"validation": errors or None, "test": errors}, errors as of `rating_errors`: lower is
-    better. The rules, in the order of the rows:
-    `validation`: one epoch for all metrics, the one of the lowest validation RMSE; absent without validation;
-    `last`: the last epoch;
-    `best_on_test`: each metric at its own best test epoch, as the paper's code reports.
-    Of equal epochs the earliest counts; a NaN loses to any number. Raises ValueError on an empty list and
-    where only some epochs have validation errors.
-    """
-    validated = _validated(curves)
-    rules = ["validation"] * validated + ["last"]
-    epochs = {"validation": chosen_epoch(curves), "last": len(curves)}
-    rows = [
-        Selected(rule, metric, value, epochs[rule])
-        for rule in rules
-        for metric, value in curves[epochs[rule] - 1]["test"].items()
-    ]
-    for metric in curves[0]["test"]:
-        values = [curve["test"][metric] for curve in curves]
-        best = _lowest(values)
-        rows.append(Selected("best_on_test", metric, values[best], best + 1))
-    return rows
-
-
-def chosen_epoch(curves: Sequence[Curve]) -> int:
-    """The epoch (from 1) of the lowest validation RMSE, or the last one without a validation set."""
-    if not _validated(curves):
-        return len(curves)
-    return 1 + _lowest([curve["validation"]["rmse"] for curve in curves])
-
-
-def _validated(curves: Sequence[Curve]) -> bool:
-    if not curves:
-        raise ValueError("no epoch to select from: measure at least one")
-    missing = [number for number, curve in enumerate(curves, 1) if curve["validation"] is None]
-    if missing and len(missing) < len(curves):
-        raise ValueError(f"epochs {missing} have no validation errors, the others have; measure every epoch")
-    return not missing
-
-
-def _lowest(values: Sequence[float]) -> int:
-    return min(range(len(values)), key=lambda i: (math.isnan(values[i]), values[i]))

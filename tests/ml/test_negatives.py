@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from ml.factorization import MatrixFactorization, RatingTable
+from ml.factorization import RatingTable
 from ml.negatives import sample_negatives, with_negatives
 
 
@@ -42,7 +42,7 @@ def test_negatives_are_unrated_complete_and_used_evenly(pairs, n_items, per_posi
 
 
 def test_large_draw_has_no_rated_and_no_repeated_pair():
-    users, items = torch.randint(300, (20_000,), generator=generator()), torch.randint(500, (20_000,))
+    users, items = (torch.randint(n, (20_000,), generator=generator(n)) for n in (300, 500))
     negatives = sample_negatives(users, items, 500, 2, generator=generator())
     keys = negatives.users * 500 + negatives.items
     assert len(keys) == 40_000
@@ -53,7 +53,9 @@ def test_large_draw_has_no_rated_and_no_repeated_pair():
     assert len(keys[free].unique()) == int(free.sum())
 
 
-@pytest.mark.parametrize("per_positive", [1, 2, 3])  # of 6 unrated items: drawn, redrawn, shuffled
+@pytest.mark.parametrize(
+    "per_positive", [1, 2, 3]
+)  # two items of six by redrawing, four and six by shuffling
 def test_negatives_are_uniform_over_items_and_their_sets(per_positive):
     # 6000 users alike, each with ratings of items 1 and 4 among 8.
     users = torch.arange(6000).repeat_interleave(2)
@@ -101,7 +103,7 @@ def test_of_keeps_the_negatives_of_the_kept_ratings():
     assert kept.items.equal(negatives.items[[2, 3, 6, 7]])
 
 
-def test_with_negatives_appends_rows_that_can_be_trained_on():
+def test_with_negatives_appends_labelled_rows():
     table = RatingTable(
         torch.tensor([0, 1, 1]), torch.tensor([0, 0, 3]), torch.tensor([5.0, 4.0, 1.0]).double(), 2, 5, 7
     )
@@ -114,9 +116,6 @@ def test_with_negatives_appends_rows_that_can_be_trained_on():
     assert (both.n_users, both.n_items, both.seed) == (2, 5, 7)
     assert with_negatives(table, negatives, label=-1).values[3:].tolist() == [-1] * 3
     assert len(table) == 3
-    model = MatrixFactorization(epochs=1)
-    model.fit([both])
-    assert model.item_factors_.isfinite().all()
 
 
 @pytest.mark.parametrize(

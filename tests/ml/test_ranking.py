@@ -79,10 +79,13 @@ def test_top_k_of_many_items_is_torch_topk():
     torch.testing.assert_close(scores, torch.topk(u @ v.T, 20).values)
 
 
-def test_positive_and_negative_zero_tie():
-    items, scores = top_k(torch.tensor([[1.0]]), torch.tensor([[-0.0], [0.0], [-0.0], [-1e-40]]), 4)
-    assert items.tolist() == [[0, 1, 2, 3]]
-    assert scores[0, :3].tolist() == [0, 0, 0]
+def test_a_score_that_underflows_ties_with_zero():
+    # Fused multiply-add gives -0.0 for the first and the last item.
+    items, scores = top_k(torch.tensor([[1e-30]]), torch.tensor([[-1e-30], [0.0], [-1e-30]]), 3)
+    assert items.tolist() == [[0, 1, 2]]
+    assert not scores.signbit().any()
+    keys = module._keys(torch.tensor([-0.0, 0.0]), torch.arange(2))
+    assert keys[0] > keys[1]
 
 
 def test_top_k_needs_no_gradient():
@@ -249,7 +252,7 @@ def test_expectation_is_the_mean_over_all_orders(n_relevant, k):
 
 
 def test_expectation_agrees_with_simulated_rankers():
-    groups, n, n_items = 40, 100, 50
+    groups, n, n_items = 1000, 100, 50
     counts = 1 + torch.arange(n) % 9
     pairs = [(u, i) for u, count in enumerate(counts.tolist()) for i in range(count)]
     exclude = ratings(*((u, n_items - 1 - i) for u in range(n) for i in range(u % 7)))
@@ -261,8 +264,8 @@ def test_expectation_agrees_with_simulated_rankers():
     expected = random_expectation(n_items - torch.arange(n) % 7, counts, 6)
     for name, value in expected.items():
         sample = np.array([draw[name] for draw in draws])
-        assert abs(sample.mean() - value) <= 4 * sample.std(ddof=1) / math.sqrt(groups), name
-        assert sample.std() <= 0.1 * value or name in ("users", "users_left_out"), name
+        error = 4 * sample.std(ddof=1) / math.sqrt(groups)
+        assert abs(sample.mean() - value) <= error <= 0.03 * value, name
 
 
 def test_expectation_of_a_large_catalogue_and_left_out_users():

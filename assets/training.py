@@ -1,0 +1,457 @@
+"""Training one model of a profile on the cells of a task: what each model asset does.
+
+Every cell ends as the same folder of the store:
+- `metrics.parquet`: one row per stage, selection rule and metric;
+- `curves.parquet`: losses and metrics by epoch;
+- `users.safetensors`: target user factors of the test users at the chosen epoch, with the item factors where
+  they are not the profile's target factors;
+- `weights.safetensors` and `config.json`, where there are weights;
+- `user_errors.parquet`: each test user's sums of errors (rating); `throughput.parquet`: how fast it was.
+"""
+
+import contextlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from assets.compute import Compute
+from assets.factors import EVALUATION, FactorJudge, source_config
+from assets.partitions import CATALOG, Cell, span
+from assets.problems import CellData, cell_data, collective_table, held_out_ratings, warm_halves
+from assets.profiles import Profile
+from assets.progress import Stopwatch, epochs
+from assets.store import Entry, Store, code_version, fingerprint, parquet, tensors
+from assets.tracking import CellRun, DatasetRecord, MlflowTracking, log_diffcdr
+from ml.splits import TEST, VALIDATION
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ml.evaluation.selection import Objective
+    from ml.models.base import Epoch, Ratings, TransferModel
+
+log = logging.getLogger("diffcdr")
+SIDES = {"validation": VALIDATION, "test": TEST}
+SHARED_CODE = (
+    "assets/training.py",
+    "assets/problems.py",
+    "ml/training.py",
+    "ml/warm_start.py",
+    "ml/negatives.py",
+    "ml/models/base.py",
+    *EVALUATION,
+)
+OWN_CODE = {
+    "random": (),
+    "tgt": ("ml/factorization.py",),
+    "cmf": ("ml/factorization.py",),
+    "diffcdr": ("ml/models/diffcdr.py", "ml/diffusion"),
+}
+
+
+@lru_cache
+def code_of(registered: str) -> str:
+    """The code version of a registered model."""
+    return code_version(*SHARED_CODE, *OWN_CODE.get(registered, (f"ml/models/{registered}.py",)))
+
+
+@dataclass
+class Outcome:
+    """What training leaves of one cell. `held` and `weights` are those of the epoch chosen so far.
+
+    held: target factors of the validation and test users by side; items: the item factors they go with;
+    warm: metrics by epoch of fine-tuning, and `before` it, by side; speed: samples and seconds.
+    """
+
+    curves: list[dict] = field(default_factory=list)
+    held: "dict[str, Tensor]" = field(default_factory=dict)
+    items: "Tensor | None" = None
+    weights: "dict[str, Tensor]" = field(default_factory=dict)
+    before: dict[str, dict] = field(default_factory=dict)
+    warm: list[dict] = field(default_factory=list)
+    warm_left_out: int = 0
+    speed: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> list[dict]:
+        """The curves as `ml.evaluation.selection` takes them."""
+        return [{side: _of_side(row, side) for side in SIDES} for row in self.curves]
+
+
+def _of_side(row: Mapping, side: str) -> dict | None:
+    return {k.removeprefix(f"{side}_"): v for k, v in row.items() if k.startswith(f"{side}_")} or None
+
+
+@dataclass
+class ModelTraining:
+    """Trains one model of a profile for one objective on the cells of a task."""
+
+    store: Store
+    compute: Compute
+    tracking: MlflowTracking
+    profile: Profile
+    name: str
+    objective: "Objective"
+    tags: Mapping[str, str]
+
+    def run(self, group: list[Cell]) -> None:
+        """Train the cells that are missing or stale, together, and write each one's folder."""
+        pending = {cell: mark for cell in group if not self.entry(cell).stands(mark := self.mark(cell))}
+        if not pending:
+            log.info("%s %s: up to date", self.title, span(group))
+            return
+        train = {"random": self._random, "tgt": self._tgt, "cmf": self._cmf}.get(
+            self.registered, self._transfer
+        )
+        cells = list(pending)
+        with contextlib.ExitStack() as stack:
+            runs = [stack.enter_context(self._mlflow_run(cell)) for cell in cells]
+            outcomes = train(cells, runs)
+            if self.store.overlap(cells[0].task).require()["timed"] and outcomes[0].held:
+                self._warm_up(cells, outcomes)
+            for cell, run, outcome in zip(cells, runs, outcomes, strict=True):
+                self._write(cell, pending[cell], run, outcome)
+
+    @property
+    def registered(self) -> str:
+        return self.profile.registered(self.name)
+
+    @property
+    def title(self) -> str:
+        return f"{self.profile.name}/{self.name} {self.objective.name}"
+
+    def entry(self, cell: Cell) -> Entry:
+        return self.store.model(self.profile.name, self.name, cell, self.objective.name)
+
+    def mark(self, cell: Cell) -> str:
+        """The fingerprint of a finished cell: settings, code and everything it is computed from."""
+        return fingerprint(
+            code=code_of(self.registered),
+            settings=self.profile.model(self.name, cell.task),
+            objective=self.objective.name,
+            validation=self.profile.validation,
+            inputs={name: entry.require()["fingerprint"] for name, entry in self._inputs(cell).items()},
+            # Fine-tuning and CMF use the settings of the factorizations.
+            factors=self.profile.factors(cell.task),
+        )
+
+    def _inputs(self, cell: Cell) -> dict[str, Entry]:
+        task = CATALOG.tasks[cell.task]
+        inputs = {"split": self.store.split(cell)}
+        if self.registered in ("cmf", "random"):
+            inputs["source"], inputs["target"] = (
+                self.store.ratings(task.source),
+                self.store.ratings(task.target),
+            )
+            return inputs
+        inputs["target"] = self._target_factors(cell)
+        if self.registered != "tgt":
+            inputs["source"] = self._source_factors(cell)
+        return inputs
+
+    def _source_factors(self, cell: Cell) -> Entry:
+        config = source_config(self.profile, cell.task)
+        domain = CATALOG.tasks[cell.task].source
+        return self.store.source_factors(self.profile.name, domain, config, cell.seed, self.objective.name)
+
+    def _target_factors(self, cell: Cell) -> Entry:
+        return self.store.target_factors(self.profile.name, cell, self.objective.name)
+
+    # The ways to train.
+
+    def _random(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
+        """A uniformly random ranker needs no training and no simulation: its expectation is known."""
+        from ml.evaluation.cold_start import random_ranker
+
+        outcomes = []
+        for cell, run in zip(group, runs, strict=True):
+            n_items = self.store.ratings(CATALOG.tasks[cell.task].target).require()["items"]
+            expected = {
+                f"{side}_{metric}": value
+                for side, (members, ratings) in self._held_out(cell).items()
+                for metric, value in random_ranker(n_items, len(members), ratings).items()
+                if "@" in metric
+            }
+            run.metrics(expected, 1)
+            outcomes.append(Outcome(curves=[{"epoch": 1, **expected}]))
+        return outcomes
+
+    def _tgt(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
+        """TGT needs no training of its own: the target factorization was judged at each epoch."""
+        import torch
+
+        outcomes = []
+        for cell, run in zip(group, runs, strict=True):
+            entry = self._target_factors(cell)
+            factors = entry.tensors("factors.safetensors")
+            users = self.store.overlap(cell.task).table("users.parquet")
+            codes = torch.from_numpy(users["target_user"].to_numpy(dtype=np.int64))
+            outcome = Outcome(curves=entry.table("curves.parquet").to_dict("records"), items=factors["items"])
+            for row in outcome.curves:
+                run.metrics({k: v for k, v in row.items() if k != "epoch"}, int(row["epoch"]))
+            for side, (members, _) in self._held_out(cell).items():
+                outcome.held[side] = factors["users"][codes[torch.from_numpy(members)]]
+            outcomes.append(outcome)
+        return outcomes
+
+    def _cmf(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
+        """One user table for both domains, trained by the same factorization; judged on the target items."""
+        import torch
+
+        from ml.factorization import MatrixFactorization
+
+        task = CATALOG.tasks[group[0].task]
+        merged = [collective_table(self.store, self.profile, cell, self.objective.name) for cell in group]
+        first_item = self.store.ratings(task.source).require()["items"]
+        judges = [
+            FactorJudge(self.store, self.profile, cell, self.objective.name, rows, first_item)
+            for cell, (_, rows) in zip(group, merged, strict=True)
+        ]
+        sides = [self._held_out(cell) for cell in group]
+        settings = {**self.profile.factors(task.name), **self.profile.model(self.name, task.name)}
+        trainer = MatrixFactorization(**settings)
+        outcomes, watch = [Outcome() for _ in group], Stopwatch()
+        training = trainer.train(
+            [table for table, _ in merged], f"cmf/{task.name}", self.compute.torch_device
+        )
+        for epoch in epochs(watch.time(training), trainer.epochs, f"{self.title} {span(group)}"):
+            for r, (judge, outcome) in enumerate(zip(judges, outcomes, strict=True)):
+                users, items = trainer.user_factors_[r].cpu(), trainer.item_factors_[r].cpu()
+                if self._record(outcome, runs[r], epoch, r, judge(users, items)):
+                    outcome.items = items[first_item:].clone()
+                    for side, (members, _) in sides[r].items():
+                        outcome.held[side] = users[torch.from_numpy(merged[r][1][members])].clone()
+        samples = trainer.epochs * sum(len(table) for table, _ in merged)
+        self._set_speed(outcomes, samples, watch.seconds, None, sides)
+        return outcomes
+
+    def _transfer(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
+        """Train a registered transfer model and judge its map at each epoch."""
+        from ml.models.registry import build
+
+        model = build(self.registered, **self.profile.model(self.name, group[0].task))
+        data = [self._cell_data(cell) for cell in group]
+        outcomes, watch = [Outcome(items=d.problem.target_items) for d in data], Stopwatch()
+        training = model.train([d.problem for d in data], self.compute.torch_device)
+        for epoch in epochs(watch.time(training), model.epochs, f"{self.title} {span(group)}"):
+            transferred = _transfer_held_out(model, data)
+            for r, outcome in enumerate(outcomes):
+                if self._record(outcome, runs[r], epoch, r, self._judge(data[r], transferred[r])):
+                    outcome.held, outcome.weights = transferred[r], model.state_dict(r)
+        samples = model.epochs * sum(model.rows(d.problem) for d in data)
+        sides = [self._held_out(cell) for cell in group]
+        test = Stopwatch()
+        with test:
+            model.transfer([d.test.users for d in data])
+        self._set_speed(outcomes, samples, watch.seconds, test.seconds, sides)
+        return outcomes
+
+    def _cell_data(self, cell: Cell) -> CellData:
+        source = self._source_factors(cell).tensors("factors.safetensors")
+        target = self._target_factors(cell).tensors("factors.safetensors")
+        return cell_data(self.store, self.profile, cell, source, target, self.objective.name)
+
+    def _held_out(self, cell: Cell) -> "dict[str, tuple[np.ndarray, Ratings]]":
+        """Overlap rows and target ratings of the validation and test users, by side."""
+        held_out = {s: held_out_ratings(self.store, self.profile, cell, role) for s, role in SIDES.items()}
+        return {side: (members, ratings) for side, (members, ratings) in held_out.items() if len(members)}
+
+    def _judge(self, data: CellData, transferred: "dict[str, Tensor]") -> dict[str, float]:
+        from ml.evaluation.cold_start import measure
+
+        return {
+            f"{side}_{metric}": value
+            for side, factors in transferred.items()
+            for metric, value in measure(
+                self.objective, factors, data.problem.target_items, getattr(data, side).ratings
+            ).items()
+        }
+
+    def _record(
+        self, outcome: Outcome, run: CellRun, epoch: "Epoch", replica: int, judged: dict[str, float]
+    ) -> bool:
+        """Add an epoch to the cell's curves and its MLflow run; whether it is the one to keep so far."""
+        from ml.evaluation.selection import chosen_epoch
+
+        losses = {name: values[replica] for name, values in epoch.losses.items()}
+        run.metrics({**losses, **judged}, epoch.number)
+        outcome.curves.append({"epoch": epoch.number, **losses, **judged})
+        return chosen_epoch(outcome.judged, self.objective) == len(outcome.curves)
+
+    def _set_speed(
+        self,
+        outcomes: list[Outcome],
+        samples: int,
+        seconds: float,
+        transfer_seconds: float | None,
+        sides: "list[dict[str, tuple[np.ndarray, Ratings]]]",
+    ) -> None:
+        """Samples and seconds of the whole batched program, as the paper counts: rating rows."""
+        from ml.evaluation.ratings import predict
+
+        scoring = Stopwatch()
+        with scoring:
+            for outcome, held_out in zip(outcomes, sides, strict=True):
+                predict(outcome.held["test"], outcome.items, held_out["test"][1])
+        speed = {
+            "device": self.compute.device_name,
+            "replicas": len(outcomes),
+            "train_samples": samples,
+            "train_seconds": seconds,
+            "test_samples": sum(len(held_out["test"][1]) for held_out in sides),
+            "test_users": sum(len(held_out["test"][0]) for held_out in sides),
+            "test_seconds": scoring.seconds + (transfer_seconds or 0),
+        }
+        for outcome in outcomes:
+            outcome.speed = speed
+
+    def _warm_up(self, group: list[Cell], outcomes: list[Outcome]) -> None:
+        """Fine-tune every held-out user on the earlier half of their ratings, and judge on the later half.
+
+        Validation users are fine-tuned in the same way, so that the number of epochs can be chosen on them.
+        """
+        from ml.evaluation.cold_start import measure
+        from ml.warm_start import fine_tune
+
+        parts = [
+            (cell, outcome, side, halves)
+            for cell, outcome in zip(group, outcomes, strict=True)
+            for side in outcome.held
+            if (halves := warm_halves(self.store, self.profile, cell, SIDES[side], self.objective))
+            is not None
+        ]
+        if not parts:
+            return
+        for _, outcome, side, halves in parts:
+            outcome.warm_left_out = halves.left_out if side == "test" else outcome.warm_left_out
+            outcome.before[side] = measure(
+                self.objective, outcome.held[side], outcome.items, halves.later, halves.known
+            )
+        settings = self.profile.factors(group[0].task)
+        tuned = fine_tune(
+            [outcome.held[side] for _, outcome, side, _ in parts],
+            [outcome.items for _, outcome, _, _ in parts],
+            [halves.tuning for *_, halves in parts],
+            [cell.seed for cell, *_ in parts],
+            **{key: settings[key] for key in ("epochs", "batch", "lr")},
+        )
+        for users in tuned:
+            for outcome in outcomes:
+                outcome.warm.append(dict.fromkeys(SIDES))
+            for (_, outcome, side, halves), factors in zip(parts, users, strict=True):
+                outcome.warm[-1][side] = measure(
+                    self.objective, factors, outcome.items, halves.later, halves.known
+                )
+
+    # What is written.
+
+    def _mlflow_run(self, cell: Cell) -> contextlib.AbstractContextManager[CellRun]:
+        settings = self.profile.model(self.name, cell.task)
+        suffix = "" if self.objective.name == "rating" else f".{self.objective.name}"
+        return self.tracking.run(
+            model=f"{self.name}{suffix}",
+            task=cell.task,
+            beta=cell.beta,
+            seed=cell.seed,
+            profile=self.profile.name,
+            params={**{f"factors.{k}": v for k, v in self.profile.factors(cell.task).items()}, **settings},
+            tags={
+                **self.tags,
+                "objective": self.objective.name,
+                "dagster.partition": cell.key,
+                "code_version": code_of(self.registered),
+                "split_hash": self.store.split(cell).require()["manifest_hash"],
+            },
+            inputs=[
+                DatasetRecord(name=domain, digest=raw["sha256"][:32], source=raw["source"], context=side)
+                for side, domain in _domains(cell).items()
+                for raw in [self.store.reviews(domain).require()]
+            ],
+        )
+
+    def _write(self, cell: Cell, mark: str, run: CellRun, outcome: Outcome) -> None:
+        rows = self._metric_rows(outcome)
+        last = int(outcome.curves[-1]["epoch"])
+        run.metrics(
+            {f"{row['stage']}.{row['selection']}.{row['metric']}": row["value"] for row in rows}, last
+        )
+        run.flush()
+        files = {
+            "metrics.parquet": parquet(pd.DataFrame(rows)),
+            "curves.parquet": parquet(pd.DataFrame(outcome.curves)),
+            **self._factor_files(cell, outcome),
+            **self._weight_files(cell, run, outcome),
+        }
+        if outcome.speed:
+            files["throughput.parquet"] = parquet(pd.DataFrame([outcome.speed]))
+        self.entry(cell).write(
+            files,
+            mark,
+            mlflow_run_id=run.run_id,
+            mlflow_url=run.url,
+            test_users=len(outcome.held.get("test", ())),
+            warm_left_out=outcome.warm_left_out,
+        )
+
+    def _metric_rows(self, outcome: Outcome) -> list[dict]:
+        """Cold: all held-out ratings. Warm: the later half after fine-tuning. Cold, `_later`: it before."""
+        from ml.evaluation.selection import select
+
+        cold = select(outcome.judged, self.objective)
+        rows = [{"stage": "cold", **asdict(selected)} for selected in cold]
+        if outcome.before.get("test"):
+            rules = dict.fromkeys(selected.selection for selected in cold)
+            rows += [
+                {"stage": "cold", "selection": rule, "metric": f"{metric}_later", "value": value, "epoch": 0}
+                for rule in rules
+                for metric, value in outcome.before["test"].items()
+            ]
+            rows += [{"stage": "warm", **asdict(s)} for s in select(outcome.warm, self.objective)]
+        return rows
+
+    def _factor_files(self, cell: Cell, outcome: Outcome) -> dict[str, bytes]:
+        from ml.evaluation.cold_start import user_error_sums
+
+        if not outcome.held:
+            return {}
+        users = outcome.held["test"]
+        own_items = {"items": outcome.items} if self.registered == "cmf" else {}
+        files = {"users.safetensors": tensors({"users": users, **own_items})}
+        if self.objective.name == "rating":
+            members, ratings = self._held_out(cell)["test"]
+            sums = user_error_sums(users, outcome.items, ratings)
+            frame = pd.DataFrame({"user": members, **{name: s.numpy() for name, s in sums.items()}})
+            files["user_errors.parquet"] = parquet(frame)
+        return files
+
+    def _weight_files(self, cell: Cell, run: CellRun, outcome: Outcome) -> dict[str, bytes]:
+        if not outcome.weights:
+            return {}
+        settings, weights = self.profile.model(self.name, cell.task), tensors(outcome.weights)
+        if self.name == "diffcdr":
+            widths = (self.profile.factors(cell.task)["k"], outcome.held["test"].shape[1])
+            log_diffcdr(run, weights=weights, hyperparameters=settings, widths=widths)
+        config = {"model": self.registered, "hyperparameters": settings}
+        return {"weights.safetensors": weights, "config.json": json.dumps(config, indent=1).encode()}
+
+
+def _domains(cell: Cell) -> dict[str, str]:
+    task = CATALOG.tasks[cell.task]
+    return {"source": task.source, "target": task.target}
+
+
+def _transfer_held_out(model: "TransferModel", data: list[CellData]) -> "list[dict[str, Tensor]]":
+    """Target factors of each replica's validation and test users."""
+    out: list[dict] = [{} for _ in data]
+    for side in SIDES:
+        users = [getattr(d, side) for d in data]
+        if None not in users:
+            for result, factors in zip(out, model.transfer([u.users for u in users]), strict=True):
+                result[side] = factors
+    return out
