@@ -5,7 +5,7 @@ BIN := .venv/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test ui check lock clean
+.PHONY: demo test ui check bench bench-growth lock clean
 
 demo: .venv/ready ## the whole pipeline on generated data, ending with Tables 1 and 2
 	$(BIN)/diffcdr run --task demo_video_music
@@ -20,6 +20,12 @@ check: .venv/ready ## lint and definitions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/dagster definitions validate -m pipeline.definitions
+
+bench: .venv/ready ## the hot paths against textbook versions of them, about ten minutes
+	$(BIN)/python -m benchmarks.run
+
+bench-growth: .venv/ready ## time and memory as ratings, users, seeds and NFE grow, with plots
+	$(BIN)/python -m benchmarks.growth
 
 lock: ## pin what is installed now into requirements.lock
 	$(BIN)/python -m pip freeze --exclude-editable --exclude diffcdr | sed 's/+cpu$$//' > requirements.lock

@@ -82,7 +82,7 @@ def _summary(registered: str) -> str:
 
 
 def _metadata(trainings: list[ModelTraining], cell: Cell) -> dict:
-    """What an asset page shows of a cell: headline values and the curve of each objective, links to MLflow."""
+    """What an asset page shows of a cell: headline values, a curve and the MLflow run of each objective."""
     metadata: dict = {}
     for training in trainings:
         entry, objective = training.entry(cell), training.objective.name

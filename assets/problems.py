@@ -264,7 +264,7 @@ def _rows(ratings: "Ratings", keep: "Tensor") -> "Ratings":
 
 
 def _tuning_negatives(store: Store, cell: Cell, role: int, known: "Ratings") -> "Ratings":
-    """`known` with negatives drawn against it alone: drawing against all ratings would tell the later ones."""
+    """`known` with negatives drawn against it alone: others would tell which items come later."""
     import torch
 
     from ml.models.base import Ratings

@@ -1,29 +1,27 @@
-"""The tables as assets: Parquet and CSV for programs, Markdown and HTML for readers.
+"""The paper's tables and figures as assets, and the report that binds them.
 
-A table is made from the cells that exist and says how many are missing.
+Each is one folder: Parquet and CSV for programs, Markdown, LaTeX and HTML for readers, pictures as PNG and
+SVG. It is made from the cells that exist and says how many are missing.
 """
 
-import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import dagster as dg
-import jinja2
-import pandas as pd
 
-from assets import tables
-from assets.models import TITLES
-from assets.partitions import CATALOG
+from assets import plots
+from assets.formats import Part, markdown, page, read_part, write_part
+from assets.parts import KINDS, Kind, summary_part, table1_part
 from assets.profiles import Profile
-from assets.results import read_results
 from assets.splits import overlap
-from assets.store import Store, code_version
+from assets.store import PROJECT, Store, code_version
 
+_MODULES = ("reports", "parts", "tables", "layouts", "formats", "figures", "results")
+_FOLDERS = ("assets/templates", "assets/published")
 CODE = code_version(
-    "assets/reports.py", "assets/tables.py", "assets/results.py", "assets/templates", "assets/published"
-)
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True
+    *(f"assets/{module}.py" for module in _MODULES),
+    *(str(file.relative_to(PROJECT)) for folder in _FOLDERS for file in (PROJECT / folder).iterdir()),
 )
 # Tables follow their cells without waiting for all of them.
 FRESH = (
@@ -31,99 +29,198 @@ FRESH = (
     & ~dg.AutomationCondition.any_deps_in_progress()
     & ~dg.AutomationCondition.in_progress()
 )
+COMMON = {
+    "group_name": "reports",
+    "owners": ["team:recsys"],
+    "code_version": CODE,
+    "automation_condition": FRESH,
+}
+METADATA_IMAGE = 300_000  # bytes: larger pictures would burden every page that shows the event
 
 
-@dg.asset(
-    name="table1",
-    deps=[overlap],
-    group_name="reports",
-    kinds={"parquet", "markdown"},
-    owners=["team:recsys"],
-    code_version=CODE,
-    automation_condition=FRESH,
-)
+def report_assets(profiles: Mapping[str, Profile]) -> list[dg.AssetsDefinition]:
+    """Table 1, each profile's tables and figures, and the report."""
+    kinds = {name: [kind for kind in KINDS if kind.wanted(profile)] for name, profile in profiles.items()}
+    parts = [part_asset(profiles[name], kind) for name, wanted in kinds.items() for kind in wanted]
+    return [table1, *parts, report_asset(profiles)]
+
+
+@dg.asset(name="table1", deps=[overlap], kinds={"parquet", "markdown"}, **COMMON)
 def table1(store: Store) -> dg.MaterializeResult:
     """Table 1, data statistics of each task, with the paper's numbers where the task is the paper's."""
-    frame = tables.table1(store, CATALOG)
-    page = {"": tables.table1_layout(frame, CATALOG)}
-    return _publish(store.report("table1"), "Table 1: data statistics", frame, page, note="")
+    return _publish(store, (), table1_part(store))
 
 
-def table2_asset(profile: Profile) -> dg.AssetsDefinition:
-    """Table 2 of one profile."""
+def part_asset(profile: Profile, kind: Kind) -> dg.AssetsDefinition:
+    """The asset of one table or figure of a profile."""
 
     @dg.asset(
-        name="table2",
+        name=kind.name,
         key_prefix=profile.name,
-        deps=[dg.AssetKey([profile.name, model]) for model in profile.models],
-        group_name="reports",
+        deps=[dg.AssetKey([profile.name, name]) for name in kind.upstream(profile)],
         kinds={"parquet", "markdown"},
-        owners=["team:recsys"],
-        code_version=CODE,
-        automation_condition=FRESH,
-        description="Table 2, cold-start MAE and RMSE of every model, mean and spread over seeds, under each "
-        f"selection rule, beside the paper's values. Profile: {profile.title}.",
+        description=f"{kind.what} Profile: {profile.title}.",
+        **COMMON,
     )
-    def table2(store: Store) -> dg.MaterializeResult:
-        results = read_results(store, profile=profile.name)
-        frame, page = tables.table2(results, CATALOG), table2_page(profile, results)
-        gaps = tables.missing(results, CATALOG.tasks.values(), CATALOG, profile.models)
-        note = "; ".join(f"{task}: {text}" for task, text in gaps.items())
-        title = f"Table 2: cold-start errors. {profile.title}"
-        return _publish(store.report(profile.name, "table2"), title, frame, page, note)
+    def part(store: Store) -> dg.MaterializeResult:
+        return _publish(store, (profile.name,), kind.build(store, profile))
 
-    return table2
+    return part
 
 
-def table2_page(profile: Profile, results: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Table 2 as it is read: one layout for each selection rule that has results, by caption."""
-    frame = tables.table2(results, CATALOG)
-    titles = {model: TITLES.get(model, model) for model in profile.models}
-    return {
-        caption: tables.table2_layout(frame, selection, profile.models, titles)
-        for selection, caption in tables.SELECTIONS.items()
-        if (frame["selection"] == selection).any()
+def _publish(store: Store, place: tuple[str, ...], part: Part) -> dg.MaterializeResult:
+    """Write a part in every format and describe it to Dagster."""
+    folder = store.report(*place, part.name)
+    write_part(folder, part)
+    images = {
+        picture.name: dg.MetadataValue.md(plots.as_markdown(picture.formats["png"], picture.name))
+        for picture in part.pictures
+        if len(picture.formats["png"]) < METADATA_IMAGE
     }
-
-
-def _publish(
-    folder: Path, title: str, frame: pd.DataFrame, page: Mapping[str, pd.DataFrame], note: str
-) -> dg.MaterializeResult:
-    """Write a table in every format and describe it to Dagster. `page` holds readable tables by caption."""
-    name = folder.name
-    frame.to_parquet(folder / f"{name}.parquet", index=False)
-    frame.to_csv(folder / f"{name}.csv", index=False)
-    text = markdown(title, page, note)
-    (folder / f"{name}.md").write_text(text)
-    html = TEMPLATES.get_template("table.html").render(title=title, note=note, tables=_as_cells(page))
-    (folder / f"{name}.html").write_text(html)
     return dg.MaterializeResult(
         metadata={
-            "dagster/row_count": len(frame),
-            "table": dg.MetadataValue.md(text),
-            "missing": note or "none",
-            "html": dg.MetadataValue.path(str(folder / f"{name}.html")),
+            "dagster/row_count": len(part.frame),
+            "table": dg.MetadataValue.md(markdown(part)),
+            "missing": part.missing or "none",
+            "html": dg.MetadataValue.path(str(folder / f"{part.name}.html")),
+            **images,
         }
     )
 
 
-def markdown(title: str, page: Mapping[str, pd.DataFrame], note: str) -> str:
-    parts = [f"# {title}"]
-    for caption, table in page.items():
-        parts += [f"## {caption}"] if caption else []
-        parts.append(table.to_markdown(index=False) if len(table) else "Nothing has been computed yet.")
-    return "\n\n".join([*parts, *([note] if note else [])]) + "\n"
+@dataclass(frozen=True)
+class Section:
+    """A chapter of the report: some words on how to read it, and the kind of part that it shows."""
+
+    anchor: str
+    title: str
+    lead: str
+    kind: str
 
 
-def _as_cells(page: Mapping[str, pd.DataFrame]) -> dict[str, dict]:
-    """Tables for the template: cells as (text, is it the row's best)."""
-    return {
-        caption: {
-            "columns": list(table.columns),
-            "rows": [
-                [(str(v).replace("**", ""), bool(re.search(r"\*\*", str(v)))) for v in row]
-                for row in table.values
-            ],
-        }
-        for caption, table in page.items()
-    }
+SECTIONS = (
+    Section(
+        "cold-start",
+        "Cold start",
+        "How well ratings of users are predicted who have none in the target domain. One table for each "
+        "rule by which the epoch is chosen: the paper's best epoch on the test users is optimistic, for "
+        "it looks at what it is judged by; compare it with the other rules to see by how much.",
+        "table2",
+    ),
+    Section(
+        "ranking",
+        "Ranking",
+        "How well all items of the target domain are ordered. Compare each model with the random order "
+        "first: with tens of thousands of items all numbers are small.",
+        "ranking",
+    ),
+    Section(
+        "significance",
+        "Significance",
+        "Whether DiffCDR and each baseline differ by more than chance. Seeds tell whether a repeated "
+        "experiment would come out alike, users whether other users would.",
+        "significance",
+    ),
+    Section(
+        "warm-start",
+        "Warm start",
+        "What the earlier half of a user's ratings adds: every model is fine-tuned from its transferred "
+        "vector and both states are tested on the same later half.",
+        "figure3",
+    ),
+    Section("ablation", "Ablation", "What each part of DiffCDR is worth.", "table3"),
+    Section(
+        "user-vectors",
+        "User vectors",
+        "Whether transferred vectors lie where the users' true vectors are.",
+        "figure4",
+    ),
+    Section("throughput", "Throughput", "How fast models train and predict on the device named.", "table4"),
+    Section(
+        "search",
+        "Search",
+        "How sensitive DiffCDR is to its two main settings, on validation users.",
+        "search_surface",
+    ),
+)
+
+
+def report_asset(profiles: Mapping[str, Profile]) -> dg.AssetsDefinition:
+    """The report over all profiles."""
+    parts = [(profile, kind) for profile in profiles.values() for kind in KINDS if kind.wanted(profile)]
+    keys = [dg.AssetKey([profile.name, kind.name]) for profile, kind in parts]
+
+    @dg.asset(name="report", deps=[table1, *keys], kinds={"html", "markdown"}, **COMMON)
+    def report(store: Store) -> dg.MaterializeResult:
+        """Every table and figure on one page that needs no other file and no network, and as Markdown."""
+        chapters = report_chapters(store, profiles)
+        folder = store.report("report")
+        lead = (
+            "Diffusion cross-domain recommendation: the paper's tables and figures, its value beside ours. "
+            f"Made {datetime.now(UTC):%d %B %Y, %H:%M} UTC."
+        )
+        title = "DiffCDR: results"
+        (folder / "report.html").write_text(page("report.html", title=title, lead=lead, chapters=chapters))
+        (folder / "report.md").write_text(_report_markdown(title, lead, chapters))
+        absent = [item.mend for chapter in chapters for item in chapter.items if item.part is None]
+        return dg.MaterializeResult(
+            metadata={
+                "html": dg.MetadataValue.path(str(folder / "report.html")),
+                "markdown": dg.MetadataValue.path(str(folder / "report.md")),
+                "missing": dg.MetadataValue.md("\n".join(f"- {mend}" for mend in absent) or "none"),
+            }
+        )
+
+    return report
+
+
+@dataclass(frozen=True)
+class Item:
+    """A part in a chapter, or its place under the reports where it has not been made."""
+
+    heading: str
+    part: Part | None
+    place: str = ""
+
+    @property
+    def mend(self) -> str:
+        return f"Not made yet: materialize {self.place} (the job `tables` makes all)."
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A chapter of the report as it is shown."""
+
+    anchor: str
+    title: str
+    lead: str
+    items: list[Item]
+
+
+def report_chapters(store: Store, profiles: Mapping[str, Profile]) -> list[Chapter]:
+    """What was run, the data, then the sections that some profile has."""
+    wanted = {kind.name: kind.wanted for kind in KINDS}
+    run = "Finished cells of each model; a cell is one β and one seed of a task."
+    chapters = [
+        Chapter("summary", "What was run", run, [Item("", summary_part(store, profiles))]),
+        Chapter("data", "Data", "The domains and the users they share.", [_item(store, "", "table1")]),
+    ]
+    for section in SECTIONS:
+        shown = [profile for profile in profiles.values() if wanted[section.kind](profile)]
+        items = [_item(store, profile.title, profile.name, section.kind) for profile in shown]
+        chapters += [Chapter(section.anchor, section.title, section.lead, items)] if items else []
+    return chapters
+
+
+def _item(store: Store, heading: str, *place: str) -> Item:
+    return Item(heading, read_part(store.report(*place)), "/".join(place))
+
+
+def _report_markdown(title: str, lead: str, chapters: Sequence[Chapter]) -> str:
+    blocks = [f"# {title}", lead]
+    for chapter in chapters:
+        blocks += [f"## {chapter.title}", chapter.lead]
+        for item in chapter.items:
+            shown = item.part and markdown(item.part, f"../{item.place}/", level=3).rstrip()
+            blocks.append(shown or item.mend)
+    return "\n\n".join(blocks) + "\n"

@@ -1,28 +1,91 @@
-"""All results as one table: the contract that scripts rely on (`diffcdr results`)."""
+"""All results as tables: `read_results` is the contract that scripts rely on (`diffcdr results`)."""
+
+from collections.abc import Mapping, Sequence
 
 import duckdb
 import pandas as pd
+from upath import UPath
 
 from assets.store import Store
 
 COLUMNS = ["profile", "task", "beta", "seed", "model", "stage", "objective", "selection", "metric", "value"]
+THROUGHPUT = ["task", "beta", "seed", "model", "device", "replicas"]
+THROUGHPUT += ["train_samples", "train_seconds", "test_samples", "test_users", "test_seconds"]
+USER_ERRORS = ["task", "beta", "seed", "model", "user", "absolute", "squared", "count"]
+DISTANCES = ["task", "beta", "seed", "model", "side", "nfe", "frechet", "mmd", "euclidean", "cosine"]
+DISTANCES += ["undefined"]
+SURFACE = ["task", "beta", "seed", "task_weight", "guidance", "epoch", "validation_mae", "validation_rmse"]
+SURFACE += ["chosen"]
+_WORDS = {
+    "profile",
+    "task",
+    "model",
+    "stage",
+    "objective",
+    "selection",
+    "metric",
+    "device",
+    "side",
+    "undefined",
+}
+_KEYS = {
+    "profile": "VARCHAR",
+    "model": "VARCHAR",
+    "objective": "VARCHAR",
+    "task": "VARCHAR",
+    "beta": "DOUBLE",
+    "seed": "INTEGER",
+}
 
 
 def read_results(store: Store, task: str | None = None, profile: str | None = None) -> pd.DataFrame:
     """One row per metric of every finished cell, with exactly the columns of COLUMNS, sorted by them."""
-    pattern = f"models/profile={profile or '*'}/model=*/task={task or '*'}/beta=*/seed=*/metrics.parquet"
-    root = store.artifact_root
-    files = [str(path) for path in root.glob(pattern)]
+    folder = f"models/profile={profile or '*'}/model=*/objective=*/task={task or '*'}"
+    return _read(store.artifact_root, folder, "metrics.parquet", COLUMNS, _KEYS)
+
+
+def read_throughput(store: Store, profile: str) -> pd.DataFrame:
+    """Samples and seconds of every finished cell's training and test for ratings: columns THROUGHPUT."""
+    folder = f"models/profile={profile}/model=*/objective=rating/task=*"
+    return _read(store.artifact_root, folder, "throughput.parquet", THROUGHPUT, _KEYS)
+
+
+def read_user_errors(store: Store, profile: str, task: str) -> pd.DataFrame:
+    """Each test user's sums of absolute and squared errors and number of ratings: columns USER_ERRORS."""
+    folder = f"models/profile={profile}/model=*/objective=rating/task={task}"
+    return _read(store.artifact_root, folder, "user_errors.parquet", USER_ERRORS, _KEYS)
+
+
+def read_distances(store: Store, profile: str) -> pd.DataFrame:
+    """Distances of transferred to true user vectors of every analysed cell: columns DISTANCES."""
+    keys = {key: kind for key, kind in _KEYS.items() if key not in ("model", "objective")}
+    folder = f"embeddings/profile={profile}/task=*"
+    return _read(store.artifact_root, folder, "distances.parquet", DISTANCES, keys)
+
+
+def read_surface(store: Store, profile: str) -> pd.DataFrame:
+    """Validation errors of every trial of every searched cell: columns SURFACE."""
+    keys = {key: kind for key, kind in _KEYS.items() if key not in ("model", "objective")}
+    return _read(store.artifact_root, f"search/profile={profile}/task=*", "surface.parquet", SURFACE, keys)
+
+
+def _read(
+    root: UPath, folder: str, name: str, columns: Sequence[str], keys: Mapping[str, str]
+) -> pd.DataFrame:
+    """The files `name` of every cell under `folder` as one frame, the keys in their paths as columns."""
+    files = [str(path) for path in root.glob(f"{folder}/beta=*/seed=*/{name}")]
     if not files:
-        return pd.DataFrame({name: [] for name in COLUMNS})
-    types = "{'beta': DOUBLE, 'seed': INTEGER, 'profile': VARCHAR, 'model': VARCHAR, 'task': VARCHAR}"
+        return pd.DataFrame({c: pd.Series(dtype=object if c in _WORDS else float) for c in columns})
+    types = ", ".join(f"'{key}': {kind}" for key, kind in keys.items())
     with duckdb.connect() as connection:
         if root.protocol not in ("", "file"):
             connection.register_filesystem(root.fs)
         return connection.execute(
             f"""
-            SELECT {", ".join(COLUMNS)}
-            FROM read_parquet(?, hive_partitioning = true, hive_types = {types}, union_by_name = true)
+            SELECT {", ".join(columns)}
+            FROM read_parquet(
+                ?, hive_partitioning = true, hive_types = {{{types}}}, union_by_name = true
+            )
             ORDER BY ALL
             """,
             [files],

@@ -33,6 +33,8 @@ from assets.store import PROJECT, Store
 BATCH = 1000
 # A longer training shows its curves while it runs.
 FLUSH_SECONDS = 10.0
+# The tag by which MLflow nests a run under another.
+PARENT = "mlflow.parentRunId"
 # What the serving code imports, directly or through the model registry.
 SERVING_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch")
 # No telemetry, no migration log, no progress bars, no link printed for every run.
@@ -158,19 +160,28 @@ class MlflowTracking(dg.ConfigurableResource):
         params: Mapping[str, object],
         tags: Mapping[str, str],
         inputs: Sequence[DatasetRecord],
+        parent: str | None = None,
+        variant: str = "",
     ) -> Iterator[CellRun]:
         """Record one training of `model` on a cell.
 
         An exception ends the run as FAILED and passes on. A success ends it as FINISHED and tags every older
-        finished run of the same profile, model, task, beta and seed `superseded=true`.
+        finished run of the same profile, model, task, beta and seed `superseded=true`, with its nested runs.
         `tags` carries what the caller knows: dagster.run_id, dagster.asset, dagster.partition, code_version.
+        parent, variant: for a nested run, the id of the run that holds it and its name among the nested ones.
+        A nested run supersedes nothing: another grid may lack its variant, so its fate is its parent's.
         """
         _check_names(model=model, task=task, profile=profile)
+        nested = {} if parent is None else _nested(parent, variant)
         client, experiment_id = self.connect()
-        scenario = f"{model}/{task}/b{round(beta * 100):02d}"
-        cell = {"group": f"{profile}/{scenario}", "seed": str(seed)}
-        about = {"model": model, "task": task, "beta": f"{beta:g}", "profile": profile} | cell | _git()
-        created = client.create_run(experiment_id, run_name=f"{scenario}-s{seed}", tags=about | dict(tags))
+        scenario, place = f"{model}/{task}/b{round(beta * 100):02d}", f"/{variant}" if nested else ""
+        cell = {"group": f"{profile}/{scenario}{place}", "seed": str(seed)}
+        about = (
+            {"model": model, "task": task, "beta": f"{beta:g}", "profile": profile} | cell | nested | _git()
+        )
+        created = client.create_run(
+            experiment_id, run_name=f"{scenario}-s{seed}{place}", tags=about | dict(tags)
+        )
         run_id = created.info.run_id
         run = CellRun(client, run_id, f"{self._ui}/#/experiments/{experiment_id}/runs/{run_id}", params)
         try:
@@ -183,7 +194,8 @@ class MlflowTracking(dg.ConfigurableResource):
             client.set_terminated(run_id, "FAILED")
             raise
         client.set_terminated(run_id, "FINISHED")
-        _supersede(client, experiment_id, cell, run_id)
+        if not nested:
+            _supersede(client, experiment_id, cell, run_id)
 
     @property
     def _ui(self) -> str:
@@ -315,11 +327,18 @@ def _log_inputs(client: Any, run_id: str, inputs: Sequence[DatasetRecord]) -> No
     )
 
 
+def _nested(parent: str, variant: str) -> dict[str, str]:
+    _check_names(variant=variant)
+    return {PARENT: parent, "variant": variant}
+
+
 def _supersede(client: Any, experiment_id: str, cell: Mapping[str, str], run_id: str) -> None:
     same_cell = " and ".join(f"tags.{name} = '{value}'" for name, value in cell.items())
     for other in client.search_runs([experiment_id], f"{same_cell} and attributes.status = 'FINISHED'"):
         if other.info.run_id != run_id and "superseded" not in other.data.tags:
-            client.set_tag(other.info.run_id, "superseded", "true")
+            nested = client.search_runs([experiment_id], f"tags.`{PARENT}` = '{other.info.run_id}'")
+            for run in [*nested, other]:
+                client.set_tag(run.info.run_id, "superseded", "true")
 
 
 def _check_names(**names: str) -> None:

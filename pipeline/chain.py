@@ -33,7 +33,7 @@ class Chain:
         profiles: Sequence[str],
         models: Sequence[str],
     ) -> None:
-        known = load_profiles()
+        self.known = known = load_profiles()
         _check("task", tasks, CATALOG.tasks)
         _check("beta", betas, CATALOG.betas)
         _check("seed", seeds, CATALOG.seeds)
@@ -41,6 +41,7 @@ class Chain:
         for name in profiles:
             _check(f"model of profile {name}", models, known[name].trained)
         self.instance, self.tasks, self.profiles = instance, list(tasks), list(profiles)
+        self.whole = not models  # analyses compare all models of a profile
         self.betas = [beta for beta in CATALOG.betas if not betas or beta in betas]
         self.seeds = [seed for seed in CATALOG.seeds if not seeds or seed in seeds]
         self.models = {
@@ -48,7 +49,7 @@ class Chain:
         }
 
     def steps(self) -> Iterator[Step]:
-        """(title, callable) of every stage: domains, tasks, cells by β, tables."""
+        """(title, callable) of every stage: domains, tasks, cells by β, analyses, tables."""
         wanted = [CATALOG.tasks[name] for name in self.tasks]
         for domain in dict.fromkeys(side for task in wanted for side in (task.source, task.target)):
             yield f"reviews and ratings of {domain}", self._step("ingest", domain, domain)
@@ -61,8 +62,18 @@ class Chain:
                 for first, last in self._ranges(task.name):
                     title = f"{profile} on {task.name}, {first.trial.key} to {last.trial.key}"
                     yield title, self._step(f"train_{profile}", first.key, last.key, assets)
-        tables = [dg.AssetKey("table1"), *(dg.AssetKey([name, "table2"]) for name in self.profiles)]
-        yield "tables", self._step("tables", None, None, tables)
+            for task in wanted if self.whole else ():
+                # One cell a task, as in the paper; others are materialized from the UI where wanted.
+                cell = Cell(task.name, Trial(self.betas[0], self.seeds[0])).key
+                yield (
+                    f"{profile} analysis of {cell}",
+                    self._step("analyse", cell, cell, self._analysis(profile)),
+                )
+        yield "tables, figures and the report", self._step("tables")
+
+    def _analysis(self, profile: str) -> list[dg.AssetKey]:
+        searched = ["search"] if self.known[profile].search else []
+        return [dg.AssetKey([profile, name]) for name in ["embeddings", *searched]]
 
     def _ranges(self, task: str) -> Iterator[tuple[Cell, Cell]]:
         """First and last cell of each block of adjacent seeds, by β: what is trained together."""
@@ -71,7 +82,11 @@ class Chain:
                 yield Cell(task, Trial(beta, block[0])), Cell(task, Trial(beta, block[-1]))
 
     def _step(
-        self, job: str, first: str | None, last: str | None, assets: Sequence[dg.AssetKey] | None = None
+        self,
+        job: str,
+        first: str | None = None,
+        last: str | None = None,
+        assets: Sequence[dg.AssetKey] | None = None,
     ) -> Callable[[], object]:
         where = {"partition_key": first} if first == last else {"tags": {RANGE_START: first, RANGE_END: last}}
         return functools.partial(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -80,7 +81,7 @@ def results(
     elif format is Format.json:
         print(frame.to_json(orient="records", indent=1))
     else:
-        _print_frame(frame.astype(str), "Results")
+        _print_rows(list(frame.columns), frame.astype(str).values.tolist(), len(frame.columns) - 1, "Results")
 
 
 def _log_to_terminal() -> None:
@@ -123,39 +124,42 @@ def _dagster_instance() -> Iterator:
 
 
 def _print_tables(task_names: Sequence[str], profiles: Sequence[str]) -> None:
-    from assets import tables
-    from assets.partitions import CATALOG
+    from assets.parts import table1_layouts, table2_layouts
     from assets.profiles import load_profiles
-    from assets.reports import table2_page
     from assets.results import read_results
     from assets.store import Store
 
     store = Store()
-    first = tables.table1(store, CATALOG)
-    _print_frame(
-        tables.table1_layout(first[first["task"].isin(task_names)], CATALOG), "Table 1: data statistics"
-    )
+    for layout in table1_layouts(store, task_names):
+        _print_layout(layout, "Table 1: data statistics")
     for name in profiles:
         results = read_results(store, profile=name)
-        page = table2_page(load_profiles()[name], results[results["task"].isin(task_names)])
-        for caption, layout in page.items():
-            _print_frame(layout, f"Table 2, profile {name}: {caption}")
+        for layout in table2_layouts(load_profiles()[name], results[results["task"].isin(task_names)]):
+            _print_layout(layout, f"Table 2, profile {name}: {layout.caption}")
     folders = [store.report("table1"), *(store.report(name, "table2") for name in profiles)]
-    for folder in folders:
+    for folder in [*folders, store.report("report")]:
         for file in sorted(folder.glob("*.[hm][td]*")):
             print(f"wrote {_short(file)}")
+
+
+def _print_layout(layout, title: str) -> None:
+    for heading, part in layout.parts():
+        names = [" ".join(filter(None, c)) if isinstance(c, tuple) else c for c in part.columns]
+        # Spreads are in the files; here the columns must fit a terminal.
+        rows = [[text.split(" ± ")[0] for text in row] for row in part.without_repeats()]
+        _print_rows(names, rows, max(1, part.keys), f"{title}. {heading}" if heading else title)
 
 
 def _short(path: Path) -> str:
     return str(path.relative_to(PROJECT)) if path.is_relative_to(PROJECT) else str(path)
 
 
-def _print_frame(frame, title: str) -> None:
-    table = Table(title=title, title_justify="left")
-    for column in frame.columns:
-        table.add_column(str(column), justify="left" if column in ("Task", "task") else "right", no_wrap=True)
-    for row in frame.itertuples(index=False):
-        table.add_row(*(_styled(str(value)) for value in row))
+def _print_rows(names: Sequence[str], rows: Sequence[Sequence[str]], left: int, title: str) -> None:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for position, name in enumerate(names):
+        table.add_column(name, justify="left" if position < left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(_styled, row))
     width = None if sys.stdout.isatty() else 400
     Console(width=width).print(table)
 

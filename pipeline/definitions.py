@@ -4,12 +4,14 @@ import dagster as dg
 
 from assets.checks import leakage_check, roles_partition_the_overlap, split_is_reproducible
 from assets.compute import Compute
+from assets.embeddings import embeddings_asset
 from assets.factors import factor_assets
 from assets.models import model_asset
 from assets.profiles import load_profiles
 from assets.ratings import ratings
-from assets.reports import table1, table2_asset
+from assets.reports import report_assets
 from assets.reviews import reviews
+from assets.search import search_asset
 from assets.splits import overlap, split
 from assets.store import Store
 from assets.tracking import MlflowTracking
@@ -22,9 +24,11 @@ def build_defs() -> dg.Definitions:
     profiles = load_profiles()
     factors = [asset for profile in profiles.values() for asset in factor_assets(profile)]
     models = [model_asset(profile, name) for profile in profiles.values() for name in profile.trained]
-    tables = [table1, *(table2_asset(profile) for profile in profiles.values())]
+    analyses = [embeddings_asset(profile) for profile in profiles.values()]
+    searches = [search_asset(profile) for profile in profiles.values() if profile.search]
+    tables = report_assets(profiles)
     return dg.Definitions(
-        assets=[reviews, ratings, overlap, split, *factors, *models, *tables],
+        assets=[reviews, ratings, overlap, split, *factors, *models, *analyses, *searches, *tables],
         asset_checks=[
             roles_partition_the_overlap,
             split_is_reproducible,

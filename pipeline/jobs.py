@@ -8,7 +8,7 @@ from assets.profiles import Profile
 
 
 def build_jobs(profiles: Mapping[str, Profile]) -> list:
-    """`ingest` (domains), `pair` (tasks), `train` (cells, all profiles), `train_<profile>` and `tables`."""
+    """`ingest` by domain, `pair` by task, `train`, `train_<profile>` and `analyse` by cell, and `tables`."""
     data = ["reviews", "ratings"]
     return [
         dg.define_asset_job(
@@ -33,6 +33,11 @@ def build_jobs(profiles: Mapping[str, Profile]) -> list:
                 description=f"Split, factors and every model. Profile: {profile.title}.",
             )
             for name, profile in profiles.items()
+        ),
+        dg.define_asset_job(
+            "analyse",
+            selection=dg.AssetSelection.groups("analysis", "search"),
+            description="Embedding analysis and the search over λ and s, of a cell.",
         ),
         dg.define_asset_job(
             "tables", selection=dg.AssetSelection.groups("reports"), description="Make every table anew."

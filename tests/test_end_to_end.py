@@ -54,12 +54,11 @@ def home(house, monkeypatch):
 def test_every_model_has_both_errors_under_every_selection_rule(house):
     frame = read_results(house.store)
     assert list(frame.columns) == COLUMNS
+    cold = frame[(frame["stage"] == "cold") & (frame["objective"] == "rating")]
     for seed in (0, 1):
         for model in PAPER_MODELS:
-            mine = frame[
-                (frame["seed"] == seed) & (frame["model"] == model) & (frame["objective"] == "rating")
-            ]
-            rules = mine[mine["metric"].isin(["mae", "rmse"])].set_index(["selection", "metric"])["value"]
+            cell = cold[(cold["seed"] == seed) & (cold["model"] == model)]
+            rules = cell[cell["metric"].isin(["mae", "rmse"])].set_index(["selection", "metric"])["value"]
             assert set(rules.index) >= {
                 (rule, metric)
                 for rule in ("validation", "last", "best_on_test")
@@ -97,8 +96,8 @@ def test_dagster_knows_each_cell_with_its_metrics_and_mlflow_run(house):
     event = house.instance.get_latest_materialization_event(key)
     metadata = event.asset_materialization.metadata
     assert metadata["validation_mae"].value > 0
-    assert metadata["mlflow_run"].url.startswith("http://127.0.0.1:5000/#/experiments/")
-    assert "data:image/png;base64," in metadata["curve"].md_str
+    assert metadata["mlflow_run_rating"].url.startswith("http://127.0.0.1:5000/#/experiments/")
+    assert "data:image/png;base64," in metadata["curve_rating"].md_str
 
 
 def test_mlflow_has_one_finished_run_a_model_and_cell(house):

@@ -137,11 +137,12 @@ def polynomials(plan: Plan, hidden: int, dtype: torch.dtype, device: torch.devic
     return Polynomials(*(table.to(device, dtype) for table in found))
 
 
-def fold(parameters: dict[str, Tensor], plan: Plan, guidance: float) -> AffineMap:
+def fold(parameters: dict[str, Tensor], plan: Plan, guidance: float | Tensor) -> AffineMap:
     """The guided solve of a network without activation as one affine map, exact up to rounding.
 
-    The guided noise is ε̂ = x M + c_n + s (W_c c + b_c) M (paper Equation 3). The state is carried on three
-    blocks of basis rows: x_T, the guidance term s (W_c c + b_c) M, and 1.
+    The guided noise is ε̂ = x M + c_n + s (W_c c + b_c) M (paper Equation 3), with one s or one for
+    each replica (R, 1, 1). The state is carried on three blocks of basis rows: x_T, the guidance term
+    s (W_c c + b_c) M, and 1.
     """
     third = compose(parameters).third
     m, offset = third[:, :-1], third[:, -1:]
@@ -172,10 +173,11 @@ def fold(parameters: dict[str, Tensor], plan: Plan, guidance: float) -> AffineMa
 
 
 def transport(
-    parameters: dict[str, Tensor], plan: Plan, guidance: float, activation: str, x: Tensor, c: Tensor
+    parameters: dict[str, Tensor], plan: Plan, guidance: float | Tensor, activation: str, x: Tensor, c: Tensor
 ) -> Tensor:
     """DIM's output x_0 (R, B, k) (paper Equation 4) of x_T = x (R, B, k) under condition c (R, B, q).
 
+    guidance: s, one number or one for each replica (R, 1, 1).
     Folded where the network has no activation, solved step by step where it has one.
     """
     if activation == "none":
@@ -184,7 +186,7 @@ def transport(
 
 
 def solve_stepwise(
-    parameters: dict[str, Tensor], plan: Plan, guidance: float, activation: str, x: Tensor, c: Tensor
+    parameters: dict[str, Tensor], plan: Plan, guidance: float | Tensor, activation: str, x: Tensor, c: Tensor
 ) -> Tensor:
     """`transport` by evaluating the guided network at every stage of the plan, with any activation."""
     labels = torch.tensor(plan.labels, dtype=torch.float64, device=x.device)

@@ -82,7 +82,12 @@ def noise(
 
 
 def guided_noise(
-    parameters: dict[str, Tensor], x: Tensor, time: Tensor, shift: Tensor, guidance: float, activation: str
+    parameters: dict[str, Tensor],
+    x: Tensor,
+    time: Tensor,
+    shift: Tensor,
+    guidance: float | Tensor,
+    activation: str,
 ) -> Tensor:
     """Classifier-free guidance ε(x, ∅) + s (ε(x, c) − ε(x, ∅)) (paper Equation 3): (R, B, k).
 

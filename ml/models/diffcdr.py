@@ -5,7 +5,8 @@ DIM solves the diffusion ODE from the source user vector, guided by it; ALM is a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from ml.diffusion import affine, network
 from ml.diffusion.schedule import TRAINING_STEPS, training_levels
 from ml.diffusion.solver import SOLVERS, plan
-from ml.models.base import Batch, Problem, SourceUsers, Stack, TransferModel, linear, weighted_mean
+from ml.models.base import Batch, Epoch, Problem, SourceUsers, Stack, TransferModel, linear, weighted_mean
 from ml.training import ReplicaAdam, replica_generator
 
 CHOICES = {
@@ -25,6 +26,8 @@ CHOICES = {
     "alignment_loss": ("smooth_l1", "l2"),
     "parts": ("dat", "da", "at"),
 }
+# What the replicas of one training may differ in: numbers that change no shape and no draw.
+VARIED = ("guidance", "task_weight")
 
 
 class Optimizers(NamedTuple):
@@ -78,6 +81,39 @@ class DiffCDR(TransferModel):
             raise ValueError(f"{self.name}: task_weight must not be negative, got {self.task_weight}")
         if self.clip <= 0:
             raise ValueError(f"{self.name}: clip must be positive, not {self.clip}")
+        self.variants_: list[DiffCDR] = []
+
+    def train(
+        self,
+        problems: Sequence[Problem],
+        device: torch.device | str = "cpu",
+        variants: Sequence[Mapping[str, float]] = (),
+    ) -> Iterator[Epoch]:
+        """Train R replicas together, yielding after each epoch; `variants` makes them differ.
+
+        variants: replica r takes `guidance` and `task_weight` from variants[r] where they are given there,
+        and becomes what a model built with these values and trained alone becomes. Problems are one for each
+        variant, or a single one that all share, whose draws and DIM are then shared too. The guidance is then
+        part of a replica's state, as `guidance`, and a restored model transfers with it.
+        Raises ValueError for another number of problems, another name or a value out of range.
+        """
+        problems = list(problems)
+        if variants and len(problems) not in (1, len(variants)):
+            raise ValueError(
+                f"{self.name}: {len(problems)} problems for {len(variants)} variants; "
+                "give one problem, or one for each variant"
+            )
+        self.variants_ = [self._variant(r, values) for r, values in enumerate(variants)]
+        yield from super().train(problems, device)
+
+    def _variant(self, replica: int, values: Mapping[str, float]) -> DiffCDR:
+        unknown = set(values) - set(VARIED)
+        if unknown:
+            raise ValueError(
+                f"{self.name}: variant {replica} sets {', '.join(sorted(unknown))}; "
+                f"replicas may differ in {' and '.join(VARIED)} only"
+            )
+        return dataclasses.replace(self, **values)
 
     def initial(self, problem: Problem, generator: torch.Generator) -> dict[str, Tensor]:
         q, k = problem.widths
@@ -108,22 +144,40 @@ class DiffCDR(TransferModel):
 
     def prepare(self, stack: Stack) -> None:
         device = stack.source.device
+        if self.start == "noise" and self.parts != "at":
+            # Kept with the parameters: a restored model draws the same noise.
+            self.parameters_["seed"] = torch.tensor([p.seed for p in stack.problems], device=device)
+        # What is trained as DIM: the replicas' own, or the one that variants of a single problem share.
+        self.dim_ = {name: self.parameters_[name] for name in network.NAMES if name in self.parameters_}
+        if self.variants_:
+            self._prepare_variants(stack)
         if self.parts == "at":
             return
-        if self.start == "noise":  # Kept with the parameters: a restored model draws the same noise.
-            self.parameters_["seed"] = torch.tensor([p.seed for p in stack.problems], device=device)
         signal, level = training_levels()
         embedding = network.time_embedding(torch.arange(TRAINING_STEPS), self.hidden)
         tables = {"signal": signal[:, None], "level": level[:, None], "embedding": embedding}
         for name, table in tables.items():
             stack.extra[name] = table.to(device, stack.source.dtype)
 
+    def _prepare_variants(self, stack: Stack) -> None:
+        """Give each variant of a shared problem an ALM of its own and a view of the one DIM.
+
+        DIM's loss contains neither λ nor s, so every variant would train the same DIM.
+        """
+        replicas = len(self.variants_)
+        for name, value in self.parameters_.items():
+            self.parameters_[name] = value.detach().expand(replicas, *value.shape[1:])
+        self.parameters_["alignment.weight"] = self.parameters_["alignment.weight"].clone()
+        like = stack.source
+        self.parameters_["guidance"] = like.new_tensor([v.guidance for v in self.variants_])
+        weights = like.new_tensor([v.task_weight for v in self.variants_])
+        stack.extra["task_weight"] = weights.view(-1, 1, 1)
+
     def optimizer(self) -> Optimizers:
         alignment = ReplicaAdam([self.parameters_["alignment.weight"]], self.lr, max_norm=self.clip)
         if self.parts == "at":
             return Optimizers(None, alignment)
-        dim = [self.parameters_[name] for name in network.NAMES]
-        return Optimizers(ReplicaAdam(dim, self.lr, max_norm=self.clip), alignment)
+        return Optimizers(ReplicaAdam(list(self.dim_.values()), self.lr, max_norm=self.clip), alignment)
 
     def step(self, stack: Stack, batch: Batch, optimizer: Optimizers) -> dict[str, Tensor]:
         """A step of DIM, then a step of ALM on the output of the DIM just updated (Algorithm 1)."""
@@ -132,7 +186,8 @@ class DiffCDR(TransferModel):
         source, target = stack.gather(stack.source, users), stack.gather(stack.target, users)
         losses, moved = {}, source
         if optimizer.dim is not None:
-            losses["dim"], gradients = self._dim_gradients(stack, batch, source, target)
+            loss, gradients = self._dim_gradients(stack, batch, source, target)
+            losses["dim"] = loss.expand(self.replicas)
             optimizer.dim.update(gradients, active)
             moved = self._transport(self.parameters_, batch.draws.get("start", source), source)
         alignment, gradient = self._alignment_gradient(stack, batch, moved, target)
@@ -144,7 +199,7 @@ class DiffCDR(TransferModel):
         users = stack.gather(stack.users, batch.rows)
         source, target = stack.gather(stack.source, users), stack.gather(stack.target, users)
         inputs = self._dim_inputs(stack, batch, source, target)
-        predicted = network.noise(self.parameters_, *inputs, self.activation)
+        predicted = network.noise(self.dim_, *inputs, self.activation)
         value, _ = smooth_l1(predicted - batch.draws["noise"])
         return weighted_mean(value.mean(2), batch.weight)
 
@@ -162,13 +217,13 @@ class DiffCDR(TransferModel):
         """DIM's loss (R,) and its gradients, in the order of `network.NAMES`."""
         if self.activation != "none":
             loss = self.loss(stack, batch)
-            gradients = torch.autograd.grad(loss.sum(), [self.parameters_[name] for name in network.NAMES])
+            gradients = torch.autograd.grad(loss.sum(), list(self.dim_.values()))
             return loss.detach(), list(gradients)
         with torch.no_grad():
             inputs = self._dim_inputs(stack, batch, source, target)
-            predicted, trace = affine.forward(self.parameters_, *inputs)
+            predicted, trace = affine.forward(self.dim_, *inputs)
             value, slope = smooth_l1(predicted - batch.draws["noise"])
-            by_name = affine.backward(self.parameters_, trace, slope * row_scale(batch.weight, slope))
+            by_name = affine.backward(self.dim_, trace, slope * row_scale(batch.weight, slope))
             return weighted_mean(value.mean(2), batch.weight), [by_name[name] for name in network.NAMES]
 
     @torch.no_grad()
@@ -185,12 +240,17 @@ class DiffCDR(TransferModel):
             residual = (aligned * items).sum(2) - stack.gather(stack.values, batch.rows)
             losses["task"] = weighted_mean(residual.square(), batch.weight)
             # Times k, for `row_scale` divides by it and the task loss is no mean over the width.
-            slope = slope + 2 * self.task_weight * slope.shape[2] * residual[..., None] * items
+            weight = 2 * slope.shape[2] * stack.extra.get("task_weight", self.task_weight)
+            slope = slope + weight * residual[..., None] * items
         return losses, (slope * row_scale(batch.weight, slope)).mT @ moved
 
     @torch.no_grad()
     def _transport(self, parameters: dict[str, Tensor], x: Tensor, c: Tensor) -> Tensor:
-        return affine.transport(parameters, plan(self.nfe, self.solver), self.guidance, self.activation, x, c)
+        guidance = self.guidance
+        if "guidance" in parameters:
+            guidance = parameters["guidance"].view(-1, 1, 1)
+            x, c = (rows.expand(len(guidance), -1, -1) for rows in (x, c))
+        return affine.transport(parameters, plan(self.nfe, self.solver), guidance, self.activation, x, c)
 
     def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
         return self._moved(parameters, users) @ parameters["alignment.weight"].T

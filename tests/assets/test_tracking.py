@@ -254,3 +254,31 @@ def test_processes_that_start_on_a_fresh_database_lose_nothing(tmp_path):
     assert set(found) == {f"diffcdr/worker{worker}/b20-s{seed}" for worker in range(4) for seed in range(5)}
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     assert found["diffcdr/worker3/b20-s4"].data.metrics == {f"m{index}": 3 + index for index in range(20)}
+
+
+def test_nested_runs_have_names_of_their_own_and_are_superseded_with_their_parent(mlflow_resource, client):
+    def search(*variants):
+        with mlflow_resource.run(**CELL, task="nests", **NOTHING) as parent:
+            nested = [record(mlflow_resource, "nests", parent=parent.run_id, variant=v) for v in variants]
+        return parent.run_id, nested
+
+    def tags(run_id):
+        return client.get_run(run_id).data.tags
+
+    parent, nested = search("s0.1", "s2")
+    names = [client.get_run(run).info.run_name for run in (parent, *nested)]
+    assert names == ["diffcdr/nests/b20-s0", "diffcdr/nests/b20-s0/s0.1", "diffcdr/nests/b20-s0/s2"]
+    assert [tags(run)["mlflow.parentRunId"] for run in nested] == [parent, parent]
+    assert tags(nested[1])["group"] == "paper/diffcdr/nests/b20/s2"
+    assert "superseded" not in tags(parent)
+    later, others = search("s2")
+    assert all(tags(run)["superseded"] == "true" for run in (parent, *nested))
+    assert not any("superseded" in tags(run) for run in (later, *others))
+
+
+def test_a_nested_run_needs_a_name(mlflow_resource):
+    with (
+        pytest.raises(ValueError, match="variant '': use letters"),
+        mlflow_resource.run(**CELL, task="nests", **NOTHING, parent="0"),
+    ):
+        pass

@@ -1,0 +1,104 @@
+"""Pictures of the report: Figure 3, and those that other assets have drawn."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from assets.formats import Picture
+from assets.layouts import Names
+from assets.tables import ERRORS, Metric
+
+# One hue a model, strong enough beside its light variant and apart for colour-blind readers.
+COLOURS = ("#7f7f7f", "#4e79a7", "#59a14f", "#b6992d", "#9467bd", "#e07b39", "#c0392b", "#2a9d8f", "#8c564b")
+TALL = 2.0  # bars higher than this many medians would press the others flat: they are cut and labelled
+
+
+def figure3(frame: pd.DataFrame, names: Names, models: Sequence[str]) -> list[Picture]:
+    """Figure 3 of each task of `frame` (as `tables.figure3` gives it): cold in light, warm in dark colours.
+
+    One panel for each metric and β; error bars are the sample standard deviation over seeds.
+    """
+    return [
+        _of_task(frame[frame["task"] == task], task, names, models) for task in names.in_order(frame["task"])
+    ]
+
+
+def _of_task(frame: pd.DataFrame, task: str, names: Names, models: Sequence[str]) -> Picture:
+    # The object interface: pyplot keeps every figure alive and is not safe in threads.
+    from matplotlib.figure import Figure
+
+    betas = sorted(frame["beta"].unique())
+    present = [model for model in models if model in set(frame["model"])]
+    size = (max(4.6, 3.6 * len(betas)), 2.3 * len(ERRORS) + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(ERRORS), len(betas), squeeze=False)
+    for i, metric in enumerate(ERRORS):
+        for j, beta in enumerate(betas):
+            part = frame[(frame["metric"] == metric.name) & (frame["beta"] == beta)]
+            _panel(panels[i, j], part, names, present, metric)
+            panels[i, j].set_title(f"{metric.title}, β = {beta:.0%}", fontsize=9)
+    caption = (
+        f"Figure 3. {names.task(task)}: cold start (light) and warm start (dark) on the same later half of "
+        "each test user's ratings; bars are means and lines standard deviations over seeds. Lower is "
+        "better."
+    )
+    return Picture(f"figure3-{task}", caption, formats(figure))
+
+
+def _panel(axes, part: pd.DataFrame, names: Names, models: Sequence[str], metric: Metric) -> None:
+    by_stage = {stage: rows.set_index("model") for stage, rows in part.groupby("stage")}
+    top = _top(part["mean"])
+    for offset, stage, strength in ((-0.2, "cold", 0.45), (0.2, "warm", 1.0)):
+        rows = by_stage.get(stage)
+        for position, model in enumerate(models):
+            if rows is None or model not in rows.index or pd.isna(rows.loc[model, "mean"]):
+                continue
+            mean, std = rows.loc[model, ["mean", "std"]]
+            axes.bar(
+                position + offset,
+                mean,
+                0.38,
+                color=_lighter(COLOURS[position % len(COLOURS)], strength),
+                yerr=None if pd.isna(std) else std,
+                error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
+            )
+            if mean > top:
+                axes.text(
+                    position + offset, top, f"{mean:.2f}", rotation=90, fontsize=6.5, ha="center", va="top"
+                )
+    axes.set_ylim(0, top if np.isfinite(top) else None)
+    axes.set_xticks(range(len(models)), [names.model(model) for model in models], fontsize=7, rotation=30)
+    axes.tick_params(axis="y", labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+    axes.set_axisbelow(True)
+
+
+def _lighter(colour: str, strength: float) -> tuple[float, ...]:
+    """`colour` mixed with white: unlike transparency it does not show the grid behind."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(1 - strength * (1 - part) for part in to_rgb(colour))
+
+
+def _top(means: pd.Series) -> float:
+    """The upper end of the axis: a little above the highest bar that is not TALL."""
+    finite = means[np.isfinite(means)]
+    return float(finite[finite <= TALL * finite.median()].max() * 1.12) if len(finite) else np.nan
+
+
+def formats(figure) -> Mapping[str, bytes]:
+    """A figure as PNG and as SVG."""
+    return {"png": _save(figure, "png"), "svg": _save(figure, "svg")}
+
+
+def _save(figure, ending: str) -> bytes:
+    import matplotlib
+
+    buffer = io.BytesIO()
+    # Without a date and with fixed ids, equal numbers give equal files.
+    with matplotlib.rc_context({"svg.hashsalt": "diffcdr"}):
+        figure.savefig(buffer, format=ending, dpi=150, metadata={"Date": None} if ending == "svg" else None)
+    return buffer.getvalue()
