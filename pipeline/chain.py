@@ -11,6 +11,8 @@ from pipeline.definitions import defs
 
 Step = tuple[str, Callable[[], object]]
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+# The UI lists a run under its job and on the timeline by this tag, which it sets itself on runs it launches.
+OUR_RUNS = {".dagster/repository": "__repository__@diffcdr"}
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 
 
@@ -88,12 +90,14 @@ class Chain:
         last: str | None = None,
         assets: Sequence[dg.AssetKey] | None = None,
     ) -> Callable[[], object]:
-        where = {"partition_key": first} if first == last else {"tags": {RANGE_START: first, RANGE_END: last}}
+        where = {"partition_key": first} if first == last else {}
+        span = {} if first == last else {RANGE_START: first, RANGE_END: last}
         return functools.partial(
             defs.resolve_job_def(job).execute_in_process,
             instance=self.instance,
             asset_selection=assets,
             run_config=QUIET,
+            tags={**OUR_RUNS, **span},
             **where,
         )
 

@@ -12,17 +12,20 @@ from assets.tracking import MlflowTracking
 
 BIN = Path(sys.executable).parent
 HOST, DAGSTER_PORT, MLFLOW_PORT = "127.0.0.1", "3000", "5000"
+# Without it MLflow opens its pages on language models, where there are no training runs.
+TRAINING = "workflowType=machine_learning"
 
 
 def main() -> None:
     """Start the servers and stop all when one ends."""
     tracking = MlflowTracking()
-    commands = [[str(BIN / "dagster"), "dev", "-w", "workspace.yaml", "--host", HOST, "--port", DAGSTER_PORT]]
+    options = ["--host", HOST, "--port", DAGSTER_PORT, "--log-level", "warning"]
+    commands = [[str(BIN / "dagster"), "dev", "-w", "workspace.yaml", *options]]
     if tracking.uri.startswith("http"):
         print(f"MLflow {tracking.uri}")
     else:
         commands.append(_mlflow_server(tracking))
-        print(f"MLflow http://{HOST}:{MLFLOW_PORT}")
+        print(f"MLflow http://{HOST}:{MLFLOW_PORT}/#/experiments/{tracking.connect()[1]}/runs?{TRAINING}")
     print(f"Dagster http://{HOST}:{DAGSTER_PORT}  (Ctrl-C stops)", flush=True)
     # MLflow's job runner starts eight more processes, and nothing here uses them.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
