@@ -128,6 +128,10 @@ class MlflowTracking(dg.ConfigurableResource):
         description="Base of the links to runs; a tracking server is its own base.",
     )
 
+    dagster_url: str = Field(
+        default="http://127.0.0.1:3000", description="Base of the links back to Dagster runs."
+    )
+
     @property
     def folder(self) -> Path:
         """Where the default database and the artifacts lie."""
@@ -180,10 +184,12 @@ class MlflowTracking(dg.ConfigurableResource):
             {"model": model, "task": task, "beta": f"{beta:g}", "profile": profile} | cell | nested | _git()
         )
         created = client.create_run(
-            experiment_id, run_name=f"{scenario}-s{seed}{place}", tags=about | dict(tags)
+            experiment_id, run_name=f"{scenario}-s{seed}{place}", tags=about | dict(tags) | self._note(tags)
         )
         run_id = created.info.run_id
-        run = CellRun(client, run_id, f"{self._ui}/#/experiments/{experiment_id}/runs/{run_id}", params)
+        # Without the query MLflow 3 opens the page that it has for language models.
+        page = f"runs/{run_id}?workflowType=machine_learning"
+        run = CellRun(client, run_id, f"{self._ui}/#/experiments/{experiment_id}/{page}", params)
         try:
             _log_inputs(client, run_id, inputs)
             yield run
@@ -196,6 +202,12 @@ class MlflowTracking(dg.ConfigurableResource):
         client.set_terminated(run_id, "FINISHED")
         if not nested:
             _supersede(client, experiment_id, cell, run_id)
+
+    def _note(self, tags: Mapping[str, str]) -> dict[str, str]:
+        """The run's description in the MLflow UI: the way back to the Dagster run."""
+        run = tags.get("dagster.run_id")
+        link = f"[Dagster run]({self.dagster_url}/runs/{run}) of {tags.get('dagster.asset', '')}"
+        return {"mlflow.note.content": link} if run else {}
 
     @property
     def _ui(self) -> str:

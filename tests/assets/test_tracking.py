@@ -64,7 +64,9 @@ def test_a_run_holds_all_that_was_said_about_it(mlflow_resource, client):
     assert (read.dataset.name, read.dataset.digest) == ("video/split", "abc")
     assert json.loads(read.dataset.source) == {"uri": "artifacts/split"}
     assert [(tag.key, tag.value) for tag in read.tags] == [("mlflow.data.context", "train")]
-    assert run.url == f"http://127.0.0.1:5000/#/experiments/{found.info.experiment_id}/runs/{run.run_id}"
+    page = f"{found.info.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
+    assert run.url == f"http://127.0.0.1:5000/#/experiments/{page}"
+    assert "(http://127.0.0.1:3000/runs/" in found.data.tags["mlflow.note.content"]
 
 
 def test_an_exception_ends_the_run_as_failed_and_keeps_its_metrics(mlflow_resource, client):
