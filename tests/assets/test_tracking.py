@@ -227,7 +227,7 @@ def test_an_asset_links_to_its_run(mlflow_resource, client):
 
     result = dg.materialize([trained], resources={"mlflow": mlflow_resource})
     [event] = result.asset_materializations_for_node("trained")
-    run_id = event.metadata["mlflow"].url.rsplit("/", 1)[1]
+    run_id = urlsplit(urlsplit(event.metadata["mlflow"].url).fragment).path.rsplit("/", 1)[1]
     assert client.get_run(run_id).data.tags["dagster.run_id"] == result.run_id
 
 
