@@ -3,6 +3,7 @@
 import json
 import math
 import multiprocessing
+from urllib.parse import urlsplit
 
 import dagster as dg
 import pytest
