@@ -5,7 +5,7 @@ BIN := .venv/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test ui check bench bench-growth lock clean
+.PHONY: demo test ui check audit bench bench-growth lock clean
 
 demo: .venv/ready ## the whole pipeline on generated data, ending with Tables 1 and 2
 	$(BIN)/diffcdr run --task demo_video_music
@@ -20,6 +20,11 @@ check: .venv/ready ## lint and definitions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/dagster definitions validate -m pipeline.definitions
+
+audit: .venv/ready ## known vulnerabilities of the pinned packages; asks the network, so CI leaves it out
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	.venv/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip
 
 bench: .venv/ready ## the hot paths against textbook versions of them, about ten minutes
 	$(BIN)/python -m benchmarks.run

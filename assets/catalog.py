@@ -94,7 +94,8 @@ class Counts(_Entry):
 class Domain(_Entry):
     """One table of ratings: where its file is and how to read it.
 
-    scale: lowest and highest legal rating. k_core: keep only users and items with at least so many
+    scale: lowest and highest legal rating. timestamp_unit: seconds or milliseconds since 1970, or ISO 8601
+    dates and times, UTC where they name no zone. k_core: keep only users and items with at least so many
     ratings. counts: checked after ingestion. paper: the paper's name of the domain.
     """
 
@@ -105,7 +106,7 @@ class Domain(_Entry):
     columns: Columns
     header: bool = True
     scale: tuple[float, float] = (1.0, 5.0)
-    timestamp_unit: Literal["s", "ms"] = "s"
+    timestamp_unit: Literal["s", "ms", "iso"] = "s"
     k_core: Count | None = None
     on_bad_rows: Literal["fail", "quarantine"] = "fail"
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None

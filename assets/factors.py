@@ -176,7 +176,8 @@ class FactorJudge:
     """Metrics of a factorization's own user vectors on the held-out users, at one epoch.
 
     A hidden user's vector in the target factors was never trained: this is the TGT baseline. `user_rows` (n,)
-    says where the overlapping users are in the user table, `first_item` where the target items begin.
+    says where the overlapping users are in the user table, `first_item` where the target items begin, `clip`
+    the scale that predictions are clipped to.
     """
 
     def __init__(
@@ -187,12 +188,13 @@ class FactorJudge:
         objective: str,
         user_rows: np.ndarray,
         first_item: int = 0,
+        clip: tuple[float, float] | None = None,
     ) -> None:
         import torch
 
         from ml.evaluation.selection import OBJECTIVES
 
-        self.objective, self.first_item = OBJECTIVES[objective], first_item
+        self.objective, self.first_item, self.clip = OBJECTIVES[objective], first_item, clip
         self.held_out = {}
         for name, role in (("validation", VALIDATION), ("test", TEST)):
             members, ratings = held_out_ratings(store, profile, cell, role)
@@ -206,13 +208,16 @@ class FactorJudge:
         return {
             f"{name}_{metric}": value
             for name, (rows, ratings) in self.held_out.items()
-            for metric, value in measure(self.objective, users[rows], items, ratings).items()
+            for metric, value in measure(self.objective, users[rows], items, ratings, clip=self.clip).items()
         }
 
 
 def target_judge(store: Store, profile: Profile, cell: Cell, objective: str) -> FactorJudge:
-    users = store.overlap(cell.task).table("users.parquet")
-    return FactorJudge(store, profile, cell, objective, users["target_user"].to_numpy(dtype=np.int64))
+    """The judge of TGT, clipping as the profile does for it."""
+    rows = store.overlap(cell.task).table("users.parquet")["target_user"].to_numpy(dtype=np.int64)
+    scale = CATALOG.domains[CATALOG.tasks[cell.task].target].scale
+    clip = scale if profile.clips("tgt") else None
+    return FactorJudge(store, profile, cell, objective, rows, clip=clip)
 
 
 def _target_mark(store: Store, profile: Profile, cell: Cell, objective: str) -> str:
@@ -220,6 +225,7 @@ def _target_mark(store: Store, profile: Profile, cell: Cell, objective: str) -> 
         code=CODE,
         objective=objective,
         settings=profile.factors(cell.task),
+        clips=profile.clips("tgt"),
         validation=profile.validation,
         split=store.split(cell).require()["fingerprint"],
         ratings=store.ratings(CATALOG.tasks[cell.task].target).require()["fingerprint"],

@@ -76,6 +76,85 @@ def _panel(axes, part: pd.DataFrame, names: Names, models: Sequence[str], metric
     axes.set_axisbelow(True)
 
 
+def calibration(frame: pd.DataFrame, names: Names, models: Sequence[str]) -> list[Picture]:
+    """For each task of `frame` (as `tables.support` gives it) the mean rating by what was predicted.
+
+    One panel for each β, one line for each model; a calibrated model lies on the diagonal.
+    """
+    binned = frame[(frame["by"] == "prediction") & frame["model"].isin(models)]
+    return [
+        _calibration(binned[binned["task"] == task], task, names, models)
+        for task in names.in_order(binned["task"])
+    ]
+
+
+def _calibration(frame: pd.DataFrame, task: str, names: Names, models: Sequence[str]) -> Picture:
+    from matplotlib.figure import Figure
+
+    betas = sorted(frame["beta"].unique())
+    figure = Figure(figsize=(max(4.6, 3.2 * len(betas)), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(betas), squeeze=False)[0]
+    ends = frame["actual"].min(), frame["actual"].max()
+    for axes, beta in zip(panels, betas, strict=True):
+        axes.plot(ends, ends, color="#333333", linewidth=0.8, linestyle=":")
+        for position, model in enumerate(models):
+            line = frame[(frame["beta"] == beta) & (frame["model"] == model)].sort_values("position")
+            label = names.model(model) if len(line) else None
+            colour = COLOURS[position % len(COLOURS)]
+            axes.plot(line["predicted"], line["actual"], ".-", color=colour, linewidth=1, label=label)
+        _plain_axes(axes, f"β = {beta:.0%}")
+        # What unclipped models predict far outside the scale would press the curves together.
+        axes.set_xlim(ends[0] - 0.5, ends[1] + 0.5)
+        axes.set_xlabel("mean prediction", fontsize=8)
+    panels[0].set_ylabel("mean rating", fontsize=8)
+    panels[0].legend(fontsize=6)
+    caption = f"Calibration. {names.task(task)}: mean rating by mean prediction, in bins of the prediction."
+    return Picture(f"calibration-{task}", caption, formats(figure))
+
+
+def optimism(frame: pd.DataFrame, names: Names, models: Sequence[str]) -> list[Picture]:
+    """MAE's and RMSE's optimism of each task of `frame` (as `tables.table2` gives it) that was validated."""
+    validated = frame[frame["optimism"].notna() & (frame["selection"] == "validation")]
+    validated = validated[
+        validated["model"].isin(models) & validated["metric"].isin([m.name for m in ERRORS])
+    ]
+    return [
+        _optimism(validated[validated["task"] == task], task, names, models)
+        for task in names.in_order(validated["task"])
+    ]
+
+
+def _optimism(frame: pd.DataFrame, task: str, names: Names, models: Sequence[str]) -> Picture:
+    from matplotlib.figure import Figure
+
+    betas = sorted(frame["beta"].unique())
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(ERRORS)), ERRORS, strict=True):
+        for position, beta in enumerate(betas):
+            part = frame[(frame["metric"] == metric.name) & (frame["beta"] == beta)].set_index("model")
+            heights = part["optimism"].reindex(models)
+            width = 0.8 / len(betas)
+            places = np.arange(len(models)) + (position - (len(betas) - 1) / 2) * width
+            colour = _lighter("#3b6ea5", (position + 1) / len(betas))
+            axes.bar(places, heights, width, color=colour, label=f"β = {beta:.0%}")
+        axes.set_xticks(range(len(models)), [names.model(model) for model in models], fontsize=7, rotation=30)
+        _plain_axes(axes, metric.title)
+        axes.legend(fontsize=6)
+    caption = (
+        f"Optimism. {names.task(task)}: error at the best epoch on the test users minus error at the epoch "
+        "chosen on validation users; 0 is honest."
+    )
+    return Picture(f"optimism-{task}", caption, formats(figure))
+
+
+def _plain_axes(axes, title: str) -> None:
+    axes.set_title(title, fontsize=9)
+    axes.tick_params(labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+    axes.set_axisbelow(True)
+
+
 def _lighter(colour: str, strength: float) -> tuple[float, ...]:
     """`colour` mixed with white: unlike transparency it does not show the grid behind."""
     from matplotlib.colors import to_rgb

@@ -98,7 +98,7 @@ def _connect(scratch: str, result: Path, memory_limit: str) -> Iterator[duckdb.D
     """A connection whose own tables are scratch, with the result attached as `result`."""
     con = duckdb.connect(":memory:", config={"memory_limit": memory_limit, "temp_directory": scratch})
     try:
-        con.execute("SET enable_progress_bar = false")
+        con.execute("SET enable_progress_bar = false; SET TimeZone = 'UTC'")
         con.execute(f"ATTACH {_text(str(result))} AS result")
         yield con
         con.execute("DETACH result")
@@ -248,10 +248,11 @@ def _checked(domain: Domain, source: str) -> str:
         ),
     ]
     if columns.timestamp:
-        per_second = {"s": 1, "ms": 1000}[domain.timestamp_unit]
+        per_second = {"s": 1, "ms": 1000, "iso": 1}[domain.timestamp_unit]
+        kind = "an ISO 8601 time" if domain.timestamp_unit == "iso" else "a number"
         rules += [
             ("trim(coalesce(t, '')) = ''", columns.timestamp, "'the timestamp is missing'"),
-            ("time IS NULL", columns.timestamp, "t || ' is not a number'"),
+            ("time IS NULL", columns.timestamp, f"t || ' is not {kind}'"),
             (
                 f"time >= {_LAST_SECOND * per_second}",
                 columns.timestamp,
@@ -260,13 +261,15 @@ def _checked(domain: Domain, source: str) -> str:
         ]
     else:
         per_second = 1
+    # A time with its zone or none at all; the session's zone is UTC.
+    time = "floor(epoch(TRY_CAST(t AS TIMESTAMPTZ)))" if domain.timestamp_unit == "iso" else "t"
     cases = " ".join(
         f"WHEN {wrong} THEN {{field: {_text(field)}, reason: {reason}}}" for wrong, field, reason in rules
     )
     return f"""
         SELECT line, u AS user_id, i AS item_id, score::FLOAT AS rating, time // {per_second} AS timestamp,
                CASE {cases} END AS bad, CASE WHEN bad IS NOT NULL THEN record END AS record
-        FROM (SELECT *, TRY_CAST(r AS DOUBLE) AS score, TRY_CAST(t AS BIGINT) AS time FROM ({source}))"""
+        FROM (SELECT *, TRY_CAST(r AS DOUBLE) AS score, TRY_CAST({time} AS BIGINT) AS time FROM ({source}))"""
 
 
 def _rejected(domain: Domain) -> str:

@@ -16,6 +16,10 @@ SELECTIONS = {
     "best_on_test": "best epoch on the test users, each metric apart (as the paper reports)",
 }
 UNDEFINED = "n/a"
+BEATEN_NOTE = (
+    "‡ Not better than the best control: a predictor that knows nothing of the user's taste, or only simple "
+    "statistics of their source ratings."
+)
 INFERRED_NOTE = (
     "† Inferred. The paper does not define N@20 and H@20; its numbers fit DCG@20 (not normalised) and the "
     "mean recall@20 over users, and rule out standard nDCG and hit rate. These models are trained apart, "
@@ -72,22 +76,53 @@ def _table1_cells(part: pd.DataFrame, column: str, style: str) -> dict[tuple[str
     return {**cells, ("Overlap", "Users"): style.format(values["overlap", "both"])}
 
 
-def table2(frame: pd.DataFrame, names: Names, models: Sequence[str]) -> list[Layout]:
-    """One layout for each selection rule: rows task × β × metric, columns models, as in the paper."""
+BEATEN = "‡"
+BEST_CONTROL = "Best control"
+
+
+def table2(
+    frame: pd.DataFrame, names: Names, models: Sequence[str], controls: Sequence[str] = ()
+) -> list[Layout]:
+    """One layout for each selection rule: rows task × β × metric, columns models, as in the paper.
+
+    A value that is not better than the best control's is marked; then come the controls, and the optimism.
+    """
     layouts = []
     for selection, caption in SELECTIONS.items():
-        chosen = frame[frame["selection"] == selection]
+        chosen = frame[(frame["selection"] == selection) & frame["model"].isin(models)]
         rows = []
         for head, metric, part in _groups(chosen, names, (*tables.ERRORS, *tables.INFERRED_METRICS)):
             rows += _beside_the_paper(head, part.set_index("model"), names, models, metric)
         if rows:
             layouts.append(_by_model(_sentence(caption), rows, names, models, _table2_notes(chosen)))
-    return layouts
+    return [*layouts, *_controls(frame, names, controls), *_optimism(frame, names, models)]
+
+
+def _controls(frame: pd.DataFrame, names: Names, controls: Sequence[str]) -> list[Layout]:
+    # Without epochs there is nothing to select: every rule has the same values.
+    chosen = frame[frame["model"].isin(controls) & (frame["selection"] == "last")]
+    rows = [
+        {**head, **_plain_cells(part, names, controls, metric), "Seeds": _range(part["seeds"])}
+        for head, metric, part in _groups(chosen, names, (*tables.ERRORS, *tables.INFERRED_METRICS))
+    ]
+    return [_by_model("Controls, the same under every rule", rows, names, controls)] if rows else []
+
+
+def _optimism(frame: pd.DataFrame, names: Names, models: Sequence[str]) -> list[Layout]:
+    chosen = frame[frame["model"].isin(models) & (frame["selection"] == "validation")]
+    rows = [
+        {**head, **{names.model(r.model): _signed(r.optimism, metric.digits) for r in part.itertuples()}}
+        for head, metric, part in _groups(chosen, names, (*tables.ERRORS, *tables.INFERRED_METRICS))
+    ]
+    caption = "Optimism: best epoch on the test users minus the epoch selected on validation users"
+    return [_by_model(caption, rows, names, models)] if rows else []
 
 
 def _table2_notes(chosen: pd.DataFrame) -> tuple[str, ...]:
     notes = [INFERRED_NOTE] if chosen["metric"].isin(tables.INFERRED.values()).any() else []
     reasons = chosen.loc[chosen["model"] == OURS, "undefined"].dropna().unique()
+    if chosen["control"].notna().any():
+        notes.append(BEATEN_NOTE)
     return (
         *notes,
         *([f"{UNDEFINED}: undefined, for the test {'; '.join(reasons)}."] if len(reasons) else []),
@@ -105,14 +140,18 @@ def _beside_the_paper(
     starred = mine is not None and mine["p_value"] < 0.05 and mine["improvement"] > 0
     ours = {
         names.model(model): _value(
-            means[model], digits, best=means[model] == best, star=starred and model == OURS
+            means[model],
+            digits,
+            best=means[model] == best,
+            star=starred and model == OURS,
+            beaten=_beaten(means[model], part.loc[model, "control_mean"], metric),
         )
         + _spread(part.loc[model, "std"], digits)
         for model in present
     }
-    tail = {"Improve": "", "p": ""}
+    tail = {"Improve": "", "p": "", **_best_control(part.iloc[0], names, digits)}
     if mine is not None and pd.notna(mine["improvement"]):
-        tail = {"Improve": f"{mine['improvement']:.1%}", "p": _p_value(mine["p_value"])}
+        tail |= {"Improve": f"{mine['improvement']:.1%}", "p": _p_value(mine["p_value"])}
     rows = [{**head, "": "ours", **ours, **tail, "Seeds": _range(part.loc[present, "seeds"])}]
     paper = part.loc[present, "paper"].dropna()
     if len(paper):
@@ -120,6 +159,19 @@ def _beside_the_paper(
         gaps = {names.model(m): _signed(means[m] - paper[m], digits) for m in paper.index}
         rows += [{**head, "": "difference", **gaps}]
     return rows
+
+
+def _best_control(row: pd.Series, names: Names, digits: int) -> dict[str, str]:
+    if pd.isna(row["control_mean"]):
+        return {}
+    return {BEST_CONTROL: f"{row['control_mean']:.{digits}f} {names.model(row['control'])}"}
+
+
+def _beaten(value: float, control: float, metric: Metric) -> bool:
+    """Whether a model is not better than the best control, where there is one."""
+    if pd.isna(control) or pd.isna(value):
+        return False
+    return value <= control if metric.higher_is_better else value >= control
 
 
 def _paper_cells(part: pd.DataFrame, paper: pd.Series, names: Names, metric: Metric) -> dict[str, str]:
@@ -136,14 +188,25 @@ def _paper_cells(part: pd.DataFrame, paper: pd.Series, names: Names, metric: Met
     return cells
 
 
-def ranking(frame: pd.DataFrame, names: Names, models: Sequence[str], selection: str) -> list[Layout]:
-    """Cold start on all held-out ratings; then cold and warm start on the later half, where there is one."""
+def ranking(
+    frame: pd.DataFrame,
+    names: Names,
+    models: Sequence[str],
+    selection: str,
+    controls: Sequence[str] = (),
+) -> list[Layout]:
+    """Columns models and controls; a model's value that is not better than the best control's is marked.
+
+    Cold start on all held-out ratings; then cold and warm start on the later half, where there is one."""
     of_rule = frame[_of_rule(frame, selection)]
     whole = of_rule[(of_rule["stage"] == "cold") & (of_rule["half"] == "all")]
     rows = []
     for head, metric, part in _groups(whole, names, tables.RANKING):
-        rows.append({**head, **_plain_cells(part, names, models, metric), "Seeds": _range(part["seeds"])})
-    layouts = [_by_model("Cold start, all held-out ratings", rows, names, models)] if rows else []
+        cells = _plain_cells(part, names, [*models, *controls], metric, controls)
+        rows.append({**head, **cells, "Seeds": _range(part["seeds"])})
+    notes = (BEATEN_NOTE,) if whole["model"].isin(controls).any() else ()
+    caption = "Cold start, all held-out ratings"
+    layouts = [_by_model(caption, rows, names, [*models, *controls], notes)] if rows else []
     later = of_rule[of_rule["half"] == "later"]
     rows = []
     for head, metric, part in _groups(later, names, tables.RANKING[:4]):
@@ -161,13 +224,17 @@ def _of_rule(frame: pd.DataFrame, selection: str) -> pd.Series:
     return (frame["selection"] == selection) | untrained
 
 
-def _plain_cells(part: pd.DataFrame, names: Names, models: Sequence[str], metric: Metric) -> dict[str, str]:
+def _plain_cells(
+    part: pd.DataFrame, names: Names, models: Sequence[str], metric: Metric, controls: Sequence[str] = ()
+) -> dict[str, str]:
+    """Means and spreads, the best in bold, and marked what is beaten by one of `controls`."""
     by_model = part.set_index("model")
     present = [model for model in models if model in by_model.index]
     means = by_model.loc[present, "mean"]
-    best = _best(means, metric)
+    best, control = _best(means, metric), _best(means[means.index.isin(controls)], metric)
+    beaten = {m: m not in controls and _beaten(means[m], control, metric) for m in present}
     return {
-        names.model(m): _value(means[m], metric.digits, best=means[m] == best)
+        names.model(m): _value(means[m], metric.digits, best=means[m] == best, beaten=beaten[m])
         + _spread(by_model.loc[m, "std"], metric.digits)
         for m in present
     }
@@ -208,6 +275,7 @@ def _user_cells(record, metric: Metric) -> dict[tuple[str, str], str]:
 
 ABLATION_ROWS = {
     tables.BEST_MAPPING: ("Mapping-oriented", "Best CDR M†"),
+    tables.BEST_CONTROL: ("Control", BEST_CONTROL),
     "diffcdr_da": ("Mapping-oriented", "DiffCDR DA"),
     "ptupcdr": ("Task-oriented", "PTUPCDR"),
     "diffcdr_at": ("Task-oriented", "DiffCDR AT"),
@@ -354,6 +422,59 @@ def _vectors(record: Mapping, names: Names) -> str:
     return title if pd.isna(record["nfe"]) else f"{title}, NFE {record['nfe']:.0f}"
 
 
+SUPPORT = {
+    "all": "All",
+    "item": "Training ratings of the item",
+    "history": "Liked source items of the user",
+}
+
+
+def support(
+    frame: pd.DataFrame, names: Names, models: Sequence[str], controls: Sequence[str]
+) -> list[Layout]:
+    """MAE and RMSE by support, then the share outside the scale: rows task × β × buckets, columns models."""
+    known = frame[frame["by"].isin(SUPPORT) & frame["model"].isin([*models, *controls])]
+    layouts = []
+    for metric in tables.ERRORS:
+        rows = []
+        for head, bucket, part in _buckets(known, names):
+            cells = _support_cells(
+                part.set_index("model")[metric.name], names, models, controls, metric.digits
+            )
+            rows.append({**head, "": bucket, **cells, "Ratings": f"{part['count'].max():,.0f}"})
+        layouts += [_by_model(f"{metric.title} by support", rows, names, models)] if rows else []
+    rows = [
+        {**head, "": bucket, **{names.model(r.model): f"{r.outside:.1%}" for r in part.itertuples()}}
+        for head, bucket, part in _buckets(known[known["by"] == "all"], names)
+    ]
+    caption = "Share of predictions outside the scale, before clipping"
+    return [*layouts, _by_model(caption, rows, names, [*models, *controls])] if rows else layouts
+
+
+def _buckets(frame: pd.DataFrame, names: Names) -> Iterator[tuple[dict, str, pd.DataFrame]]:
+    """Each task × β × bucket in reading order: its key cells, the bucket's label and its rows."""
+    for task in names.in_order(frame["task"]):
+        of_task = frame[frame["task"] == task]
+        for beta, of_beta in of_task.groupby("beta"):
+            for by, title in SUPPORT.items():
+                head = {"Task": names.task(task), "β": f"{beta:.0%}", "By": title}
+                for (_, bucket), part in of_beta[of_beta["by"] == by].groupby(["position", "bucket"]):
+                    yield head, str(bucket), part
+
+
+def _support_cells(
+    values: pd.Series, names: Names, models: Sequence[str], controls: Sequence[str], digits: int
+) -> dict[str, str]:
+    present = [model for model in models if model in values.index]
+    best = values[present].min()
+    cells = {names.model(m): _value(values[m], digits, best=values[m] == best) for m in present}
+    of_controls = values[values.index.isin(controls)].dropna()
+    if len(of_controls):
+        least = of_controls.idxmin()
+        cells[BEST_CONTROL] = f"{of_controls[least]:.{digits}f} {names.model(least)}"
+    return cells
+
+
 def search(frame: pd.DataFrame, names: Names) -> list[Layout]:
     """Rows searched cells: chosen λ and s with their validation errors, and those of the paper's choice."""
     rows = []
@@ -401,10 +522,10 @@ def _best(values: pd.Series, metric: Metric) -> float:
     return values.max() if metric.higher_is_better else values.min()
 
 
-def _value(value: float, digits: int, best: bool = False, star: bool = False) -> str:
+def _value(value: float, digits: int, best: bool = False, star: bool = False, beaten: bool = False) -> str:
     if pd.isna(value):
         return UNDEFINED
-    text = f"{value:.{digits}f}"
+    text = f"{value:.{digits}f}" + (BEATEN if beaten else "")
     return (f"**{text}**" if best else text) + (STAR if star else "")
 
 

@@ -4,6 +4,7 @@ import dagster as dg
 
 from assets import plots
 from assets.compute import Compute
+from assets.controls import PERMUTED, PERMUTED_MODEL, PREDICTORS
 from assets.partitions import SEEDS_TOGETHER, Cell, by_task, cells
 from assets.profiles import Profile
 from assets.splits import split
@@ -21,11 +22,27 @@ TITLES = {
     "diffcdr": "DiffCDR",
     "diffcdr_da": "DiffCDR DA",
     "diffcdr_at": "DiffCDR AT",
+    "global_mean": "Global mean",
+    "item_mean": "Item mean",
+    "item_source_bias": "Item + bias",
+    "ridge_source": "Ridge",
+    "mean_target_vector": "Mean vector",
+    "shared_vector": "Shared vector",
+    "permuted_source": "Permuted",
+    "popularity": "Popularity",
     "random": "Random",
 }
 SUMMARIES = {
     "tgt": "the target domain's matrix factorization alone; a cold-start user's vector was never trained.",
     "cmf": "collective matrix factorization: one user vector for both domains (Singh and Gordon, 2008).",
+    "global_mean": "the mean of all training ratings; predictions are clipped to the scale.",
+    "item_mean": "each item's mean, shrunk to the mean of all as far as validation users say.",
+    "item_source_bias": "item mean + a · the user's shrunk bias in the source domain.",
+    "ridge_source": "ridge regression on the item's mean and count and the user's source statistics.",
+    "mean_target_vector": "the mean of the training users' target vectors, for every user.",
+    "shared_vector": "the one vector that fits the training users' ratings best, for every user.",
+    "permuted_source": "trained DiffCDR with the sources of test users mixed up; worse if the source helps.",
+    "popularity": "ranking by the number of training ratings, for every user.",
     "random": "the closed-form expectation of a uniformly random ranker; nothing is trained.",
 }
 # The metric an asset page shows by objective.
@@ -40,7 +57,7 @@ def model_asset(profile: Profile, name: str) -> dg.AssetsDefinition:
         name=name,
         key_prefix=profile.name,
         partitions_def=cells,
-        deps=[split, *_factor_keys(profile, registered)],
+        deps=[split, *_upstream(profile, registered)],
         group_name="models",
         kinds={"pytorch", "mlflow"},
         owners=["team:recsys"],
@@ -68,12 +85,14 @@ def model_asset(profile: Profile, name: str) -> dg.AssetsDefinition:
     return trained
 
 
-def _factor_keys(profile: Profile, registered: str) -> list[dg.AssetKey]:
-    needed = {"cmf": [], "random": [], "tgt": ["target_factors"]}
-    return [
-        dg.AssetKey([profile.name, key])
-        for key in needed.get(registered, ["source_factors", "target_factors"])
-    ]
+def _upstream(profile: Profile, registered: str) -> list[dg.AssetKey]:
+    factors = ["source_factors", "target_factors"]
+    needed = {
+        **{name: [] for name in ("cmf", "random", *PREDICTORS)},
+        "tgt": ["target_factors"],
+        PERMUTED: [*factors, PERMUTED_MODEL],
+    }
+    return [dg.AssetKey([profile.name, key]) for key in needed.get(registered, factors)]
 
 
 def _summary(registered: str) -> str:

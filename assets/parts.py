@@ -11,7 +11,13 @@ from assets.layouts import Names
 from assets.models import TITLES
 from assets.partitions import CATALOG, Cell, Trial
 from assets.profiles import Profile
-from assets.results import read_distances, read_results, read_surface, read_throughput
+from assets.results import (
+    read_coverage,
+    read_distances,
+    read_results,
+    read_surface,
+    read_throughput,
+)
 from assets.store import Entry, Store
 
 NAMES = Names(CATALOG, {**TITLES, "source": "Source vectors"})
@@ -69,21 +75,24 @@ def headline(profile: Profile) -> str:
 
 def table2_part(store: Store, profile: Profile) -> Part:
     results = read_results(store, profile=profile.name)
-    frame = tables.table2(results, CATALOG, profile.models)
+    frame = tables.table2(results, CATALOG, profile.models, profile.controls)
     notes = (
         "Means ± sample standard deviation over seeds; bold is the best of a row. MAE and RMSE: lower is "
         "better; N@20 and H@20: higher is better. Improve: DiffCDR against the best other model, positive "
         "where DiffCDR is better. p: paired t-test over seeds between the two; * where DiffCDR is better "
         "with p < 0.05. Difference: ours − paper.",
     )
-    shown = layouts.table2(frame, NAMES, profile.models)
-    gaps = _gaps(results, profile, profile.models)
-    return Part("table2", f"Table 2. Cold start. {profile.title}", frame, tuple(shown), notes, gaps)
+    shown = layouts.table2(frame, NAMES, profile.models, profile.controls)
+    gaps = _gaps(results, profile, (*profile.models, *profile.controls))
+    pictures = tuple(figures.optimism(frame, NAMES, profile.models))
+    title = f"Table 2. Cold start. {profile.title}"
+    return Part("table2", title, frame, tuple(shown), notes, gaps, pictures)
 
 
 def table2_layouts(profile: Profile, results: pd.DataFrame) -> list[Layout]:
     """Table 2 as it is read, one layout for each selection rule that has results."""
-    return layouts.table2(tables.table2(results, CATALOG, profile.models), NAMES, profile.models)
+    frame = tables.table2(results, CATALOG, profile.models, profile.controls)
+    return layouts.table2(frame, NAMES, profile.models, profile.controls)
 
 
 def ranking_part(store: Store, profile: Profile) -> Part:
@@ -92,17 +101,19 @@ def ranking_part(store: Store, profile: Profile) -> Part:
     frame = tables.ranking(results, models)
     notes = (
         "All items of the target domain are ranked, k = 20; higher is better. Epochs: "
-        f"{layouts.SELECTIONS[headline(profile)]}. Random: the closed-form expectation of a random order. "
+        f"{layouts.SELECTIONS[headline(profile)]}. Random: the closed-form expectation of a random order; "
+        "popularity: by number of training ratings. "
         "nDCG@20 of retrieved divides by the DCG of the same hits in the first places.",
     )
-    shown = layouts.ranking(frame, NAMES, models, headline(profile))
+    shown = layouts.ranking(frame, NAMES, profile.models, headline(profile), profile.controls)
     gaps = _gaps(results, profile, models, ("ranking",))
     return Part("ranking", f"Ranking. {profile.title}", frame, tuple(shown), notes, gaps)
 
 
 def significance_part(store: Store, profile: Profile) -> Part:
     results = read_results(store, profile=profile.name)
-    frame = tables.significance(store, profile.name, results, headline(profile), profile.models)
+    models = (*profile.models, *profile.controls)
+    frame = tables.significance(store, profile.name, results, headline(profile), models)
     notes = (
         "Difference: DiffCDR − baseline, mean over seeds; for MAE and RMSE a negative one favours "
         f"DiffCDR, for N@20 and H@20 a positive one. Epochs: {layouts.SELECTIONS[headline(profile)]}. Over "
@@ -113,14 +124,14 @@ def significance_part(store: Store, profile: Profile) -> Part:
         "MAE or RMSE. Holm: the p to its left, corrected for comparing with several baselines. "
         f"{layouts.UNDEFINED}: undefined, for example with one seed; blank: no errors by user.",
     )
-    shown = layouts.significance(frame, NAMES, profile.models)
-    gaps = _gaps(results, profile, profile.models)
+    shown = layouts.significance(frame, NAMES, models)
+    gaps = _gaps(results, profile, models)
     return Part("significance", f"Significance. {profile.title}", frame, tuple(shown), notes, gaps)
 
 
 def table3_part(store: Store, profile: Profile) -> Part:
     results = read_results(store, profile=profile.name)
-    frame = tables.table3(results, CATALOG)
+    frame = tables.table3(results, CATALOG, profile.controls)
     notes = (
         "† The lowest mean of CMF, EMCDR, SSCDR and LACDR, for each column apart, as the paper forms it. "
         "DA: diffusion and alignment without the task loss; AT: alignment and task loss without "
@@ -132,8 +143,33 @@ def table3_part(store: Store, profile: Profile) -> Part:
 
 
 def _ablation_models(profile: Profile) -> list[str]:
-    wanted = {*tables.MAPPING_MODELS, *layouts.ABLATION_ROWS}
-    return [name for name in (*profile.models, *profile.ablations) if name in wanted]
+    wanted = {*tables.MAPPING_MODELS, *layouts.ABLATION_ROWS, *profile.controls}
+    return [name for name in profile.trained if name in wanted and "rating" in profile.objectives_of(name)]
+
+
+def _compared(profile: Profile) -> list[str]:
+    """The models and those controls that some objective of the profile is measured on."""
+    return [name for name in profile.trained if name not in profile.ablations]
+
+
+def _trained_for(profile: Profile, objective: str) -> list[str]:
+    names = (*profile.models, *profile.controls)
+    return [name for name in names if objective in profile.objectives_of(name)]
+
+
+def coverage_part(store: Store, profile: Profile) -> Part:
+    frame = tables.support(read_coverage(store, profile.name))
+    notes = (
+        "Pooled over seeds, test users' ratings. Training ratings of the item: those that the cell's models "
+        "may learn from. Best control: the lowest of each row apart. Epochs: "
+        f"{layouts.SELECTIONS[headline(profile)]}.",
+    )
+    shown = layouts.support(frame, NAMES, profile.models, profile.controls)
+    pictures = figures.calibration(frame, NAMES, profile.models)
+    gaps = _gaps(
+        read_results(store, profile=profile.name), profile, _trained_for(profile, "rating"), ("rating",)
+    )
+    return Part("coverage", f"Coverage. {profile.title}", frame, tuple(shown), notes, gaps, tuple(pictures))
 
 
 def table4_part(store: Store, profile: Profile) -> Part:
@@ -281,22 +317,20 @@ KINDS = (
         "table2",
         "Table 2: cold start, every model, mean and spread over seeds, under each selection rule.",
         table2_part,
-        lambda profile: profile.models,
+        _compared,
     ),
     Kind(
         "ranking",
         "Ranking of the whole catalogue, k = 20, beside the expectation of a random order.",
         ranking_part,
-        lambda profile: [
-            m for m in (*profile.models, *profile.controls) if "ranking" in profile.objectives_of(m)
-        ],
+        lambda profile: _trained_for(profile, "ranking"),
         lambda profile: "ranking" in profile.objectives,
     ),
     Kind(
         "significance",
         "DiffCDR against each baseline: tests over seeds and over users.",
         significance_part,
-        lambda profile: profile.models,
+        _compared,
     ),
     Kind(
         "table3",
@@ -304,6 +338,12 @@ KINDS = (
         table3_part,
         _ablation_models,
         lambda profile: bool(profile.ablations),
+    ),
+    Kind(
+        "coverage",
+        "Errors by what is known of the item and of the user, and calibration.",
+        coverage_part,
+        lambda profile: _trained_for(profile, "rating"),
     ),
     Kind(
         "table4",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 
 import dagster as dg
 
@@ -58,8 +59,12 @@ def ingest_domain(store: Store, domain: Domain) -> dict:
     if entry.stands(mark):
         log.info("ratings %s: up to date", domain.name)
         return entry.require()
-    folder = entry.unseal()
-    facts = dataclasses.asdict(ingest.ingest(raw.path / source["file"], folder / "ratings.duckdb", domain))
+    # Beside the ratings at hand, which count until the new ones are whole.
+    database = store.database(domain.name)
+    incoming = database.with_name("incoming.duckdb")
+    facts = dataclasses.asdict(ingest.ingest(raw.path / source["file"], incoming, domain))
+    entry.unseal()
+    os.replace(incoming, database)
     log.info(
         "ratings %s: %d ratings of %d users on %d items (%d rows read, %d repeated)",
         domain.name,

@@ -25,7 +25,7 @@ CODE = code_version(
 )
 # Tables follow their cells without waiting for all of them.
 FRESH = (
-    dg.AutomationCondition.any_deps_updated()
+    dg.AutomationCondition.any_deps_updated().since_last_handled()
     & ~dg.AutomationCondition.any_deps_in_progress()
     & ~dg.AutomationCondition.in_progress()
 )
@@ -120,6 +120,13 @@ SECTIONS = (
         "Whether DiffCDR and each baseline differ by more than chance. Seeds tell whether a repeated "
         "experiment would come out alike, users whether other users would.",
         "significance",
+    ),
+    Section(
+        "coverage",
+        "Coverage",
+        "Where the errors are: a user's mean over items hides those that nobody rated in training. Compare a "
+        "model with the best control in the same row, and its curve with the diagonal.",
+        "coverage",
     ),
     Section(
         "warm-start",

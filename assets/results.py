@@ -12,6 +12,8 @@ COLUMNS = ["profile", "task", "beta", "seed", "model", "stage", "objective", "se
 THROUGHPUT = ["task", "beta", "seed", "model", "device", "replicas"]
 THROUGHPUT += ["train_samples", "train_seconds", "test_samples", "test_users", "test_seconds"]
 USER_ERRORS = ["task", "beta", "seed", "model", "user", "absolute", "squared", "count"]
+COVERAGE = ["task", "beta", "seed", "model", "by", "bucket", "position", "count"]
+COVERAGE += ["absolute", "squared", "predicted", "actual", "outside"]
 DISTANCES = ["task", "beta", "seed", "model", "side", "nfe", "frechet", "mmd", "euclidean", "cosine"]
 DISTANCES += ["undefined"]
 SURFACE = ["task", "beta", "seed", "task_weight", "guidance", "epoch", "validation_mae", "validation_rmse"]
@@ -25,6 +27,8 @@ _WORDS = {
     "selection",
     "metric",
     "device",
+    "by",
+    "bucket",
     "side",
     "undefined",
 }
@@ -56,6 +60,12 @@ def read_user_errors(store: Store, profile: str, task: str) -> pd.DataFrame:
     return _read(store.artifact_root, folder, "user_errors.parquet", USER_ERRORS, _KEYS)
 
 
+def read_coverage(store: Store, profile: str) -> pd.DataFrame:
+    """Sums of each test's errors by bucket of `ml.evaluation.coverage`: columns COVERAGE."""
+    folder = f"models/profile={profile}/model=*/objective=rating/task=*"
+    return _read(store.artifact_root, folder, "coverage.parquet", COVERAGE, _KEYS)
+
+
 def read_distances(store: Store, profile: str) -> pd.DataFrame:
     """Distances of transferred to true user vectors of every analysed cell: columns DISTANCES."""
     keys = {key: kind for key, kind in _KEYS.items() if key not in ("model", "objective")}
@@ -82,7 +92,7 @@ def _read(
             connection.register_filesystem(root.fs)
         return connection.execute(
             f"""
-            SELECT {", ".join(columns)}
+            SELECT {", ".join(f'"{column}"' for column in columns)}
             FROM read_parquet(
                 ?, hive_partitioning = true, hive_types = {{{types}}}, union_by_name = true
             )

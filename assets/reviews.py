@@ -4,11 +4,13 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import dagster as dg
+import fsspec
+import requests
 
 from assets import download
 from assets.catalog import Domain
@@ -28,8 +30,11 @@ CODE = code_version("assets/download.py", "assets/reviews.py")
 )
 def reviews(context: dg.AssetExecutionContext, store: Store) -> None:
     """The domain's rating file as its source distributes it, verified: length, gzip stream, sha256."""
-    for name in context.partition_keys:
-        record = obtain(store, CATALOG.domains[name])
+    records = {name: obtain(store, CATALOG.domains[name]) for name in context.partition_keys}
+    # By content, so that a file that was only touched or moved sets nothing off downstream.
+    contents = [record["sha256"] for record in records.values()]
+    context.set_data_version(context.asset_key, dg.DataVersion("-".join(contents)))
+    for name, record in records.items():
         context.add_asset_metadata(
             {
                 "size": dg.MetadataValue.int(record["size"]),
@@ -43,24 +48,50 @@ def reviews(context: dg.AssetExecutionContext, store: Store) -> None:
 
 
 def obtain(store: Store, domain: Domain) -> dict:
-    """The manifest of the domain's raw file, fetching or generating the file where it is missing or stale."""
-    entry = store.reviews(domain.name)
-    mark = fingerprint(url=domain.url, sha256=domain.sha256, source=_source_state(domain.url))
+    """The manifest of the domain's raw file, fetching or generating the file where it is missing or stale.
+
+    A source that cannot be asked now, as with no network, does not make the copy at hand stale.
+    """
+    entry, state = store.reviews(domain.name), source_state(domain.url)
+    if state is None:
+        state = (entry.manifest() or {}).get("state")
+    mark = _mark(domain, state)
     if entry.stands(mark):
         log.info("reviews %s: up to date", domain.name)
         return entry.require()
-    folder = entry.unseal()
-    with _located(domain, folder) as (url, file):
-        fetched = download.fetch(url, folder / file, sha256=domain.sha256)
+    # Beside the file at hand, which counts until the new one is whole.
+    incoming = Path(entry.path) / "incoming"
+    incoming.mkdir(parents=True, exist_ok=True)
+    with _located(domain, incoming) as (url, file):
+        fetched = download.fetch(url, incoming / file, sha256=domain.sha256)
+    os.replace(incoming / file, entry.unseal() / file)
     log.info("reviews %s: %s, %.1f MB", domain.name, domain.url, fetched.size / 1e6)
     return entry.seal(
         mark,
+        state=state,
         file=file,
         size=fetched.size,
         sha256=fetched.sha256,
         source=domain.url,
         fetched_at=fetched.fetched_at,
     )
+
+
+def change(store: Store, domain: Domain) -> str | None:
+    """What tells this change of the domain's source from any other; None where there is none.
+
+    There is none, either, where the file was never fetched or its source cannot be asked now.
+    """
+    manifest = store.reviews(domain.name).manifest()
+    state = source_state(domain.url) if manifest else None
+    if state is None:
+        return None
+    old, new = manifest["fingerprint"], _mark(domain, state)
+    return None if old == new else f"{old}-{new}"
+
+
+def _mark(domain: Domain, state: object) -> str:
+    return fingerprint(url=domain.url, sha256=domain.sha256, source=state)
 
 
 @contextlib.contextmanager
@@ -80,12 +111,49 @@ def _located(domain: Domain, folder: Path) -> Iterator[tuple[str, str]]:
         yield str(generated), name
 
 
-def _source_state(url: str) -> object:
-    """What tells that a source has changed: the generator's code, or a local file's size and time."""
+def source_state(url: str) -> str | list | None:
+    """What tells that a source has changed, JSON-able: the generator's code, or a file's size and time.
+
+    http is asked by HEAD for Last-Modified, else ETag; other schemes as far as fsspec knows. None where the
+    source cannot be asked.
+    """
     if url.startswith("synthetic:"):
         return code_version("ml/synthetic.py")
     local = Path(url.removeprefix("file://"))
-    if local.is_absolute() and local.exists():
-        state = os.stat(local)
-        return [state.st_size, state.st_mtime_ns]
-    return None
+    if local.is_absolute():
+        return _local_state(local)
+    return _http_state(url) if url.startswith(("http://", "https://")) else _remote_state(url)
+
+
+def _local_state(path: Path) -> list | None:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return [state.st_size, state.st_mtime_ns]
+
+
+def _http_state(url: str) -> list | None:
+    try:
+        answer = requests.head(url, headers={"Accept-Encoding": "identity"}, timeout=10, allow_redirects=True)
+        answer.raise_for_status()
+    except requests.RequestException as error:
+        log.warning("%s cannot be asked whether it changed: %s", url, error)
+        return None
+    # Two servers of one address may give the same file two ETags, but hardly two dates.
+    return [answer.headers.get("Content-Length"), _first(answer.headers, ("Last-Modified", "ETag"))]
+
+
+def _remote_state(url: str) -> list | None:
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        facts = filesystem.info(path)
+    except (OSError, ValueError, ImportError) as error:
+        log.warning("%s cannot be asked whether it changed: %s", url, error)
+        return None
+    times = ("LastModified", "last_modified", "mtime", "updated", "created", "ETag")
+    return [facts.get("size"), str(_first(facts, times))]
+
+
+def _first(facts: Mapping, names: tuple[str, ...]) -> object:
+    return next((facts[name] for name in names if facts.get(name)), None)

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import dagster as dg
 import pandas as pd
@@ -87,8 +87,11 @@ class Entry:
         manifest = self.manifest()
         return manifest is not None and manifest["fingerprint"] == fingerprint
 
-    def write(self, files: Mapping[str, bytes], fingerprint: str, **facts: object) -> dict:
-        """Replace the folder as a whole by `files` and a manifest with `facts`; returns the manifest."""
+    def write(self, files: Mapping[str, bytes | Path], fingerprint: str, **facts: object) -> dict:
+        """Replace the folder as a whole by `files` and a manifest with `facts`; returns the manifest.
+
+        A file is given by its content, or by the path of a local file that is too large to be held.
+        """
         manifest = self._manifest(fingerprint, facts)
         contents = {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}
         if self._local is None:
@@ -136,7 +139,7 @@ class Entry:
         }
 
     @staticmethod
-    def _write_local(folder: Path, contents: Mapping[str, bytes]) -> None:
+    def _write_local(folder: Path, contents: Mapping[str, bytes | Path]) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         mark = uuid.uuid4().hex[:8]
         fresh, old = (folder.with_name(f".{folder.name}-{state}-{mark}") for state in ("new", "old"))
@@ -148,17 +151,26 @@ class Entry:
         fresh.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
 
-    def _write_remote(self, contents: Mapping[str, bytes]) -> None:
+    def _write_remote(self, contents: Mapping[str, bytes | Path]) -> None:
         # Object stores have no rename of folders: the manifest goes first and comes last.
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / MANIFEST).unlink(missing_ok=True)
         for name, content in contents.items():
-            (self.path / name).write_bytes(content)
+            with (self.path / name).open("wb") as file:
+                _copy(content, file)
 
 
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
+def _copy(content: bytes | Path, file: BinaryIO) -> None:
+    if isinstance(content, bytes):
         file.write(content)
+        return
+    with content.open("rb") as source:
+        shutil.copyfileobj(source, file)
+
+
+def _write_durably(path: Path, content: bytes | Path) -> None:
+    with path.open("wb") as file:
+        _copy(content, file)
         file.flush()
         os.fsync(file.fileno())
 
@@ -216,6 +228,10 @@ class Store(dg.ConfigurableResource):
 
     def search(self, profile: str, cell) -> Entry:
         return self._artifact(f"search/profile={profile}/{cell.folder}", _mend(f"{profile}/search", cell.key))
+
+    def recommendations(self, profile: str, cell) -> Entry:
+        path = f"recommendations/profile={profile}/{cell.folder}"
+        return self._artifact(path, _mend(f"{profile}/recommendations", cell.key))
 
     def report(self, *parts: str) -> Path:
         """A folder for finished tables and figures, created."""

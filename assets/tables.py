@@ -23,6 +23,7 @@ OURS = "diffcdr"
 # The paper's two ranking metrics, by the metrics of ours that its numbers fit.
 INFERRED = {"ndcg@20": "dcg@20", "hr@20": "recall@20"}
 BEST_MAPPING = "best_cdr_m"
+BEST_CONTROL = "best_control"
 MAPPING_MODELS = ("cmf", "emcdr", "sscdr", "lacdr")
 RESAMPLES = 1000
 
@@ -78,17 +79,23 @@ def table1(store: Store, catalog: Catalog) -> pd.DataFrame:
     return _beside_the_papers(frame, published, catalog, ["quantity", "side"])
 
 
-def table2(results: pd.DataFrame, catalog: Catalog, models: Sequence[str]) -> pd.DataFrame:
+def table2(
+    results: pd.DataFrame, catalog: Catalog, models: Sequence[str], controls: Sequence[str] = ()
+) -> pd.DataFrame:
     """Cold-start results: task, beta, metric, model, selection, mean, std, seeds, paper, paper_significant.
 
+    Every row also names the best of `controls` by its mean (control, control_mean) and has optimism, the
+    model's mean at its best epochs on the test users minus that at the epochs chosen on validation users.
     Rows of DiffCDR also say what it is compared with: baseline (the best other model of `models` by its
     mean), improvement (relative to it, positive where DiffCDR is better; paper_improve is the paper's),
     p_value (paired t-test over the seeds both have) or, where that is undefined, why (undefined).
     """
     metrics = (*ERRORS, *INFERRED_METRICS)
-    chosen = _of(results, "cold", metrics, models)
+    everything = _of(results, "cold", metrics, [*models, *controls])
+    chosen = everything[everything["model"].isin(models)]
     keys = ["task", "beta", "metric", "selection"]
-    frame = summary(chosen, [*keys, "model"])
+    frame = summary(everything, [*keys, "model"])
+    frame = _with_optimism(_with_best_control(frame, keys, controls), ["task", "beta", "metric", "model"])
     published = _published("table2").rename(columns={"value": "paper", "significant": "paper_significant"})
     published["paper_improve"] = published.pop("improve_percent") / 100
     published["metric"] = published["metric"].replace(INFERRED)
@@ -101,9 +108,29 @@ def table2(results: pd.DataFrame, catalog: Catalog, models: Sequence[str]) -> pd
     ]
     columns = [*keys, "model", "baseline", "improvement", "p_value", "undefined"]
     # An undefined number is None, which must not turn the column into one of objects.
-    types = {"beta": float, "improvement": float, "p_value": float}
+    types = {**frame[[*keys, "model"]].dtypes, "improvement": float, "p_value": float}
     comparison = pd.DataFrame(compared, columns=columns).astype(types)
     return frame.merge(comparison, how="left", on=[*keys, "model"])
+
+
+def _with_best_control(frame: pd.DataFrame, keys: Sequence[str], controls: Sequence[str]) -> pd.DataFrame:
+    rows = best_rows(frame[frame["model"].isin(controls)], keys)
+    best = rows.rename(columns={"model": "control", "mean": "control_mean"})
+    return frame.merge(best[[*keys, "control", "control_mean"]], how="left", on=list(keys))
+
+
+def best_rows(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Of each group the row with the best `mean` by its `metric`, which must be one of `keys`."""
+    higher = frame["metric"].isin([metric.name for metric in RANKING])
+    cost = frame["mean"].where(~higher, -frame["mean"]).dropna()
+    return frame.loc[cost.groupby([frame[key] for key in keys]).idxmin()]
+
+
+def _with_optimism(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    by_rule = frame.pivot(index=list(keys), columns="selection", values="mean")
+    by_rule = by_rule.reindex(columns=["best_on_test", "validation"])
+    optimism = (by_rule["best_on_test"] - by_rule["validation"]).rename("optimism")
+    return frame.merge(optimism, how="left", left_on=list(keys), right_index=True)
 
 
 def improvement(ours: float, best: float, higher_is_better: bool = False) -> float:
@@ -255,20 +282,22 @@ def _paired_users(errors: pd.DataFrame, baseline: str, column: str) -> pd.DataFr
     return pairs.groupby("user").sum(min_count=1)
 
 
-def table3(results: pd.DataFrame, catalog: Catalog) -> pd.DataFrame:
+def table3(results: pd.DataFrame, catalog: Catalog, controls: Sequence[str] = ()) -> pd.DataFrame:
     """Ablation: task, beta, metric, selection, row, model, mean, std, seeds, paper.
 
     row `best_cdr_m` is the model with the lowest mean of CMF, EMCDR, SSCDR and LACDR, for each metric apart
-    as the paper forms it; `model` says which.
+    as the paper forms it, and `best_control` that of `controls`; `model` says which.
     """
-    rows = (BEST_MAPPING, "diffcdr_da", "ptupcdr", "diffcdr_at", OURS)
-    models = [*MAPPING_MODELS, *rows[1:]]
+    rows = ("diffcdr_da", "ptupcdr", "diffcdr_at", OURS)
     keys = ["task", "beta", "metric", "selection"]
-    frame = summary(_of(results, "cold", ERRORS, models), [*keys, "model"])
-    mapping = frame[frame["model"].isin(MAPPING_MODELS)].dropna(subset="mean")
-    best = mapping.loc[mapping.groupby(keys)["mean"].idxmin()].assign(row=BEST_MAPPING)
+    frame = summary(_of(results, "cold", ERRORS, [*MAPPING_MODELS, *rows, *controls]), [*keys, "model"])
+    families = {BEST_MAPPING: MAPPING_MODELS, BEST_CONTROL: controls}
+    best = [
+        best_rows(frame[frame["model"].isin(family)], keys).assign(row=row)
+        for row, family in families.items()
+    ]
     single = frame[frame["model"].isin(rows)]
-    both = pd.concat([best, single.assign(row=single["model"])], ignore_index=True)
+    both = pd.concat([*best, single.assign(row=single["model"])], ignore_index=True)
     published = _published("table3").rename(columns={"value": "paper"})
     joined = _beside_the_papers(both, published, catalog, ["beta", "metric", "row"])
     return joined[[*keys, "row", "model", "mean", "std", "seeds", "paper"]]
@@ -314,6 +343,24 @@ def distances(frame: pd.DataFrame) -> pd.DataFrame:
     means = grouped[measures].agg(_strict_mean)
     reasons = grouped["undefined"].agg(lambda texts: "; ".join(dict.fromkeys(texts.dropna())) or None)
     return means.assign(cells=grouped.size(), undefined=reasons).reset_index()
+
+
+def support(sums: pd.DataFrame) -> pd.DataFrame:
+    """Where each model's errors are, by bucket of `ml.evaluation.coverage`, pooled over seeds.
+
+    Columns: task, beta, by, position, bucket, model, count, mae, rmse, predicted, actual, outside.
+    count is the number of predictions in the bucket; predicted and actual are their means, outside the share
+    that was outside the scale before clipping. `by` is all, item (training ratings of the item), history
+    (liked source items of the user) or prediction (for calibration).
+    """
+    keys = ["task", "beta", "by", "position", "bucket", "model"]
+    columns = ["count", "absolute", "squared", "predicted", "actual", "outside"]
+    # A sum leaves NaN out, but not infinity: a diverged seed must not be pooled away.
+    total = sums.fillna(np.inf).groupby(keys)[columns].sum().replace(np.inf, np.nan)
+    means = total.drop(columns="count").div(total["count"], axis=0)
+    means = means.rename(columns={"absolute": "mae", "squared": "rmse"})
+    means["rmse"] **= 0.5
+    return means.assign(count=total["count"]).reset_index()
 
 
 def coverage(results: pd.DataFrame, profile: Profile, catalog: Catalog) -> pd.DataFrame:

@@ -6,7 +6,8 @@ Every cell ends as the same folder of the store:
 - `users.safetensors`: target user factors of the test users at the chosen epoch, with the item factors where
   they are not the profile's target factors;
 - `weights.safetensors` and `config.json`, where there are weights;
-- `user_errors.parquet`: each test user's sums of errors (rating); `throughput.parquet`: how fast it was.
+- `user_errors.parquet`: each test user's sums of errors (rating); `coverage.parquet`: where the errors are
+  (rating); `throughput.parquet`: how fast it was.
 """
 
 import contextlib
@@ -21,9 +22,18 @@ import numpy as np
 import pandas as pd
 
 from assets.compute import Compute
+from assets.controls import PERMUTED, PERMUTED_MODEL, PREDICTORS, VECTORS, evidence, source_of
 from assets.factors import EVALUATION, FactorJudge, source_config
 from assets.partitions import CATALOG, Cell, span
-from assets.problems import CellData, cell_data, collective_table, held_out_ratings, warm_halves
+from assets.problems import (
+    CellData,
+    cell_data,
+    collective_table,
+    domain_ratings,
+    held_out_ratings,
+    training_rows,
+    warm_halves,
+)
 from assets.profiles import Profile
 from assets.progress import Stopwatch, epochs, fastest
 from assets.store import Entry, Store, code_version, fingerprint, parquet, tensors
@@ -45,10 +55,13 @@ SHARED_CODE = (
     "ml/warm_start.py",
     "ml/negatives.py",
     "ml/models/base.py",
+    "ml/evaluation/coverage.py",
     *EVALUATION,
 )
+CONTROL_CODE = ("assets/controls.py", "ml/models/controls.py")
 OWN_CODE = {
     "random": (),
+    **dict.fromkeys((*PREDICTORS, *VECTORS, PERMUTED), CONTROL_CODE),
     "tgt": ("ml/factorization.py",),
     "cmf": ("ml/factorization.py",),
     "diffcdr": ("ml/models/diffcdr.py", "ml/diffusion"),
@@ -106,14 +119,20 @@ class ModelTraining:
         if not pending:
             log.info("%s %s: up to date", self.title, span(group))
             return
-        train = {"random": self._random, "tgt": self._tgt, "cmf": self._cmf}.get(
-            self.registered, self._transfer
-        )
+        train = {
+            "random": self._random,
+            "tgt": self._tgt,
+            "cmf": self._cmf,
+            **dict.fromkeys(PREDICTORS, self._predictor),
+            **dict.fromkeys(VECTORS, self._vector),
+            PERMUTED: self._permuted,
+        }.get(self.registered, self._transfer)
         cells = list(pending)
         with contextlib.ExitStack() as stack:
             runs = [stack.enter_context(self._mlflow_run(cell)) for cell in cells]
             outcomes = train(cells, runs)
-            if self.store.overlap(cells[0].task).require()["timed"] and outcomes[0].held:
+            timed = self.store.overlap(cells[0].task).require()["timed"]
+            if timed and self.name not in self.profile.controls:
                 self._warm_up(cells, outcomes)
             for cell, run, outcome in zip(cells, runs, outcomes, strict=True):
                 self._write(cell, pending[cell], run, outcome)
@@ -121,6 +140,14 @@ class ModelTraining:
     @property
     def registered(self) -> str:
         return self.profile.registered(self.name)
+
+    @property
+    def clips(self) -> bool:
+        """Whether predictions are clipped to the scale; a model under permuted users is judged as itself."""
+        return self.profile.clips(PERMUTED_MODEL if self.registered == PERMUTED else self.name)
+
+    def _clip(self, cell: Cell) -> tuple[float, float] | None:
+        return _target_scale(cell) if self.clips else None
 
     @property
     def title(self) -> str:
@@ -134,6 +161,7 @@ class ModelTraining:
         return fingerprint(
             code=code_of(self.registered),
             settings=self.profile.model(self.name, cell.task),
+            clips=self.clips,
             objective=self.objective.name,
             validation=self.profile.validation,
             inputs={name: entry.require()["fingerprint"] for name, entry in self._inputs(cell).items()},
@@ -144,7 +172,7 @@ class ModelTraining:
     def _inputs(self, cell: Cell) -> dict[str, Entry]:
         task = CATALOG.tasks[cell.task]
         inputs = {"split": self.store.split(cell)}
-        if self.registered in ("cmf", "random"):
+        if self.registered in ("cmf", "random", *PREDICTORS):
             inputs["source"], inputs["target"] = (
                 self.store.ratings(task.source),
                 self.store.ratings(task.target),
@@ -153,7 +181,12 @@ class ModelTraining:
         inputs["target"] = self._target_factors(cell)
         if self.registered != "tgt":
             inputs["source"] = self._source_factors(cell)
+        if self.registered == PERMUTED:
+            inputs["model"] = self._permuted_model(cell)
         return inputs
+
+    def _permuted_model(self, cell: Cell) -> Entry:
+        return self.store.model(self.profile.name, PERMUTED_MODEL, cell, self.objective.name)
 
     def _source_factors(self, cell: Cell) -> Entry:
         config = source_config(self.profile, cell.task)
@@ -181,6 +214,65 @@ class ModelTraining:
             run.metrics(expected, 1)
             outcomes.append(Outcome(curves=[{"epoch": 1, **expected}]))
         return outcomes
+
+    def _predictor(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
+        """A predictor from rating statistics, fitted in closed form."""
+        import torch
+
+        from ml.models.controls import PREDICTORS as FIT
+
+        source = source_of(self.store, group[0].task)
+        outcomes = []
+        for cell, run in zip(group, runs, strict=True):
+            users, items = FIT[self.registered](evidence(self.store, self.profile, cell, source))
+            sides = self._held_out(cell)
+            held = {side: users[torch.from_numpy(members)] for side, (members, _) in sides.items()}
+            outcomes.append(self._judged_once(run, sides, held, items, self._clip(cell)))
+        return outcomes
+
+    def _vector(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
+        """One target vector for all users, whatever their source."""
+        from ml.models.controls import VECTORS as FIT
+
+        outcomes = []
+        for cell, run in zip(group, runs, strict=True):
+            problem = self._cell_data(cell).problem
+            vector, sides = FIT[self.registered](problem), self._held_out(cell)
+            held = {side: vector.repeat(len(members), 1) for side, (members, _) in sides.items()}
+            outcomes.append(self._judged_once(run, sides, held, problem.target_items, self._clip(cell)))
+        return outcomes
+
+    def _permuted(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
+        """A trained model at its chosen epoch, on held-out users who each have the source of another."""
+        from ml.models.controls import permuted
+        from ml.models.registry import build
+
+        registered = self.profile.registered(PERMUTED_MODEL)
+        model = build(registered, **self.profile.model(PERMUTED_MODEL, group[0].task))
+        outcomes = []
+        for cell, run in zip(group, runs, strict=True):
+            data, sides = self._cell_data(cell), self._held_out(cell)
+            model.load_state_dict(self._permuted_model(cell).tensors("weights.safetensors"))
+            held = {
+                side: model.transfer([permuted(getattr(data, side).users, cell.seed, side)])[0]
+                for side in sides
+            }
+            items, clip = data.problem.target_items, self._clip(cell)
+            outcomes.append(self._judged_once(run, sides, held, items, clip))
+        return outcomes
+
+    def _judged_once(
+        self,
+        run: CellRun,
+        sides: "dict[str, tuple[np.ndarray, Ratings]]",
+        held: "dict[str, Tensor]",
+        items: "Tensor",
+        clip: tuple[float, float] | None,
+    ) -> Outcome:
+        """The outcome of what has no epochs: target factors of the held-out users by side, and the items'."""
+        judged = self._judge(sides, held, items, clip)
+        run.metrics(judged, 1)
+        return Outcome(curves=[{"epoch": 1, **judged}], held=held, items=items)
 
     def _tgt(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
         """TGT needs no training of its own: the target factorization was judged at each epoch."""
@@ -210,7 +302,9 @@ class ModelTraining:
         merged = [collective_table(self.store, self.profile, cell, self.objective.name) for cell in group]
         first_item = self.store.ratings(task.source).require()["items"]
         judges = [
-            FactorJudge(self.store, self.profile, cell, self.objective.name, rows, first_item)
+            FactorJudge(
+                self.store, self.profile, cell, self.objective.name, rows, first_item, self._clip(cell)
+            )
             for cell, (_, rows) in zip(group, merged, strict=True)
         ]
         sides = [self._held_out(cell) for cell in group]
@@ -237,15 +331,16 @@ class ModelTraining:
 
         model = build(self.registered, **self.profile.model(self.name, group[0].task))
         data = [self._cell_data(cell) for cell in group]
+        sides = [self._held_out(cell) for cell in group]
         outcomes, watch = [Outcome(items=d.problem.target_items) for d in data], Stopwatch()
         training = model.train([d.problem for d in data], self.compute.torch_device)
         for epoch in epochs(watch.time(training), model.epochs, f"{self.title} {span(group)}"):
             transferred = _transfer_held_out(model, data)
             for r, outcome in enumerate(outcomes):
-                if self._record(outcome, runs[r], epoch, r, self._judge(data[r], transferred[r])):
+                judged = self._judge(sides[r], transferred[r], outcome.items, self._clip(group[r]))
+                if self._record(outcome, runs[r], epoch, r, judged):
                     outcome.held, outcome.weights = transferred[r], model.state_dict(r)
         samples = model.epochs * sum(model.rows(d.problem) for d in data)
-        sides = [self._held_out(cell) for cell in group]
         transfer = fastest(lambda: model.transfer([d.test.users for d in data]))
         self._set_speed(outcomes, samples, watch.seconds, transfer, sides)
         return outcomes
@@ -260,15 +355,20 @@ class ModelTraining:
         held_out = {s: held_out_ratings(self.store, self.profile, cell, role) for s, role in SIDES.items()}
         return {side: (members, ratings) for side, (members, ratings) in held_out.items() if len(members)}
 
-    def _judge(self, data: CellData, transferred: "dict[str, Tensor]") -> dict[str, float]:
+    def _judge(
+        self,
+        sides: "dict[str, tuple[np.ndarray, Ratings]]",
+        held: "dict[str, Tensor]",
+        items: "Tensor",
+        clip: tuple[float, float] | None,
+    ) -> dict[str, float]:
+        """Metrics of the held-out users' factors, under names that begin with the side."""
         from ml.evaluation.cold_start import measure
 
         return {
             f"{side}_{metric}": value
-            for side, factors in transferred.items()
-            for metric, value in measure(
-                self.objective, factors, data.problem.target_items, getattr(data, side).ratings
-            ).items()
+            for side, (_, ratings) in sides.items()
+            for metric, value in measure(self.objective, held[side], items, ratings, clip=clip).items()
         }
 
     def _record(
@@ -327,10 +427,11 @@ class ModelTraining:
         ]
         if not parts:
             return
+        clip = self._clip(group[0])
         for _, outcome, side, halves in parts:
             outcome.warm_left_out = halves.left_out if side == "test" else outcome.warm_left_out
             outcome.before[side] = measure(
-                self.objective, outcome.held[side], outcome.items, halves.later, halves.known
+                self.objective, outcome.held[side], outcome.items, halves.later, halves.known, clip
             )
         settings = self.profile.factors(group[0].task)
         tuned = fine_tune(
@@ -345,7 +446,7 @@ class ModelTraining:
                 outcome.warm.append(dict.fromkeys(SIDES))
             for (_, outcome, side, halves), factors in zip(parts, users, strict=True):
                 outcome.warm[-1][side] = measure(
-                    self.objective, factors, outcome.items, halves.later, halves.known
+                    self.objective, factors, outcome.items, halves.later, halves.known, clip
                 )
 
     # What is written.
@@ -380,7 +481,8 @@ class ModelTraining:
         settings = self.profile.model(self.name, task)
         if self.registered in MODELS:
             settings = build(self.registered, **settings).hyperparameters()
-        return {**{f"factors.{k}": v for k, v in self.profile.factors(task).items()}, **settings}
+        factors = {f"factors.{k}": v for k, v in self.profile.factors(task).items()}
+        return {**factors, **settings, "clip": self.clips}
 
     def _write(self, cell: Cell, mark: str, run: CellRun, outcome: Outcome) -> None:
         rows = self._metric_rows(outcome)
@@ -428,14 +530,39 @@ class ModelTraining:
         if not outcome.held:
             return {}
         users = outcome.held["test"]
-        own_items = {"items": outcome.items} if self.registered == "cmf" else {}
+        own_items = {"items": outcome.items} if self.registered in ("cmf", *PREDICTORS) else {}
         files = {"users.safetensors": tensors({"users": users, **own_items})}
         if self.objective.name == "rating":
             members, ratings = self._held_out(cell)["test"]
-            sums = user_error_sums(users, outcome.items, ratings)
+            sums = user_error_sums(users, outcome.items, ratings, self._clip(cell))
             frame = pd.DataFrame({"user": members, **{name: s.numpy() for name, s in sums.items()}})
             files["user_errors.parquet"] = parquet(frame)
+            files["coverage.parquet"] = parquet(self._coverage(cell, outcome, members, ratings))
         return files
+
+    def _coverage(
+        self, cell: Cell, outcome: Outcome, members: np.ndarray, ratings: "Ratings"
+    ) -> pd.DataFrame:
+        """The test users' errors by training ratings of the item, by source history and by prediction."""
+        import torch
+
+        from ml.evaluation.coverage import coverage
+        from ml.evaluation.ratings import predict
+
+        target = domain_ratings(self.store, CATALOG.tasks[cell.task].target)
+        rows = training_rows(self.store, self.profile, cell)
+        of_item = np.bincount(target.items[rows], minlength=target.n_items)
+        liked = self.store.overlap(cell.task).table("liked.parquet")["user"]
+        history = np.bincount(liked, minlength=members.max() + 1)[members]
+        sums = coverage(
+            predict(outcome.held["test"], outcome.items, ratings),
+            ratings.values,
+            torch.from_numpy(of_item)[ratings.items],
+            torch.from_numpy(history)[ratings.users],
+            _target_scale(cell),
+            self.clips,
+        )
+        return pd.DataFrame(sums)
 
     def _weight_files(self, cell: Cell, run: CellRun, outcome: Outcome) -> dict[str, bytes]:
         if not outcome.weights:
@@ -446,6 +573,10 @@ class ModelTraining:
             log_diffcdr(run, weights=weights, hyperparameters=settings, widths=widths)
         config = {"model": self.registered, "hyperparameters": settings}
         return {"weights.safetensors": weights, "config.json": json.dumps(config, indent=1).encode()}
+
+
+def _target_scale(cell: Cell) -> tuple[float, float]:
+    return CATALOG.domains[CATALOG.tasks[cell.task].target].scale
 
 
 def _domains(cell: Cell) -> dict[str, str]:

@@ -274,7 +274,7 @@ class MatrixFactorization:
             ratings = flat.take(orders, begin, block, self.batch, number)
             steps = _plan(ratings, len(adam.rest))
             errors = torch.cat([_step(adam, step) for step in steps])
-            owners = torch.cat([step.rows[step.own] for step in steps]) // flat.width
+            owners = torch.cat([(step.rows // flat.width).index_select(0, step.own) for step in steps])
             loss.index_add_(0, owners, errors.double().square())
         return [total / (2 * len(order)) for total, order in zip(loss.tolist(), orders, strict=True)]
 
@@ -324,8 +324,8 @@ class _FlatTables:
         step = position // batch
         size = (len(order) - step * batch).clamp(max=batch)
         time = step + (number - 1) * -(-len(order) // batch)
-        rows = self.users[r][chosen], self.items[r][chosen]
-        return step - begin // batch, time, *rows, values[chosen], 1 / size.to(values.dtype)
+        columns = (t.index_select(0, chosen) for t in (self.users[r], self.items[r], values))
+        return step - begin // batch, time, *columns, 1 / size.to(values.dtype)
 
 
 def _plan(ratings: _Ratings, rows: int) -> list[_Step]:
@@ -339,17 +339,20 @@ def _plan(ratings: _Ratings, rows: int) -> list[_Step]:
     contributions = 2 * torch.bincount(ratings.step)
 
     # Positions within the step: of each contribution's row, and of the row on the rating's other side.
-    own = touch - (touches.cumsum(0) - touches)[step_of_touch[touch]]
-    by_rating = torch.empty_like(own)
-    by_rating[order] = own
-    other = by_rating[(order + n) % (2 * n)]
-    starts = count.cumsum(0) - count - (contributions.cumsum(0) - contributions)[step_of_touch]
+    first_touch = (touches.cumsum(0) - touches).index_select(0, step_of_touch)
+    own = touch - first_touch.index_select(0, touch)
+    by_rating = torch.empty_like(own).scatter_(0, order, own)
+    of_user = order < n
+    other = by_rating.index_select(0, torch.where(of_user, order + n, order - n))
+    begins = count.cumsum(0) - count
+    starts = begins - (contributions.cumsum(0) - contributions).index_select(0, step_of_touch)
 
-    rating = order % n
-    time = ratings.time[rating[count.cumsum(0) - count]]
+    rating = torch.where(of_user, order, order - n)
+    time = ratings.time.index_select(0, rating.index_select(0, begins))
+    values, weight = (t.index_select(0, rating) for t in (ratings.values, ratings.weight))
     by_touch, by_contribution = touches.tolist(), contributions.tolist()
-    slices = [t.split(by_touch) for t in (touched % rows, time, starts)]
-    slices += [t.split(by_contribution) for t in (own, other, ratings.values[rating], ratings.weight[rating])]
+    slices = [t.split(by_touch) for t in (touched - step_of_touch * rows, time, starts)]
+    slices += [t.split(by_contribution) for t in (own, other, values, weight)]
     return [_Step(*parts) for parts in zip(*slices, strict=True)]
 
 

@@ -1,6 +1,66 @@
-"""What happens by itself, once someone switches it on: tables follow their cells."""
+"""What happens by itself, once someone switches it on: stale cells are recomputed, tables follow."""
+
+from collections.abc import Iterator
 
 import dagster as dg
+
+from assets.partitions import CATALOG
+from assets.reviews import change
+from assets.store import Store
+
+When = dg.AutomationCondition
+
+# Only what was computed before is computed again: no training starts that nobody has asked for. The trigger
+# holds until it is handled, so that what changes while a run is going on is not lost.
+FOLLOW = (
+    When.any_deps_match(When.data_version_changed() | When.will_be_requested()).since_last_handled()
+    & ~When.missing()
+    & ~When.any_deps_missing()
+    & ~When.any_deps_in_progress()
+    & ~When.in_progress()
+).with_label("recompute where something upstream changed")
+
+
+def following(assets: list[dg.AssetsDefinition]) -> list[dg.AssetsDefinition]:
+    """The assets with the condition FOLLOW."""
+    return list(dg.map_asset_specs(lambda spec: spec.replace_attributes(automation_condition=FOLLOW), assets))
+
+
+@dg.sensor(
+    job_name="ingest",
+    minimum_interval_seconds=300,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    description="Reads a domain again when its source file has changed: size and time of a local file, the "
+    "Last-Modified or ETag of a URL. Only domains that were read before.",
+)
+def watch_sources(store: Store) -> Iterator[dg.RunRequest]:
+    yield from changed_domains(store)
+
+
+@dg.schedule(
+    job_name="ingest",
+    cron_schedule="0 3 * * 1",
+    default_status=dg.DefaultScheduleStatus.STOPPED,
+    description="The same once a week, Mondays at three, instead of every five minutes.",
+)
+def weekly_refresh(store: Store) -> Iterator[dg.RunRequest]:
+    yield from changed_domains(store)
+
+
+def changed_domains(store: Store) -> Iterator[dg.RunRequest]:
+    """A run of `ingest` for each domain whose source has changed; one change asks once, even if it fails."""
+    for domain in CATALOG.domains.values():
+        if mark := change(store, domain):
+            yield dg.RunRequest(run_key=f"{domain.name}-{mark}", partition_key=domain.name)
+
+
+stale_cells_sensor = dg.AutomationConditionSensorDefinition(
+    "recompute_stale_cells",
+    target=dg.AssetSelection.all() - dg.AssetSelection.groups("reports"),
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    description="Where a domain's ratings have changed, computes overlaps, splits, factors, models and "
+    "analyses of the cells that had been computed before, and no others.",
+)
 
 freshness_sensor = dg.AutomationConditionSensorDefinition(
     "keep_tables_fresh",

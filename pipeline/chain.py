@@ -52,26 +52,33 @@ class Chain:
 
     def steps(self) -> Iterator[Step]:
         """(title, callable) of every stage: domains, tasks, cells by β, analyses, tables."""
+        yield from self.data_steps()
+        for profile in self.profiles:
+            yield from self._training_steps(profile)
+        yield "tables, figures and the report", self._step("tables")
+
+    def data_steps(self) -> Iterator[Step]:
+        """The stages before anything is trained: domains and tasks."""
         wanted = [CATALOG.tasks[name] for name in self.tasks]
         for domain in dict.fromkeys(side for task in wanted for side in (task.source, task.target)):
             yield f"reviews and ratings of {domain}", self._step("ingest", domain, domain)
         for task in wanted:
             yield f"overlap of {task.name}", self._step("pair", task.name, task.name)
-        for profile in self.profiles:
-            keys = ["source_factors", "target_factors", *self.models[profile]]
-            assets = [dg.AssetKey("split"), *(dg.AssetKey([profile, key]) for key in keys)]
-            for task in wanted:
-                for first, last in self._ranges(task.name):
-                    title = f"{profile} on {task.name}, {first.trial.key} to {last.trial.key}"
-                    yield title, self._step(f"train_{profile}", first.key, last.key, assets)
-            for task in wanted if self.whole else ():
-                # One cell a task, as in the paper; others are materialized from the UI where wanted.
-                cell = Cell(task.name, Trial(self.betas[0], self.seeds[0])).key
-                yield (
-                    f"{profile} analysis of {cell}",
-                    self._step("analyse", cell, cell, self._analysis(profile)),
-                )
-        yield "tables, figures and the report", self._step("tables")
+
+    def _training_steps(self, profile: str) -> Iterator[Step]:
+        keys = ["source_factors", "target_factors", *self.models[profile]]
+        assets = [dg.AssetKey("split"), *(dg.AssetKey([profile, key]) for key in keys)]
+        for task in self.tasks:
+            for first, last in self._ranges(task):
+                title = f"{profile} on {task}, {first.trial.key} to {last.trial.key}"
+                yield title, self._step(f"train_{profile}", first.key, last.key, assets)
+        for task in self.tasks if self.whole else ():
+            # One cell a task, as in the paper; others are materialized from the UI where wanted.
+            cell = Cell(task, Trial(self.betas[0], self.seeds[0])).key
+            yield (
+                f"{profile} analysis of {cell}",
+                self._step("analyse", cell, cell, self._analysis(profile)),
+            )
 
     def _analysis(self, profile: str) -> list[dg.AssetKey]:
         searched = ["search"] if self.known[profile].search else []

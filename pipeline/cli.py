@@ -1,6 +1,7 @@
-"""The command line: `diffcdr run` chains the stages, `diffcdr results` prints every number."""
+"""The command line: `run` chains the stages, `inspect` looks at data, `results` prints every number."""
 
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -29,9 +30,25 @@ class Format(StrEnum):
     table = "table"
 
 
+class ReportFormat(StrEnum):
+    json = "json"
+    table = "table"
+
+
+Source = Annotated[Path | None, typer.Option(help="Rating file of your own: CSV, TSV, JSON lines, Parquet.")]
+Target = Annotated[Path | None, typer.Option(help="Rating file of the domain to recommend in.")]
+UserColumn = Annotated[list[str], typer.Option(help="Column of the user ids; once for each file.")]
+ItemColumn = Annotated[list[str], typer.Option(help="Column of the item ids.")]
+RatingColumn = Annotated[list[str], typer.Option(help="Column of the ratings.")]
+TimeColumn = Annotated[list[str], typer.Option(help="Column of the times.")]
+Scale = Annotated[tuple[float, float], typer.Option(help="Lowest and highest legal rating of own files.")]
+Debug = Annotated[bool, typer.Option(help="Show the whole traceback of an error.")]
+
+
 @app.callback()
-def main() -> None:
+def main(context: typer.Context) -> None:
     """Diffusion cross-domain recommendation: from rating files to cold-start results."""
+    context.obj = Path.cwd()
     for name in ("DIFFCDR_HOME", "DIFFCDR_CATALOG", "DIFFCDR_PROFILES"):
         if os.environ.get(name):
             os.environ[name] = os.path.abspath(os.environ[name])
@@ -41,28 +58,67 @@ def main() -> None:
 
 @app.command()
 def run(
-    task: Annotated[list[str], typer.Option(help="Task of the catalogue; may be repeated.")],
+    context: typer.Context,
+    task: Annotated[list[str], typer.Option(help="Task of the catalogue; may be repeated.")] = [],  # noqa: B006
+    source: Source = None,
+    target: Target = None,
     beta: Annotated[
         list[float], typer.Option(help="Share of test users; default: all of the catalogue.")
     ] = [],  # noqa: B006
     seed: Annotated[list[int], typer.Option(help="Seed; default: all of the catalogue.")] = [],  # noqa: B006
     profile: Annotated[list[str], typer.Option(help="Profile of settings.")] = ["paper"],  # noqa: B006
     model: Annotated[list[str], typer.Option(help="Model; default: all of the profile.")] = [],  # noqa: B006
-    debug: Annotated[bool, typer.Option(help="Show the whole traceback of an error.")] = False,
+    user_col: UserColumn = [],  # noqa: B006
+    item_col: ItemColumn = [],  # noqa: B006
+    rating_col: RatingColumn = [],  # noqa: B006
+    time_col: TimeColumn = [],  # noqa: B006
+    scale: Scale = (1.0, 5.0),
+    debug: Debug = False,
 ) -> None:
-    """Run every stage of a task; what is up to date is not done again."""
+    """Run every stage of a task, or of two files of your own; what is up to date is not done again."""
     _log_to_terminal()
     start = time.perf_counter()
     with _errors_in_one_line(debug):
+        files = _files(context, task, source, target)
+        if files:
+            pair = _read_pair(files, user_col, item_col, rating_col, time_col, scale)
+            task = [_enter(pair)]
         from pipeline.chain import Chain
 
         with _dagster_instance() as instance:
             chain = Chain(instance, task, beta, seed, profile, model)
-            for title, step in chain.steps():
-                log.info("— %s", title)
-                step()
+            _perform(chain.steps())
         _print_tables(chain.tasks, chain.profiles)
+    if files:
+        print(f"see it: DIFFCDR_CATALOG={os.environ['DIFFCDR_CATALOG']} make ui")
     errors.print(f"done in {time.perf_counter() - start:.0f} s")
+
+
+@app.command()
+def inspect(
+    context: typer.Context,
+    task: Annotated[str | None, typer.Option(help="Task of the catalogue.")] = None,
+    source: Source = None,
+    target: Target = None,
+    user_col: UserColumn = [],  # noqa: B006
+    item_col: ItemColumn = [],  # noqa: B006
+    rating_col: RatingColumn = [],  # noqa: B006
+    time_col: TimeColumn = [],  # noqa: B006
+    scale: Scale = (1.0, 5.0),
+    format: Annotated[ReportFormat, typer.Option(help="How to print.")] = ReportFormat.table,
+    debug: Debug = False,
+) -> None:
+    """Report on two domains and the users they share, before anything is trained."""
+    _log_to_terminal()
+    with _errors_in_one_line(debug):
+        files = _files(context, [task] if task else [], source, target)
+        if files:
+            from assets.own_data import examine
+
+            report = examine(_read_pair(files, user_col, item_col, rating_col, time_col, scale))
+        else:
+            report = _inspect_task(task)
+        _print_report(report, format)
 
 
 @app.command()
@@ -84,6 +140,67 @@ def results(
         _print_rows(list(frame.columns), frame.astype(str).values.tolist(), len(frame.columns) - 1, "Results")
 
 
+class Ambiguous(ValueError):
+    """Neither a task nor two files were given, or both."""
+
+
+def _files(
+    context: typer.Context, tasks: Sequence[str], source: Path | None, target: Path | None
+) -> list[Path]:
+    """Source and target as absolute paths, or nothing where tasks were given."""
+    given = [file for file in (source, target) if file is not None]
+    if bool(tasks) == bool(given) or len(given) == 1:
+        raise Ambiguous("give either --task, or --source and --target")
+    return [context.obj / file for file in given]
+
+
+def _read_pair(files, users, items, ratings, times, scale):
+    from assets.own_data import Options, read_pair
+    from assets.store import Store
+
+    columns = {"user": users, "item": items, "rating": ratings, "timestamp": times}
+    return read_pair(Store(), *files, Options(columns, scale))
+
+
+def _enter(pair) -> str:
+    """Check two files, enter them in the home's catalogue, make it this process's, return the task's name."""
+    from assets.own_data import enter, examine
+    from assets.store import Store
+
+    _print_report(examine(pair), ReportFormat.table)
+    task, file = enter(Store(), pair)
+    os.environ["DIFFCDR_CATALOG"] = str(file)
+    return task
+
+
+def _inspect_task(task: str):
+    """The report of a task, its ratings fetched and read where they are not there yet."""
+    from assets.inspect import inspect_task
+    from assets.partitions import CATALOG
+    from assets.store import Store
+    from pipeline.chain import Chain
+
+    with _dagster_instance() as instance:
+        _perform(Chain(instance, [task], [], [], [], []).data_steps())
+    return inspect_task(Store(), CATALOG, task)
+
+
+def _perform(steps) -> None:
+    for title, step in steps:
+        log.info("— %s", title)
+        step()
+
+
+def _print_report(report, format: ReportFormat) -> None:
+    if format is ReportFormat.json:
+        print(json.dumps(report.as_json(), indent=1))
+        return
+    names = ["", f"source: {report.source.name}", f"target: {report.target.name}"]
+    _print_rows(names, report.rows(), 1, "Data before training")
+    for warning in report.warnings:
+        print(f"warning: {warning}")
+
+
 def _log_to_terminal() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -100,9 +217,10 @@ def _errors_in_one_line(debug: bool) -> Iterator[None]:
         if debug:
             raise
         # Dagster wraps what an asset raises; the reader wants the asset's own sentence.
-        while error.__cause__ is not None:
+        while type(error).__module__.startswith("dagster.") and error.__cause__ is not None:
             error = error.__cause__
-        errors.print(f"error: {type(error).__name__}: {error}", style="red", markup=False, highlight=False)
+        line = f"error: {type(error).__name__}: {error}"
+        errors.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
 
@@ -167,3 +285,73 @@ def _print_rows(names: Sequence[str], rows: Sequence[Sequence[str]], left: int, 
 def _styled(cell: str) -> str:
     marked = cell.replace("[", r"\[")
     return marked if "**" not in marked else "[bold]" + marked.replace("**", "") + "[/bold]"
+
+
+@app.command()
+def register(
+    task: Annotated[str, typer.Option(help="Task of the catalogue.")],
+    profile: Annotated[str, typer.Option(help="Profile whose models are compared.")] = "strict",
+    force: Annotated[bool, typer.Option(help="Promote a model that beats nothing trivial, too.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Put the best model of a task into MLflow's registry as the champion, ready to be served."""
+    _log_to_terminal()
+    with _errors_in_one_line(debug):
+        from assets import registry
+        from assets.store import Store
+        from assets.tracking import MlflowTracking
+
+        tracking = MlflowTracking()
+        settings = _known_profile(task, profile)
+        done = registry.register(Store(), tracking, task, settings, force)
+        print(f"{done.name} version {done.version}: {done.model} of {done.cell.key} is the {registry.ALIAS}")
+        print(
+            f"serve it: MLFLOW_TRACKING_URI={tracking.uri} mlflow models serve -m {done.uri} "
+            "--env-manager local --port 5001"
+        )
+
+
+@app.command()
+def recommend(
+    context: typer.Context,
+    task: Annotated[str, typer.Option(help="Task of the catalogue.")],
+    users: Annotated[Path, typer.Option(help="Parquet: user_id, or user_id, item_id and rating.")],
+    output: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    profile: Annotated[str, typer.Option(help="Profile of settings.")] = "strict",
+    cell: Annotated[
+        str, typer.Option(help="β and seed, such as b20-s0; default: the first that is trained.")
+    ] = "",
+    k: Annotated[int, typer.Option(min=1, help="Items for each user.")] = 20,
+    exclude: Annotated[Path | None, typer.Option(help="Text file of item ids, never recommended.")] = None,
+    min_ratings: Annotated[int, typer.Option(min=0, help="Only items with so many ratings.")] = 1,
+    debug: Debug = False,
+) -> None:
+    """Recommend items to the users of a Parquet file, by the best model of a cell."""
+    _log_to_terminal()
+    start = time.perf_counter()
+    with _errors_in_one_line(debug):
+        from assets.recommendations import RecommendationConfig, load_bundle, recommend_file
+        from assets.store import Store
+
+        settings = _known_profile(task, profile)
+        excluded = str(context.obj / exclude) if exclude else ""
+        config = RecommendationConfig(k=k, exclude=excluded, min_ratings=min_ratings)
+        bundle = load_bundle(Store(), settings, task, cell, config)
+        counts = recommend_file(bundle, context.obj / users, context.obj / output, k)
+    seconds = time.perf_counter() - start
+    print(
+        f"wrote {output}: {counts['users']} users by {bundle.name}, {counts['by_popularity']} of them by "
+        f"popularity, in {seconds:.0f} s"
+    )
+
+
+def _known_profile(task: str, name: str):
+    """The profile `name`; raises ValueError where it or the task is not known."""
+    from assets.partitions import CATALOG
+    from assets.profiles import load_profiles
+
+    profiles = load_profiles()
+    for kind, asked, known in (("task", task, CATALOG.tasks), ("profile", name, profiles)):
+        if asked not in known:
+            raise ValueError(f"unknown {kind}: {asked}; known are {', '.join(known)}")
+    return profiles[name]

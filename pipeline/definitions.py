@@ -9,13 +9,20 @@ from assets.factors import factor_assets
 from assets.models import model_asset
 from assets.profiles import load_profiles
 from assets.ratings import ratings
+from assets.recommendations import candidates, recommendations_asset
 from assets.reports import report_assets
 from assets.reviews import reviews
 from assets.search import search_asset
 from assets.splits import overlap, split
 from assets.store import Store
 from assets.tracking import MlflowTracking
-from pipeline.automation import freshness_sensor
+from pipeline.automation import (
+    following,
+    freshness_sensor,
+    stale_cells_sensor,
+    watch_sources,
+    weekly_refresh,
+)
 from pipeline.jobs import build_jobs
 
 
@@ -26,16 +33,19 @@ def build_defs() -> dg.Definitions:
     models = [model_asset(profile, name) for profile in profiles.values() for name in profile.trained]
     analyses = [embeddings_asset(profile) for profile in profiles.values()]
     searches = [search_asset(profile) for profile in profiles.values() if profile.search]
+    recommended = [recommendations_asset(profile) for profile in profiles.values() if candidates(profile)]
     tables = report_assets(profiles)
+    computed = following([ratings, overlap, split, *factors, *models, *analyses, *searches, *recommended])
     return dg.Definitions(
-        assets=[reviews, ratings, overlap, split, *factors, *models, *analyses, *searches, *tables],
+        assets=[reviews, *computed, *tables],
         asset_checks=[
             roles_partition_the_overlap,
             split_is_reproducible,
             leakage_check(profiles.values()),
         ],
         jobs=build_jobs(profiles),
-        sensors=[freshness_sensor],
+        sensors=[watch_sources, stale_cells_sensor, freshness_sensor],
+        schedules=[weekly_refresh],
         resources={"store": Store(), "compute": Compute(), "tracking": MlflowTracking()},
         executor=dg.in_process_executor,
     )

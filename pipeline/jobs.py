@@ -5,10 +5,11 @@ from collections.abc import Mapping
 import dagster as dg
 
 from assets.profiles import Profile
+from assets.recommendations import candidates
 
 
 def build_jobs(profiles: Mapping[str, Profile]) -> list:
-    """`ingest` by domain, `pair` by task, `train`, `train_<profile>` and `analyse` by cell, and `tables`."""
+    """One for each stage: `ingest` by domain, `pair` by task, four by cell, and `tables`."""
     data = ["reviews", "ratings"]
     return [
         dg.define_asset_job(
@@ -38,6 +39,15 @@ def build_jobs(profiles: Mapping[str, Profile]) -> list:
             "analyse",
             selection=dg.AssetSelection.groups("analysis", "search"),
             description="Embedding analysis and the search over λ and s, of a cell.",
+        ),
+        *(
+            dg.define_asset_job(
+                f"recommend_{name}",
+                selection=dg.AssetSelection.assets([name, "recommendations"]),
+                description=f"Top-k items of the cold-start users of a cell. Profile: {profile.title}.",
+            )
+            for name, profile in profiles.items()
+            if candidates(profile)
         ),
         dg.define_asset_job(
             "tables", selection=dg.AssetSelection.groups("reports"), description="Make every table anew."

@@ -49,7 +49,7 @@ def test_table_two_covers_every_model_of_the_papers_table(options):
     values = path.ours(path.prepare(options).data)()
     models = {key.split()[0] for key in values}
     assert models == {"tgt", "cmf", "emcdr", "sscdr", "lacdr", "ptupcdr", "diffcdr"}
-    assert all(0 < value.min() < 10 for value in values.values())
+    assert all(np.isfinite(value).all() and value.min() > 0 for value in values.values())
 
 
 def test_the_solver_is_exact_where_the_noise_is_that_of_a_single_point():

@@ -141,8 +141,8 @@ def test_another_beta_adds_cells_and_reuses_the_source_factors(house):
     new -= {Path(path).parent.relative_to(house.home / "artifacts").as_posix() for path in before}
     assert new == {
         "split/task=tiny/beta=0.5/seed=1",
-        "factors/profile=strict/kind=target/task=tiny/beta=0.5/seed=1",
-        "models/profile=strict/model=emcdr/task=tiny/beta=0.5/seed=1",
+        "factors/profile=strict/kind=target/objective=rating/task=tiny/beta=0.5/seed=1",
+        "models/profile=strict/model=emcdr/objective=rating/task=tiny/beta=0.5/seed=1",
     }
 
 
@@ -197,10 +197,10 @@ def test_a_run_killed_in_training_ends_with_the_same_tables(house, tmp_path):
         diffcdr(*RUN), env=environment, start_new_session=True, stderr=subprocess.DEVNULL
     )
     models = tmp_path / "home" / "artifacts" / "models"
-    wait_until(lambda: len(list(models.glob("*/*/*/*/*/manifest.json"))) >= 4, killed)
+    wait_until(lambda: len(list(models.glob("*/*/*/*/*/*/manifest.json"))) >= 4, killed)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    finished = {path: path.stat().st_mtime_ns for path in models.glob("*/*/*/*/*/manifest.json")}
+    finished = {path: path.stat().st_mtime_ns for path in models.glob("*/*/*/*/*/*/manifest.json")}
     assert 0 < len(finished) < 2 * len(PAPER_MODELS)
 
     subprocess.run(diffcdr(*RUN), env=environment, check=True, capture_output=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 GROUPS = ("models", "ablations", "controls")
+NO_HYPERPARAMETERS = ("model", "objectives", "clip")
 KEYS = {"title", "extends", "validation", "objectives", "factors", *GROUPS, "search", "tasks"}
 
 
@@ -28,7 +29,7 @@ class Profile:
     them. objectives: what is trained for. models, ablations, controls: names of the compared models, of the
     variants that show a part's worth, and of what needs no training. search: the grid by hyper-parameter.
     A model's setting `model:` names the registered model it is a variant of, whose settings it starts from;
-    `objectives:` restricts what it is trained for.
+    `objectives:` restricts what it is trained for; `clip: true` clips its predictions to the rating scale.
     """
 
     name: str
@@ -55,7 +56,13 @@ class Profile:
             for model in dict.fromkeys([self.registered(name), name])
             for layer in (self.settings, by_task)
         ]
-        return {k: v for layer in layers for k, v in layer.items() if k not in ("model", "objectives")}
+        return {k: v for layer in layers for k, v in layer.items() if k not in NO_HYPERPARAMETERS}
+
+    def clips(self, name: str) -> bool:
+        """Whether a model's predictions are clipped to the rating scale where they are evaluated."""
+        own = self.settings.get(name, {})
+        base = self.settings.get(str(own.get("model", name)), {})
+        return bool(own.get("clip", base.get("clip", False)))
 
     def registered(self, name: str) -> str:
         """The registry's name of a profile's model."""

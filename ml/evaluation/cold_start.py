@@ -27,14 +27,16 @@ def measure(
     item_factors: Tensor,
     ratings: Ratings,
     known: Ratings | None = None,
+    clip: tuple[float, float] | None = None,
 ) -> dict[str, float]:
     """Metrics of held-out users (n, k) against items (items, k) by r̂ = u·v.
 
-    Rating: MAE and RMSE, micro and macro. Ranking: the metrics of `rank_metrics` over all items but those
-    that `known` lists for a user.
+    Rating: MAE and RMSE, micro and macro, of predictions within the scale `clip` where it is given.
+    Ranking: the metrics of `rank_metrics` over all items but those that `known` lists for a user.
     """
     if objective.name == "rating":
-        return rating_errors(predict(user_factors, item_factors, ratings), ratings.values, ratings.users)
+        predicted = predict(user_factors, item_factors, ratings, clip)
+        return rating_errors(predicted, ratings.values, ratings.users)
     metrics = rank_metrics(user_factors, item_factors, ratings, exclude=known)
     return {name: value for name, value in metrics.items() if "@" in name}
 
@@ -44,9 +46,11 @@ def random_ranker(n_items: int, n_users: int, ratings: Ratings) -> dict[str, flo
     return random_expectation(n_items, torch.bincount(ratings.users, minlength=n_users))
 
 
-def user_error_sums(user_factors: Tensor, item_factors: Tensor, ratings: Ratings) -> dict[str, Tensor]:
+def user_error_sums(
+    user_factors: Tensor, item_factors: Tensor, ratings: Ratings, clip: tuple[float, float] | None = None
+) -> dict[str, Tensor]:
     """Sums over each user's ratings (n,): absolute and squared error in float64, and their count."""
-    error = (predict(user_factors, item_factors, ratings) - ratings.values).double()
+    error = (predict(user_factors, item_factors, ratings, clip) - ratings.values).double()
     n = len(user_factors)
     return {
         "absolute": torch.bincount(ratings.users, error.abs(), minlength=n),

@@ -39,8 +39,13 @@ def rating_errors(
 
 
 @torch.no_grad()
-def predict(user_factors: Tensor, item_factors: Tensor, ratings: Ratings) -> Tensor:
-    """u·v of every rating: (m,) in the factors' dtype.
+def predict(
+    user_factors: Tensor,
+    item_factors: Tensor,
+    ratings: Ratings,
+    clip: tuple[float, float] | None = None,
+) -> Tensor:
+    """u·v of every rating: (m,) in the factors' dtype, within `clip` where that is given.
 
     user_factors: (n, k), item_factors: (items, k); `ratings` names their rows. Raises ValueError where the
     widths differ or a rating names a row that is not there.
@@ -56,7 +61,7 @@ def predict(user_factors: Tensor, item_factors: Tensor, ratings: Ratings) -> Ten
     parts = zip(*(x.split(CHUNK) for x in (out, ratings.users, ratings.items)), strict=True)
     for part, users, items in parts:
         torch.sum(user_factors[users] * item_factors[items], 1, out=part)
-    return out
+    return out.clamp_(*clip) if clip else out
 
 
 def _check_rows(field: str, index: Tensor, rows: int) -> None:

@@ -19,6 +19,7 @@ from ml.models.base import (
     linear,
     weighted_mean,
 )
+from ml.training import ReplicaAdam
 
 CHUNK = 8192  # users per pass of `apply`: their gathered histories take 20 MB at k = 10, length 20
 
@@ -52,17 +53,58 @@ class PTUPCDR(TransferModel):
 
     def prepare(self, stack: Stack) -> None:
         rows = [p.source.history.last(self.length) for p in stack.problems]
-        stack.extra["history"] = stack.pad([items for items, _ in rows])
+        # The liked factors of a user side by side: one row to gather in place of `length`.
+        stack.extra["liked"] = stack.gather(stack.source_items, stack.pad([items for items, _ in rows]))
         stack.extra["present"] = stack.pad([present for _, present in rows])
 
     def loss(self, stack: Stack, batch: Batch) -> Tensor:
+        return self._gradients(stack, batch)[0]
+
+    def step(self, stack: Stack, batch: Batch, optimizer: ReplicaAdam) -> dict[str, Tensor]:
+        loss, gradients = self._gradients(stack, batch)
+        optimizer.update([gradients[name] for name in self.parameters_], batch.weight.any(1))
+        return {"loss": loss}
+
+    @torch.no_grad()
+    def _gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss (R,) and its gradients in closed form, at half of what autograd costs.
+
+        û_t · v is a sum over B's entries, so the bridge meets the products u_s ⊗ v without being written out.
+        """
+        parameters = self.parameters_
         users = stack.gather(stack.users, batch.rows)
-        liked = stack.gather(stack.source_items, stack.gather(stack.extra["history"], users))
-        present = stack.gather(stack.extra["present"], users)
-        moved = bridged(self.parameters_, stack.gather(stack.source, users), liked, present)
-        predicted = (moved * stack.gather(stack.target_items, stack.gather(stack.items, batch.rows))).sum(2)
-        error = predicted - stack.gather(stack.values, batch.rows)
-        return weighted_mean(error.square(), batch.weight)
+        liked, present = (stack.gather(stack.extra[name], users) for name in ("liked", "present"))
+        inner, weight = attention(parameters, liked, present)
+        characteristic = (weight.unsqueeze(2) @ liked).squeeze(2)
+        hidden = dense(characteristic, parameters["decoder"], parameters["decoder_bias"]).relu_()
+        products = self._products(stack, batch, users)
+        met = products @ parameters["bridge"]
+        offset = (products @ parameters["bridge_bias"].unsqueeze(2)).squeeze(2)
+        error = (met * hidden).sum(2) + offset - stack.gather(stack.values, batch.rows)
+
+        rows = batch.weight.sum(1, keepdim=True).clamp(min=1)
+        on_predicted = (2 * error * batch.weight / rows).unsqueeze(2)
+        on_bridge = products * on_predicted
+        on_hidden = met * on_predicted * (hidden > 0)
+        on_characteristic = on_hidden @ parameters["decoder"]
+        on_weight = (liked @ on_characteristic.unsqueeze(3)).squeeze(3)
+        on_score = weight * (on_weight - (weight * on_weight).sum(2, keepdim=True))
+        on_score = on_score.flatten(1).unsqueeze(2)
+        on_inner = (on_score * parameters["score"]).mul_(inner > 0)
+        return weighted_mean(error.square(), batch.weight), {
+            "attention": on_inner.mT @ liked.flatten(1, 2),
+            "attention_bias": on_inner.sum(1),
+            "score": on_score.mT @ inner,
+            "decoder": on_hidden.mT @ characteristic,
+            "decoder_bias": on_hidden.sum(1),
+            "bridge": on_bridge.mT @ hidden,
+            "bridge_bias": on_bridge.sum(1),
+        }
+
+    def _products(self, stack: Stack, batch: Batch, users: Tensor) -> Tensor:
+        """u_s ⊗ v of each row, row-major as the bridge: (R, B, source width · target width)."""
+        items = stack.gather(stack.target_items, stack.gather(stack.items, batch.rows))
+        return (stack.gather(stack.source, users).unsqueeze(3) * items.unsqueeze(2)).flatten(2)
 
     def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
         stacked = {name: value.unsqueeze(0) for name, value in parameters.items()}
@@ -76,19 +118,20 @@ class PTUPCDR(TransferModel):
         return torch.cat(moved)
 
 
-def attended(parameters: dict[str, Tensor], liked: Tensor, present: Tensor) -> Tensor:
-    """The characteristic (R, B, k) of users whose `liked` item factors (R, B, L, k) count where `present`."""
-    hidden = dense(liked.flatten(1, 2), parameters["attention"], parameters["attention_bias"]).relu()
-    score = (hidden @ parameters["score"].mT).view(present.shape)
+def attention(parameters: dict[str, Tensor], liked: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """ReLU(W v + b) (R, B · L, k) of `liked` item factors (R, B, L, k), and their weights (R, B, L)."""
+    inner = liked.flatten(1, 2) @ parameters["attention"].mT
+    inner.add_(parameters["attention_bias"].unsqueeze(1)).relu_()
+    score = (inner @ parameters["score"].mT).view(present.shape)
     # A finite floor and not -inf: an empty history then gets weights times zero instead of NaN.
     floor = torch.finfo(score.dtype).min
-    weight = score.masked_fill(~present, floor).softmax(2) * present
-    return (weight.unsqueeze(2) @ liked).squeeze(2)
+    return inner, score.masked_fill(~present, floor).softmax(2) * present
 
 
 def bridged(parameters: dict[str, Tensor], factors: Tensor, liked: Tensor, present: Tensor) -> Tensor:
     """Source user `factors` (R, B, k) through each user's bridge: (R, B, k target)."""
-    characteristic = attended(parameters, liked, present)
+    _, weight = attention(parameters, liked, present)
+    characteristic = (weight.unsqueeze(2) @ liked).squeeze(2)
     hidden = dense(characteristic, parameters["decoder"], parameters["decoder_bias"]).relu()
     bridge = dense(hidden, parameters["bridge"], parameters["bridge_bias"])
     bridge = bridge.unflatten(2, (factors.shape[2], -1))

@@ -42,3 +42,15 @@ def user_errors(absolute: list[float], count: list[int]) -> pd.DataFrame:
     return pd.DataFrame(
         {"user": range(len(absolute)), "absolute": absolute, "squared": squared, "count": count}
     )
+
+
+def support(absolute: list[float], count: list[int]) -> pd.DataFrame:
+    """Coverage by item and by prediction, in two buckets each, where errors within a bucket are equal."""
+    rows = [
+        {"by": by, "bucket": bucket, "position": position, "count": n, "absolute": a, "squared": a * a / n}
+        | {"predicted": 4.0 * n, "actual": 3.0 * n + position, "outside": 1.0}
+        for by, buckets in (("item", ("0", "1–4")), ("prediction", ("1.00–1.25", "1.25–1.50")))
+        for position, (bucket, a, n) in enumerate(zip(buckets, absolute, count, strict=True))
+    ]
+    whole = pd.DataFrame(rows).query("by == 'item'").sum(numeric_only=True)
+    return pd.DataFrame([*rows, {"by": "all", "bucket": "all", **whole, "position": 0}])

@@ -32,7 +32,23 @@ def test_a_profile_of_ones_own_is_a_file(tmp_path):
     assert mine.model("diffcdr", "video_music")["nfe"] == 15
     assert mine.model("diffcdr", "video_music")["lr"] == 0.001
     assert mine.registered("wide") == "diffcdr"
-    assert mine.model("wide", "video_music") == {"hidden": 256}
+    assert mine.model("wide", "video_music") == {**mine.model("diffcdr", "video_music"), "hidden": 256}
+
+
+def test_clipping_is_a_setting_of_evaluation_that_variants_take_over(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "extends: paper\n"
+        "models: {diffcdr: {clip: true}, wide: {model: diffcdr}, raw: {model: diffcdr, clip: false}}\n"
+    )
+    mine = load_profiles(str(tmp_path))["mine"]
+    assert {name: mine.clips(name) for name in ("diffcdr", "wide", "raw", "lacdr", "item_mean")} == {
+        "diffcdr": True,
+        "wide": True,
+        "raw": False,
+        "lacdr": False,
+        "item_mean": True,
+    }
+    assert "clip" not in mine.model("diffcdr", "video_music")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from assets.partitions import Cell
 from assets.profiles import load_profiles
 from assets.reports import report_assets
 from assets.store import Store, parquet
-from tests.assets.cells import errors, finish, user_errors
+from tests.assets.cells import errors, finish, support, user_errors
 
 MODELS = ("tgt", "emcdr", "lacdr", "ptupcdr", "diffcdr", "diffcdr_da", "diffcdr_at")
 
@@ -169,10 +169,12 @@ def fill(store, rng):
             files = {
                 "user_errors.parquet": user_errors(list(rng.gamma(2, mae, 6)), [1, 2, 3, 4, 5, 6]),
                 "throughput.parquet": pd.DataFrame([speed]),
+                "coverage.parquet": support([mae * 4, mae * 6], [4, 6]),
             }
             finish(store, model, key, errors(mae, mae + 0.3), files=files, warm_left_out=3 + seed)
             ranked = {("cold", "last", m): 0.01 * position for m in ("dcg@20", "recall@20", "ndcg@20")}
             finish(store, model, key, ranked, objective="ranking")
+        finish(store, "item_mean", key, errors(1.3, 1.6))
         finish(store, "random", key, {("cold", "last", "ndcg@20"): 0.001}, objective="ranking")
     cloud = picture().formats
     row = ("emcdr", "test", None, 1.0, 0.5, 1.0, 0.9, None)
@@ -257,8 +259,13 @@ def test_tables_of_an_empty_home_say_that_nothing_was_computed():
 def test_assets_depend_on_what_they_show():
     profiles = load_profiles()
     deps = {asset.key.to_user_string(): asset.asset_deps[asset.key] for asset in report_assets(profiles)}
-    models = {dg.AssetKey(["paper", name]) for name in profiles["paper"].models}
-    assert deps["paper/table2"] == models
+    paper, strict = (profiles[name] for name in ("paper", "strict"))
+    assert deps["paper/table2"] == {dg.AssetKey(["paper", n]) for n in (*paper.models, *paper.controls)}
+    # What a profile does not train is no asset of it.
+    assert deps["strict/table2"] == {
+        dg.AssetKey(["strict", n]) for n in (*strict.models, *strict.controls) if n in strict.trained
+    }
+    assert dg.AssetKey(["strict", "popularity"]) not in deps["strict/table2"]
     assert dg.AssetKey(["paper", "random"]) in deps["paper/ranking"]
     assert deps["paper/figure4"] == {dg.AssetKey(["paper", "embeddings"])}
     searched = {name for name, profile in profiles.items() if profile.search}

@@ -1,6 +1,7 @@
 """The search for λ and s: its grid, its surface, and the asset on the tiny task."""
 
 import dataclasses
+from urllib.parse import urlsplit
 
 import dagster as dg
 import matplotlib.figure
@@ -197,7 +198,7 @@ def test_the_page_shows_the_choice_and_the_papers_point(house, metadata):
 
 
 def test_mlflow_has_a_run_for_the_search_and_one_nested_for_each_variant(house, metadata):
-    run_id = metadata["mlflow_run"].rsplit("/", 1)[1]
+    run_id = urlsplit(urlsplit(metadata["mlflow_run"]).fragment).path.rsplit("/", 1)[1]
     client, _ = house.tracking.connect()
     parent = client.get_run(run_id)
     assert (parent.info.run_name, parent.info.status) == ("search/tiny/b20-s0", "FINISHED")

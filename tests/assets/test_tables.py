@@ -7,15 +7,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from assets import layouts, tables
+from assets import figures, layouts, tables
 from assets.catalog import load_catalog
 from assets.layouts import Names
 from assets.models import TITLES
 from assets.partitions import Cell
 from assets.profiles import load_profiles
-from assets.results import COLUMNS, read_distances, read_results
+from assets.results import COLUMNS, read_coverage, read_distances, read_results
 from assets.store import Store, parquet
-from tests.assets.cells import errors, finish, user_errors
+from tests.assets.cells import errors, finish, support, user_errors
 
 CATALOG = load_catalog()
 NAMES = Names(CATALOG, {**TITLES, "source": "Source vectors"})
@@ -313,3 +313,112 @@ def test_distances_are_averaged_over_seeds_and_keep_their_reasons():
         "DiffCDR before alignment, NFE 5": "9.000",
     }
     assert layout.notes == ("n/a: diverged.",)
+
+
+CONTROLS = ["item_mean", "ridge_source"]
+
+
+def with_controls(metric="mae", objective="rating", values=(1.0, 1.2, 1.1, 1.3)):
+    """DiffCDR, EMCDR, item mean and ridge with these values."""
+    names = ("diffcdr", "emcdr", *CONTROLS)
+    rows = [row for name, value in zip(names, values, strict=True) for row in seeds(name, [value], metric)]
+    return results(*rows, objective=objective)
+
+
+def test_table2_names_the_best_control_and_marks_what_does_not_beat_it():
+    frame = tables.table2(with_controls(), CATALOG, MODELS, CONTROLS)
+    assert set(frame["control"]) == {"item_mean"}
+    assert set(frame["control_mean"]) == {1.1}
+    # DiffCDR is compared with models, not with controls.
+    assert frame.set_index("model").loc["diffcdr", "baseline"] == "emcdr"
+    main, controls = layouts.table2(frame, NAMES, MODELS, CONTROLS)
+    row = records(main)[0]
+    assert (row["DiffCDR"], row["EMCDR"]) == ("**1.0000**", "1.2000‡")
+    assert row["Best control"] == "1.1000 Item mean"
+    assert "Item mean" not in main.columns
+    assert layouts.BEATEN_NOTE in main.notes
+    assert records(controls)[0]["Item mean"] == "**1.1000**"
+
+
+def test_controls_alone_are_a_table_too():
+    (layout,) = layouts.table2(
+        tables.table2(results(*seeds("item_mean", [1.1])), CATALOG, MODELS, CONTROLS), NAMES, MODELS, CONTROLS
+    )
+    assert layout.caption.startswith("Controls")
+    assert [row["Item mean"] for row in records(layout)] == ["**1.1000**"]
+
+
+def test_a_model_that_ties_with_a_control_does_not_beat_it():
+    frame = tables.table2(with_controls(values=(1.1, 1.2, 1.1, 1.3)), CATALOG, MODELS, CONTROLS)
+    assert records(layouts.table2(frame, NAMES, MODELS, CONTROLS)[0])[0]["DiffCDR"] == "**1.1000‡**"
+
+
+def test_the_best_control_of_a_ranking_is_the_highest():
+    ranked = with_controls("dcg@20", "ranking", (0.03, 0.01, 0.02, 0.015))
+    frame = tables.table2(ranked, CATALOG, MODELS, CONTROLS)
+    assert set(frame["control_mean"]) == {0.02}
+    row = records(layouts.table2(frame, NAMES, MODELS, CONTROLS)[0])[0]
+    assert (row["DiffCDR"], row["EMCDR"]) == ("**0.03000**", "0.01000‡")
+    whole = tables.ranking(ranked, [*MODELS, *CONTROLS])
+    row = records(layouts.ranking(whole, NAMES, MODELS, "last", CONTROLS)[0])[0]
+    assert (row["EMCDR"], row["Item mean"]) == ("0.01000‡", "0.02000")
+
+
+def test_without_controls_nothing_is_marked():
+    frame = tables.table2(with_controls(), CATALOG, MODELS)
+    (layout,) = layouts.table2(frame, NAMES, MODELS)
+    assert "‡" not in "".join(records(layout)[0].values())
+    assert "Best control" not in layout.columns
+    assert layouts.BEATEN_NOTE not in layout.notes
+
+
+def test_optimism_is_best_on_test_minus_validation():
+    rows = [
+        ("tiny", 0.2, seed, "diffcdr", rule, "mae", value)
+        for seed, pair in enumerate([(1.0, 0.9), (1.2, 1.0)])
+        for rule, value in zip(("validation", "best_on_test"), pair, strict=True)
+    ]
+    frame = tables.table2(results(*rows), CATALOG, MODELS)
+    assert frame["optimism"].tolist() == pytest.approx([-0.15, -0.15])
+    layout = layouts.table2(frame, NAMES, MODELS)[-1]
+    assert layout.caption.startswith("Optimism")
+    assert records(layout)[0]["DiffCDR"] == "-0.1500"
+    (picture,) = figures.optimism(frame, NAMES, MODELS)
+    assert picture.formats["png"].startswith(b"\x89PNG")
+
+
+def test_a_profile_without_validation_has_no_optimism():
+    frame = tables.table2(with_controls(), CATALOG, MODELS)
+    assert frame["optimism"].isna().all()
+    assert figures.optimism(frame, NAMES, MODELS) == []
+
+
+def test_the_ablation_has_the_best_control_beside_it():
+    frame = tables.table3(with_controls(), CATALOG, CONTROLS).set_index("row")
+    assert frame.loc["best_control", ["model", "mean"]].tolist() == ["item_mean", 1.1]
+    assert frame.loc["diffcdr", "mean"] == 1.0
+
+
+def test_support_pools_the_seeds_and_keeps_what_diverged():
+    store = Store()
+    for seed, absolute in ((0, [2.0, 9.0]), (1, [4.0, math.nan])):
+        files = {"coverage.parquet": support(absolute, [4, 9])}
+        finish(store, "emcdr", f"tiny|b20-s{seed}", errors(1, 1), files=files)
+        files = {"coverage.parquet": support([3.6, 4.5], [4, 9])}
+        finish(store, "item_mean", f"tiny|b20-s{seed}", errors(1, 1), files=files)
+    frame = tables.support(read_coverage(store, "paper"))
+    emcdr = frame[frame["model"] == "emcdr"].set_index(["by", "bucket"])
+    seen = emcdr.loc[("item", "0")]
+    assert (seen["count"], seen["mae"], seen["predicted"], seen["outside"]) == (8, 0.75, 4.0, 0.25)
+    # Squares of equal errors: 4·0.5² and 4·1².
+    assert seen["rmse"] == pytest.approx((5 / 8) ** 0.5)
+    assert pd.isna(emcdr.loc[("item", "1–4"), "mae"])
+    mae, rmse, outside = layouts.support(frame, NAMES, MODELS, CONTROLS)
+    rows = {(row["By"], row[""]): row for row in records(mae)}
+    row = rows["Training ratings of the item", "0"]
+    assert (row["EMCDR"], row["Best control"], row["Ratings"]) == ("**0.7500**", "0.9000 Item mean", "8")
+    assert rows["Training ratings of the item", "1–4"]["EMCDR"] == "n/a"
+    assert rmse.caption == "RMSE by support"
+    assert records(outside)[0]["EMCDR"] == f"{2 / 13:.1%}"
+    (picture,) = figures.calibration(frame, NAMES, MODELS)
+    assert picture.formats["png"].startswith(b"\x89PNG")

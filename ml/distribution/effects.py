@@ -1,0 +1,266 @@
+"""User and item vectors that shift a distribution over the rating levels: crossed random effects.
+
+For a rating r of user u on item i, over L levels (five stars),
+
+    p(r | u, i) = softmax(Q (b + θ_u + φ_i))_r                                                   (1)
+
+Q (L, D) holds the orthonormal polynomials of degree 1..D in the level: the first column shifts the stars, the
+second stretches them, the others bend the ends. θ_u and φ_i are vectors of the user and of the item, with
+
+    θ_u ~ N(Aᵀ[1, c_u], S),    φ_i ~ N(Bᵀ[1, log count], T)                                      (2)
+
+where c_u is what is known of the user beforehand: nothing in the source domain, the source vector in the
+target domain. Users who rate harshly do not make their items look bad, since both sides are fitted together.
+
+The fit is stochastic EM (Celeux and Diebolt, 1985): a sweep draws every user's vector from the Laplace
+approximation of its posterior given the items' last draw, then the items' given the users', and updates the
+priors by their closed forms. Means are taken over the sweeps after the burn-in; the draws themselves are kept,
+for they carry how uncertain the vector of a user with few ratings is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ml.models.base import Ratings, check_rows
+from ml.training import replica_generator
+
+WIDTH = 4
+SWEEPS, BURN_IN = 25, 10
+# Pseudo-users and their variance in the update of a prior's covariance: keeps it proper where few users are.
+PRIOR_COUNT, PRIOR_VARIANCE = 2.0, 0.05
+RIDGE = 5.0  # on the standardized columns of c_u
+
+
+@dataclass(frozen=True)
+class Effects:
+    """A fitted domain. All tensors are float64; n users, m items, L levels, D = width of the vectors.
+
+    levels: (L,) the rating values; basis: (L, D), Q; intercept: (D,), b; users: (n, D) and items: (m, D), the
+    posterior modes of θ and φ; draws: (S, n, D), posterior draws of θ; prior_mean: (n, D) and
+    prior_covariance: (D, D), of θ; item_prior_mean: (m, D) and item_prior_covariance: (D, D), of φ;
+    counts: (n,) and item_counts: (m,), ratings of each.
+    """
+
+    levels: Tensor
+    basis: Tensor
+    intercept: Tensor
+    users: Tensor
+    items: Tensor
+    draws: Tensor
+    prior_map: Tensor
+    prior_mean: Tensor
+    prior_covariance: Tensor
+    item_prior_mean: Tensor
+    item_prior_covariance: Tensor
+    counts: Tensor
+    item_counts: Tensor
+
+    def description(self) -> Tensor:
+        """What a user's vector and number of ratings say: (n, D + 1) float64, the condition for transfer."""
+        return torch.cat([self.users, self.counts.log1p()[:, None]], 1)
+
+
+def level_basis(levels: Tensor, width: int = WIDTH) -> Tensor:
+    """Orthonormal polynomials of degree 1..width in the level, rising at the top: (L, width) float64.
+
+    With fewer than width + 1 levels there are L − 1 of them, and any distribution over the levels is reached.
+    """
+    centred = (levels.double() - levels.double().mean()) / levels.double().std()
+    degrees = torch.arange(min(width, len(levels) - 1) + 1)
+    basis = torch.linalg.qr(centred[:, None] ** degrees)[0][:, 1:]
+    return basis * basis[-1].sign()
+
+
+def rating_levels(values: Tensor) -> Tensor:
+    """The distinct rating values in rising order: (L,) float64. Raises ValueError with fewer than 2, or more
+    than 20, which is a continuous scale."""
+    levels = values.double().unique()
+    if not 2 <= len(levels) <= 20:
+        raise ValueError(
+            f"the ratings take {len(levels)} distinct values; a distribution over levels needs 2 to 20, "
+            "round the ratings to the levels of their scale"
+        )
+    return levels
+
+
+def level_index(values: Tensor, levels: Tensor) -> Tensor:
+    """The number of each value's level: (m,) int64. Raises ValueError for a value that is no level."""
+    index = torch.bucketize(values.double(), levels).clamp(max=len(levels) - 1)
+    strange = values[levels[index] != values.double()]
+    if len(strange):
+        raise ValueError(f"rating {strange[0]:g} is none of the levels {levels.tolist()}; round it to one")
+    return index
+
+
+def group_sum(groups: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Sum of `rows` (m, ...) by group: (count, ...)."""
+    return rows.new_zeros(count, *rows.shape[1:]).index_add_(0, groups, rows)
+
+
+def slopes(logits: Tensor, index: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient (m, D) and negative Hessian (m, D, D) of log softmax(logits)_index in a vector added as Q x."""
+    p = logits.softmax(1)
+    mean = p @ basis
+    outer = basis[:, :, None] * basis[:, None, :]
+    curvature = (p @ outer.flatten(1)).view(len(p), *outer.shape[1:]) - mean[:, :, None] * mean[:, None, :]
+    return basis[index] - mean, curvature
+
+
+def posterior_modes(
+    groups: Tensor,
+    offset: Tensor,
+    index: Tensor,
+    basis: Tensor,
+    prior_mean: Tensor,
+    prior_covariance: Tensor,
+    start: Tensor,
+    iterations: int,
+) -> tuple[Tensor, Tensor]:
+    """Newton's method for arg max_x Σ log softmax(offset + Q x_g)_index + log N(x_g; prior), of every group.
+
+    groups: (m,) int64 in 0..n−1; offset: (m, L); index: (m,) int64; prior_mean, start: (n, D).
+    Returns the modes (n, D) and the inverse negative Hessians there (n, D, D), the Laplace covariances. The
+    objective is strictly concave; steps are cut at 2 in each direction against overshooting.
+    """
+    precision = torch.linalg.inv(prior_covariance)
+    x = start
+    for _ in range(iterations):
+        gradient, curvature = _total_slopes(groups, offset, index, basis, x)
+        gradient = gradient - (x - prior_mean) @ precision
+        step = torch.linalg.solve(curvature + precision, gradient)
+        x = x + step.clamp(-2, 2)
+    curvature = _total_slopes(groups, offset, index, basis, x)[1]
+    return x, torch.linalg.inv(curvature + precision)
+
+
+def _total_slopes(
+    groups: Tensor, offset: Tensor, index: Tensor, basis: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor]:
+    gradient, curvature = slopes(offset + (x @ basis.T)[groups], index, basis)
+    return group_sum(groups, gradient, len(x)), group_sum(groups, curvature, len(x))
+
+
+class _Side:
+    """The vectors of one side, users or items, during the fit, and their prior."""
+
+    def __init__(self, groups: Tensor, description: Tensor, width: int) -> None:
+        self.groups = groups
+        self.design = torch.cat([torch.ones(len(description), 1, dtype=torch.float64), description], 1)
+        self.rated = torch.bincount(groups, minlength=len(description)) > 0
+        self.modes = torch.zeros(len(description), width, dtype=torch.float64)
+        self.draw = self.modes
+        self.map = torch.zeros(self.design.shape[1], width, dtype=torch.float64)
+        self.covariance = torch.eye(width, dtype=torch.float64)
+
+    def sweep(
+        self, offset: Tensor, index: Tensor, basis: Tensor, iterations: int, generator: torch.Generator
+    ) -> None:
+        mean = self.design @ self.map
+        self.modes, covariance = posterior_modes(
+            self.groups, offset, index, basis, mean, self.covariance, self.modes, iterations
+        )
+        self._update_prior(covariance[self.rated])
+        noise = torch.randn(*self.modes.shape, 1, dtype=torch.float64, generator=generator)
+        self.draw = self.modes + (torch.linalg.cholesky(covariance) @ noise)[..., 0]
+
+    def _update_prior(self, covariance: Tensor) -> None:
+        """A by ridge regression of the modes, S from its residuals and the posterior covariances."""
+        design, modes = self.design[self.rated], self.modes[self.rated]
+        ridge = RIDGE * torch.eye(design.shape[1], dtype=torch.float64)
+        ridge[0, 0] = 0
+        self.map = torch.linalg.solve(design.T @ design + ridge, design.T @ modes)
+        residual = modes - design @ self.map
+        unit = PRIOR_COUNT * PRIOR_VARIANCE * torch.eye(modes.shape[1], dtype=torch.float64)
+        scatter = residual.T @ residual + covariance.sum(0) + unit
+        self.covariance = scatter / (len(modes) + PRIOR_COUNT)
+
+    def state(self) -> tuple[Tensor, ...]:
+        return self.modes, self.map, self.covariance
+
+
+def fit_effects(
+    ratings: Ratings,
+    n_users: int,
+    n_items: int,
+    seed: int,
+    description: Tensor | None = None,
+    levels: Tensor | None = None,
+    width: int = WIDTH,
+) -> Effects:
+    """Fit equations (1) and (2) to `ratings`.
+
+    description: (n_users, q) standardized columns, c_u; none means q = 0. levels: (L,) the rating values,
+    those that occur where not given. Users and items without ratings get their prior mean.
+    Raises ValueError for rows outside the tables or ratings that are no levels.
+    """
+    check_rows("ratings.users", ratings.users, n_users)
+    check_rows("ratings.items", ratings.items, n_items)
+    levels = rating_levels(ratings.values) if levels is None else levels.double()
+    index, basis = level_index(ratings.values, levels), level_basis(levels, width)
+    item_counts = torch.bincount(ratings.items, minlength=n_items).double()
+    if description is None:
+        description = torch.zeros(n_users, 0, dtype=torch.float64)
+    width = basis.shape[1]
+    users = _Side(ratings.users, description.double(), width)
+    items = _Side(ratings.items, standardized(item_counts.log1p())[:, None], width)
+    generator = replica_generator(seed, "effects")
+
+    # One pseudo-rating a level: a level that never occurs keeps a finite logit.
+    frequency = torch.bincount(index, minlength=len(levels)).double() + 1
+    intercept = (frequency / frequency.sum()).log() @ basis
+    constant = basis @ intercept
+    kept = []
+    for sweep in range(SWEEPS):
+        iterations = 2 if sweep else 4
+        users.sweep(constant + (items.draw @ basis.T)[items.groups], index, basis, iterations, generator)
+        items.sweep(constant + (users.draw @ basis.T)[users.groups], index, basis, iterations, generator)
+        if sweep >= BURN_IN:
+            kept.append((*users.state(), *items.state(), users.draw))
+    user_modes, user_map, user_covariance, item_modes, item_map, item_covariance = (
+        torch.stack(values).mean(0) for values in list(zip(*kept, strict=True))[:-1]
+    )
+    offset = constant + (user_modes @ basis.T)[users.groups]
+    item_mean = items.design @ item_map
+    item_modes, _ = posterior_modes(
+        items.groups, offset, index, basis, item_mean, item_covariance, item_modes, iterations=6
+    )
+    return Effects(
+        levels=levels,
+        basis=basis,
+        intercept=intercept,
+        users=user_modes,
+        items=item_modes,
+        draws=torch.stack([state[-1] for state in kept]),
+        prior_map=user_map,
+        prior_mean=users.design @ user_map,
+        prior_covariance=user_covariance,
+        item_prior_mean=item_mean,
+        item_prior_covariance=item_covariance,
+        counts=torch.bincount(ratings.users, minlength=n_users).double(),
+        item_counts=item_counts,
+    )
+
+
+def items_without_own_rating(effects: Effects, ratings: Ratings) -> Tensor:
+    """φ_i as it would be had each rating not been given: (m, D) float64, to train on without leakage.
+
+    `ratings` are those that `effects` was fitted to. One Newton step from the full mode with the rating's own
+    gradient g and curvature h removed (approximate leave-one-out): φ − (H − h)⁻¹ g. Item vectors that contain
+    the rating they are to predict would make a model trust them too much.
+    """
+    index = level_index(ratings.values, effects.levels)
+    basis = effects.basis
+    offset = ((effects.intercept + effects.users) @ basis.T)[ratings.users]
+    gradient, curvature = slopes(offset + (effects.items @ basis.T)[ratings.items], index, basis)
+    total = group_sum(ratings.items, curvature, len(effects.items))
+    remaining = (total + torch.linalg.inv(effects.item_prior_covariance))[ratings.items] - curvature
+    return effects.items[ratings.items] - torch.linalg.solve(remaining, gradient)
+
+
+def standardized(column: Tensor) -> Tensor:
+    """`column` (n,) or columns (n, q) with mean 0 and standard deviation 1; a constant becomes 0."""
+    return (column - column.mean(0)) / column.std(0, correction=0).clamp(min=1e-9)

@@ -1,0 +1,193 @@
+"""Fold-in against numpy's normal equations, an optimizer, and the users it should find again."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ml import fold_in
+from ml.evaluation.ranking import top_k
+from ml.factorization import MatrixFactorization, RatingTable
+from ml.fold_in import FoldIn
+from ml.models.base import Problem, Ratings, SourceUsers
+from ml.models.registry import build
+from ml.recommender import Recommender, history_of
+
+
+def draw(seed: int, users: int = 30, items: int = 12, k: int = 3, ratings: int = 200):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(users, (ratings,), generator=generator)
+    columns = torch.randint(items, (ratings,), generator=generator)
+    values = torch.randint(1, 6, (ratings,), generator=generator).float()
+    factors = torch.randn(users, k, generator=generator) + 1, torch.randn(items, k, generator=generator)
+    return *factors, Ratings(rows, columns, values)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 8), m=st.integers(0, 40), block=st.integers(1, 50))
+def test_it_solves_the_normal_equations_of_each_user(seed, n, m, block):
+    users, items, trained = draw(seed)
+    fold = FoldIn.of(users, items, trained)
+    _, _, ratings = draw(seed + 1, users=n, ratings=m)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fold_in, "BLOCK", block)
+        folded = fold(ratings, n)
+    table, mean = items.double().numpy(), users.double().numpy().mean(0)
+    precision = np.linalg.inv(np.cov(users.double().numpy().T, bias=True) + 1e-6 * np.eye(3))
+    error = (users[trained.users] * items[trained.items]).sum(1) - trained.values
+    noise = error.double().square().mean().item()
+    for user in range(n):
+        mine = (ratings.users == user).numpy()
+        v, r = table[ratings.items.numpy()[mine]], ratings.values.double().numpy()[mine]
+        expected = np.linalg.solve(v.T @ v / noise + precision, v.T @ r / noise + precision @ mean)
+        np.testing.assert_allclose(folded[user].numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_it_is_the_minimum_of_the_stated_objective():
+    users, items, trained = draw(3)
+    fold = FoldIn.of(users, items, trained)
+    mine = Ratings(
+        torch.zeros(4, dtype=torch.int64), torch.tensor([0, 3, 5, 7]), torch.tensor([5.0, 1, 4, 2])
+    )
+    u = fold(mine, 1)[0].double().requires_grad_()
+    distance = u - fold.mean
+    squared = (mine.values - items.double()[mine.items] @ u).square().sum() / fold.noise
+    loss = squared + distance @ torch.linalg.inv(fold.covariance) @ distance
+    [gradient] = torch.autograd.grad(loss, u)
+    assert gradient.abs().max() < 1e-4
+
+
+def test_without_ratings_a_user_is_the_mean_user():
+    users, items, trained = draw(1)
+    nothing = Ratings(trained.users[:0], trained.items[:0], trained.values[:0])
+    folded = FoldIn.of(users, items, trained)(nothing, 2)
+    np.testing.assert_allclose(folded, users.mean(0).expand(2, -1), rtol=1e-5)
+
+
+def test_many_exact_ratings_outweigh_the_prior():
+    users, items, trained = draw(2, items=400)
+    fold = FoldIn.of(users, items, trained)
+    true = torch.tensor([0.5, -2.0, 1.0])
+    rows = torch.arange(400)
+    folded = fold(Ratings(torch.zeros_like(rows), rows, items @ true), 1)[0]
+    assert (folded - true).norm() < 0.2 < (users.mean(0) - true).norm()
+
+
+def test_one_trained_user_and_a_perfect_fit_still_have_a_solution():
+    items = torch.eye(3)
+    one = Ratings(torch.zeros(3, dtype=torch.int64), torch.arange(3), torch.tensor([1.0, 2.0, 3.0]))
+    fold = FoldIn.of(torch.tensor([[1.0, 2.0, 3.0]]), items, one)
+    np.testing.assert_allclose(fold(one, 1), [[1, 2, 3]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"items": torch.tensor([12])}, r"ratings.items has row 12, its table has rows 0..11"),
+        ({"users": torch.tensor([1])}, r"ratings.users has row 1, its table has rows 0..0"),
+    ],
+)
+def test_a_row_that_is_not_there_is_refused(change, message):
+    users, items, trained = draw(1)
+    bad = {"users": torch.tensor([0]), "items": torch.tensor([0]), "values": torch.tensor([3.0])} | change
+    with pytest.raises(ValueError, match=message):
+        FoldIn.of(users, items, trained)(Ratings(**bad), 1)
+
+
+def test_a_table_without_ratings_or_of_another_width_is_refused():
+    users, items, trained = draw(1)
+    nothing = Ratings(trained.users[:0], trained.items[:0], trained.values[:0])
+    with pytest.raises(ValueError, match="no training ratings"):
+        FoldIn.of(users, items, nothing)
+    with pytest.raises(ValueError, match="width 2, item factors 3"):
+        FoldIn.of(users[:, :2], items, trained)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A factorization of structured ratings, 40 a user, and an EMCDR into a random target domain."""
+    generator = torch.Generator().manual_seed(0)
+    n, items, each, k = 300, 200, 40, 6
+    taste, trait = torch.randn(n, k, generator=generator), torch.randn(items, k, generator=generator)
+    rows = torch.arange(n).repeat_interleave(each)
+    columns = torch.rand(n, items, generator=generator).argsort(1)[:, :each].flatten()
+    noise = 0.5 * torch.randn(n * each, generator=generator)
+    values = (3.5 + 0.7 * (taste[rows] * trait[columns]).sum(1) + noise).round().clamp(1, 5)
+    table = RatingTable(rows, columns, values, n, items, seed=0)
+    source = MatrixFactorization(k=k, epochs=30, batch=256, lr=0.01).fit([table], "source")
+    ratings = Ratings(rows, columns, values)
+    fold = FoldIn.of(source.user_factors_[0], source.item_factors_[0], ratings)
+    target = torch.randn(500, k, generator=generator)
+    recommender = Recommender(None, fold, target, torch.zeros(500).long(), torch.arange(500), 3)
+    users = recommender.fold(ratings, n)
+    problem = Problem(
+        source=SourceUsers(source.user_factors_[0], users.history, users.item_factors),
+        target_factors=source.user_factors_[0] @ torch.randn(k, k, generator=generator),
+        target_items=target,
+        ratings=Ratings(rows[:1], columns[:1], values[:1]),
+        seed=0,
+    )
+    return problem, users, build("emcdr", epochs=30).fit([problem]), target
+
+
+def test_a_user_who_was_trained_gets_nearly_the_same_recommendations(trained):
+    problem, users, model, target = trained
+
+    def overlap(factors: torch.Tensor) -> float:
+        moved = model.transfer([SourceUsers(factors, users.history, users.item_factors)])[0]
+        best, _ = top_k(moved, target, 20)
+        wanted, _ = top_k(model.transfer([problem.source])[0], target, 20)
+        return (best[:, :, None] == wanted[:, None, :]).any(2).float().mean().item()
+
+    assert overlap(problem.source.factors) == 1
+    mean = problem.source.factors.mean(0).expand(len(users), -1)
+    assert overlap(users.factors) > 0.8
+    assert overlap(mean) < 0.7
+
+
+def recommender(**changes) -> Recommender:
+    fold = FoldIn(torch.eye(2), torch.zeros(2, dtype=torch.float64), torch.eye(2).double(), 1.0)
+    parts = {
+        "model": build("emcdr").load_state_dict({"map": torch.eye(2)}),
+        "fold_in": fold,
+        "target_items": torch.tensor([[1.0, 0], [0, 1], [1, 1], [-1, 0]]),
+        "popularity": torch.tensor([5, 9, 9, 2]),
+        "allowed": torch.tensor([0, 1, 3]),
+        "liked_above": 3,
+    }
+    return Recommender(**parts | changes)
+
+
+def test_the_best_allowed_items_come_first_and_strangers_get_popular_ones():
+    factors = torch.tensor([[1.0, 2.0], [-1.0, 0.0], [9.0, 9.0]])
+    items, scores = recommender().top(factors, torch.tensor([True, True, False]), 2)
+    assert items.tolist() == [[1, 0], [3, 1], [1, 0]]
+    assert scores.tolist() == [[2, 1], [1, 0], [9, 5]]
+    assert recommender().top(factors, torch.ones(3).bool(), 9)[0].shape == (3, 3)
+
+
+def test_items_that_are_equally_popular_keep_their_order():
+    everything = recommender(allowed=torch.arange(4))
+    assert everything.most_popular.tolist() == [1, 2, 0, 3]
+
+
+def test_no_item_left_is_refused():
+    with pytest.raises(ValueError, match="lower min_ratings"):
+        recommender(allowed=torch.tensor([], dtype=torch.int64))
+
+
+def test_folding_keeps_the_order_of_what_was_liked():
+    ratings = Ratings(torch.tensor([1, 0, 1, 1]), torch.tensor([1, 0, 0, 1]), torch.tensor([4.0, 3, 5, 5]))
+    users = recommender().fold(ratings, 3)
+    assert users.history.offsets.tolist() == [0, 0, 3, 3]
+    assert users.history.items.tolist() == [1, 0, 1]
+    # (1 + 1) u₀ = 3 for user 0; for user 1 items 0 and twice 1: u = (5/2, 9/3).
+    np.testing.assert_allclose(users.factors, [[1.5, 0], [2.5, 3], [0, 0]])
+    np.testing.assert_allclose(recommender().transfer(users), users.factors)
+
+
+def test_histories_of_sorted_rows():
+    history = history_of(torch.tensor([0, 0, 2]), torch.tensor([5, 6, 7]), 4)
+    assert history.offsets.tolist() == [0, 2, 2, 3, 3]
+    assert history.items.tolist() == [5, 6, 7]
