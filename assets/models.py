@@ -96,7 +96,8 @@ def _upstream(profile: Profile, registered: str) -> list[dg.AssetKey]:
 
 
 def _summary(registered: str) -> str:
-    learned = f"learns to map a user's source factors to target factors (`ml/models/{registered}.py`)."
+    place = registered if ":" in registered else f"ml/models/{registered}.py"
+    learned = f"learns to map a user's source factors to target factors (`{place}`)."
     return SUMMARIES.get(registered, learned)
 
 

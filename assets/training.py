@@ -11,6 +11,7 @@ Every cell ends as the same folder of the store:
 """
 
 import contextlib
+import importlib.util
 import json
 import logging
 from collections.abc import Mapping
@@ -70,8 +71,10 @@ OWN_CODE = {
 
 @lru_cache
 def code_of(registered: str) -> str:
-    """The code version of a registered model."""
-    return code_version(*SHARED_CODE, *OWN_CODE.get(registered, (f"ml/models/{registered}.py",)))
+    """The code version of a registered model, or of one named as `module:Class`."""
+    module, colon, _ = registered.partition(":")
+    file = importlib.util.find_spec(module).origin if colon else f"ml/models/{registered}.py"
+    return code_version(*SHARED_CODE, *OWN_CODE.get(registered, (file,)))
 
 
 @dataclass
@@ -479,7 +482,7 @@ class ModelTraining:
         from ml.models.registry import MODELS, build
 
         settings = self.profile.model(self.name, task)
-        if self.registered in MODELS:
+        if self.registered in MODELS or ":" in self.registered:
             settings = build(self.registered, **settings).hyperparameters()
         factors = {f"factors.{k}": v for k, v in self.profile.factors(task).items()}
         return {**factors, **settings, "clip": self.clips}

@@ -1,12 +1,13 @@
 """The transfer models by name, in the order of the paper's tables.
 
-A new model is one subclass of `TransferModel` and one line here. TGT and CMF are trained by the
-factorization itself and transfer nothing afterwards.
+A new model is one subclass of `TransferModel` and one line here; a model outside the project is named as
+`module:Class`. TGT and CMF are trained by the factorization itself and transfer nothing afterwards.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 from ml.models.base import TransferModel
 from ml.models.diffcdr import DiffCDR
@@ -18,14 +19,34 @@ from ml.models.sscdr import SSCDR
 MODELS: dict[str, type[TransferModel]] = {m.name: m for m in (EMCDR, SSCDR, LACDR, PTUPCDR, DiffCDR)}
 
 
+def find(name: str) -> type[TransferModel]:
+    """The class of a model by its name here, or as `module:Class` from anywhere on the Python path.
+
+    Raises ValueError where there is none or it is no TransferModel.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(f"unknown model {name!r}; known models: {', '.join(MODELS)}, or give module:Class")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"model {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, TransferModel)):
+        raise ValueError(f"model {name!r} is not a subclass of ml.models.base.TransferModel")
+    return found
+
+
 def build(name: str, **hyperparameters: object) -> TransferModel:
     """The model `name` with `hyperparameters` in place of its defaults.
 
     Raises ValueError for a model, a hyper-parameter or a type of value that does not exist there.
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; known models: {', '.join(MODELS)}")
-    fields = {field.name: field for field in dataclasses.fields(MODELS[name])}
+    model = find(name)
+    fields = {field.name: field for field in dataclasses.fields(model)}
     unknown = [key for key in hyperparameters if key not in fields]
     if unknown:
         raise ValueError(
@@ -33,7 +54,7 @@ def build(name: str, **hyperparameters: object) -> TransferModel:
         )
     for key, value in hyperparameters.items():
         check_type(name, fields[key], value)
-    return MODELS[name](**hyperparameters)
+    return model(**hyperparameters)
 
 
 def check_type(model: str, field: dataclasses.Field, value: object) -> None:
