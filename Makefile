@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 .PHONY: demo test ui check audit bench bench-growth lock clean
 
 demo: .venv/ready ## the whole pipeline on generated data, ending with Tables 1 and 2
-	$(BIN)/diffcdr run --task demo_video_music
+	$(BIN)/diffcdr run --task demo_video_music --profile paper --profile strict
 
 test: .venv/ready ## all tests
 	$(BIN)/python -m pytest

@@ -10,6 +10,10 @@ and tasks add or replace, each key of its `trials` replaces. The axes of every a
         url: games.csv.gz                # relative to this file; also http(s), s3, file, an absolute path
         kind: csv
         columns: {user: user_id, item: item_id, rating: stars, timestamp: time}
+      rentals:
+        url: shop.duckdb                 # read only; left out where the query names its files itself
+        query: SELECT member AS user, film AS item, stars AS rating, day AS timestamp FROM rentals ORDER BY id
+        timestamp_unit: iso
     tasks:
       games_music: {source: games, target: music}
 """
@@ -47,6 +51,14 @@ FORMATS: dict[str, dict[str, Any]] = {
         "timestamp_unit": "ms",
     },
 }
+
+# The columns of a query are named in the query.
+_QUERY_RESULT = {
+    "kind": "parquet",
+    "columns": {"user": "user", "item": "item", "rating": "rating", "timestamp": "timestamp"},
+}
+
+_SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*:")
 
 # Names become partition keys, folder names and SQL identifiers.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
@@ -94,6 +106,7 @@ class Counts(_Entry):
 class Domain(_Entry):
     """One table of ratings: where its file is and how to read it.
 
+    url: the file, or beside a query a local DuckDB database. query: a SELECT whose result is the file.
     scale: lowest and highest legal rating. timestamp_unit: seconds or milliseconds since 1970, or ISO 8601
     dates and times, UTC where they name no zone. k_core: keep only users and items with at least so many
     ratings. counts: checked after ingestion. paper: the paper's name of the domain.
@@ -101,7 +114,9 @@ class Domain(_Entry):
 
     name: Name
     title: str
-    url: Annotated[str, Field(min_length=1)]
+    url: Annotated[str | None, Field(min_length=1)] = None
+    # Not among the options of reading: those come after the file that the query makes.
+    query: Annotated[str | None, Field(min_length=1, exclude=True)] = None
     kind: Literal["json", "csv", "tsv", "parquet"]
     columns: Columns
     header: bool = True
@@ -123,6 +138,33 @@ class Domain(_Entry):
         if not self.header and not all(re.fullmatch("[1-9][0-9]*", name) for name in self.columns.names):
             raise ValueError("without a header, columns are numbers counted from 1, as in {user: 1, item: 2}")
         return self
+
+    @model_validator(mode="after")
+    def _file_or_query(self) -> "Domain":
+        if self.query is None:
+            if self.url is None:
+                raise ValueError("give a url, or a query")
+            return self
+        if self.url is not None and _SCHEME.match(self.url):
+            raise ValueError(
+                f"beside a query, url is a local DuckDB file, not {self.url}; name it in the query"
+            )
+        if self.kind != "parquet":
+            raise ValueError(f"a query gives parquet, not {self.kind}; leave out kind and format")
+        if self.sha256 is not None:
+            raise ValueError("sha256 is for files as they are distributed; beside a query, give counts")
+        return self
+
+    @property
+    def origin(self) -> str:
+        """Where the ratings come from, for people."""
+        return self.url or "query"
+
+    @property
+    def liked_above(self) -> float:
+        """A rating above it counts as liked: the middle of the scale, for 1 to 5 the 3 of PTUPCDR and of
+        DiffCDR's code."""
+        return sum(self.scale) / 2
 
 
 class Task(_Entry):
@@ -206,11 +248,13 @@ def _domain(path: Path, name: str, entry: dict[str, Any]) -> Domain:
     edition = entry.pop("format", None)
     if edition is not None and str(edition) not in FORMATS:
         raise CatalogError(f"{path}: {where}.format: {edition!r} is not one of {', '.join(FORMATS)}")
-    if edition is None and not {"kind", "columns"} <= entry.keys():
-        raise CatalogError(f"{path}: {where}: give a format ({', '.join(FORMATS)}) or both kind and columns")
+    defaults = (_QUERY_RESULT if entry.get("query") else {}) | FORMATS.get(edition, {})
+    if not {"kind", "columns"} <= (defaults | entry).keys():
+        formats = ", ".join(FORMATS)
+        raise CatalogError(f"{path}: {where}: give a format ({formats}), both kind and columns, or a query")
     if isinstance(entry.get("url"), str):
         entry["url"] = _locate(path, where, entry["url"])
-    return _validated(Domain, path, where, _named(path, where, name, FORMATS.get(edition, {}) | entry))
+    return _validated(Domain, path, where, _named(path, where, name, defaults | entry))
 
 
 def _task(path: Path, name: str, entry: dict[str, Any], domains: dict[str, Domain]) -> Task:
@@ -232,7 +276,7 @@ def _named(path: Path, where: str, name: str, entry: dict[str, Any]) -> dict[str
 
 def _locate(path: Path, where: str, url: str) -> str:
     """A plain relative path is relative to the catalogue file; everything else stays as written."""
-    if not url or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url):
+    if not url or _SCHEME.match(url):
         return url
     file = Path(url).expanduser()
     if not file.is_absolute() and ".." in file.parts:

@@ -110,7 +110,7 @@ def _domain(connection: duckdb.DuckDBPyConnection, side: str, domain: Domain, fa
     counts = ("rows_read", "repeated", "quarantined", "dropped_by_core", "ratings", "users", "items")
     return DomainReport(
         name=domain.name,
-        file=domain.url,
+        file=domain.origin,
         columns=domain.columns.model_dump(exclude_none=True),
         scale=domain.scale,
         lowest=lowest,

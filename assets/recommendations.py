@@ -27,7 +27,7 @@ from assets.factors import source_config
 from assets.partitions import CATALOG, SEEDS_TOGETHER, Cell, Trial, cells
 from assets.problems import domain_ratings, roles, training_rows
 from assets.profiles import Profile
-from assets.splits import LIKED_ABOVE, split
+from assets.splits import split
 from assets.store import Entry, NotMaterialized, Store, code_version, fingerprint
 from ml.splits import TEST
 
@@ -276,6 +276,7 @@ class Bundle:
                 source,
                 torch.from_numpy(popularity),
                 torch.from_numpy(allowed_items(target_ids, popularity, config)),
+                CATALOG.domains[task.source].liked_above,
             ),
             users=users,
             known=(users.history.offsets.diff() > 0).numpy(),
@@ -334,13 +335,13 @@ def _model(entry: Entry, device: str):
 
 
 def _recommender(
-    model, target_items: "Tensor", ratings, source: Mapping, popularity, allowed
+    model, target_items: "Tensor", ratings, source: Mapping, popularity, allowed, liked_above: float
 ) -> "Recommender":
     from ml.fold_in import FoldIn
     from ml.recommender import Recommender
 
     fold_in = FoldIn.of(source["users"], source["items"], ratings)
-    return Recommender(model, fold_in, target_items, popularity, allowed, LIKED_ABOVE)
+    return Recommender(model, fold_in, target_items, popularity, allowed, liked_above)
 
 
 def _all_ratings(store: Store, domain: str):
@@ -360,7 +361,7 @@ def _source_users(store: Store, domain: str, source: Mapping) -> "SourceUsers":
     from ml.recommender import history_of
 
     ratings = domain_ratings(store, domain)
-    liked = ratings.values > LIKED_ABOVE
+    liked = ratings.values > CATALOG.domains[domain].liked_above
     users, items = (torch.from_numpy(column[liked]) for column in (ratings.users, ratings.items))
     return SourceUsers(source["users"], history_of(users, items, ratings.n_users), source["items"])
 

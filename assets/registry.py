@@ -19,7 +19,6 @@ from assets.partitions import CATALOG, Cell, Trial
 from assets.profiles import Profile
 from assets.recommendations import Bundle, RecommendationConfig, candidates, validation_score
 from assets.results import read_results
-from assets.splits import LIKED_ABOVE
 from assets.store import PROJECT, NotMaterialized, Store, parquet, tensors
 from assets.tracking import MlflowTracking
 
@@ -216,7 +215,7 @@ def _files(bundle: Bundle, cell: Cell) -> Mapping[str, bytes]:
         "name": bundle.name,
         "model": model.name,
         "hyperparameters": model.hyperparameters(),
-        "liked_above": LIKED_ABOVE,
+        "liked_above": recommender.liked_above,
         "source_scale": bundle.scale,
         "target_scale": CATALOG.domains[task.target].scale,
         "cell": cell.key,
@@ -239,6 +238,7 @@ def model_card(store: Store, profile: Profile, cell: Cell, best: str, scores: pd
     task = CATALOG.tasks[cell.task]
     overlap, split = store.overlap(cell.task).require(), store.split(cell).require()
     roles = ", ".join(f"{count} {role}" for role, count in split["counts"].items())
+    liked_above = CATALOG.domains[task.source].liked_above
     trained = store.model(profile.name, best, cell, OBJECTIVE).require()
     return "\n".join(
         [
@@ -253,7 +253,7 @@ def model_card(store: Store, profile: Profile, cell: Cell, best: str, scores: pd
             *_domain_rows(store, {"source": task.source, "target": task.target}),
             "",
             f"Overlap: {overlap['users']} users are in both domains, {overlap['without_liked']} of them "
-            f"without a source rating above {LIKED_ABOVE}.",
+            f"without a source rating above {liked_above:g}.",
             "",
             "## Protocol",
             "",
@@ -268,7 +268,7 @@ def model_card(store: Store, profile: Profile, cell: Cell, best: str, scores: pd
             "## Known limits",
             "",
             "- Offline errors on held-out ratings; users do not rate a random sample of items.",
-            f"- Users without a source rating above {LIKED_ABOVE} get popular items, the same for all.",
+            f"- Users without a source rating above {liked_above:g} get popular items, the same for all.",
             "- Items without a rating in training are never recommended; their predicted ratings are noise.",
             "- A new user is folded in with the item factors as they are: few ratings leave them near the "
             "mean user. Ratings that arrive later change nothing until the next training.",

@@ -1,4 +1,4 @@
-"""`reviews`: the raw review file of each domain, as downloaded or generated."""
+"""`reviews`: the raw review file of each domain, as downloaded, queried or generated."""
 
 import contextlib
 import logging
@@ -9,7 +9,9 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import dagster as dg
+import duckdb
 import fsspec
+import pyarrow.parquet as pq
 import requests
 
 from assets import download
@@ -19,6 +21,10 @@ from assets.store import Store, code_version, fingerprint
 
 log = logging.getLogger("diffcdr")
 CODE = code_version("assets/download.py", "assets/reviews.py")
+
+
+class QueryError(ValueError):
+    """A domain's query gives no ratings; the message names the domain, what is wrong and the mend."""
 
 
 @dg.asset(
@@ -48,11 +54,12 @@ def reviews(context: dg.AssetExecutionContext, store: Store) -> None:
 
 
 def obtain(store: Store, domain: Domain) -> dict:
-    """The manifest of the domain's raw file, fetching or generating the file where it is missing or stale.
+    """The manifest of the domain's raw file, which is fetched, queried or generated where missing or stale.
 
     A source that cannot be asked now, as with no network, does not make the copy at hand stale.
+    Raises DownloadError, and QueryError for a query that fails or gives nothing.
     """
-    entry, state = store.reviews(domain.name), source_state(domain.url)
+    entry, state = store.reviews(domain.name), _state(domain)
     if state is None:
         state = (entry.manifest() or {}).get("state")
     mark = _mark(domain, state)
@@ -65,14 +72,14 @@ def obtain(store: Store, domain: Domain) -> dict:
     with _located(domain, incoming) as (url, file):
         fetched = download.fetch(url, incoming / file, sha256=domain.sha256)
     os.replace(incoming / file, entry.unseal() / file)
-    log.info("reviews %s: %s, %.1f MB", domain.name, domain.url, fetched.size / 1e6)
+    log.info("reviews %s: %s, %.1f MB", domain.name, domain.origin, fetched.size / 1e6)
     return entry.seal(
         mark,
         state=state,
         file=file,
         size=fetched.size,
         sha256=fetched.sha256,
-        source=domain.url,
+        source=domain.origin,
         fetched_at=fetched.fetched_at,
     )
 
@@ -83,7 +90,7 @@ def change(store: Store, domain: Domain) -> str | None:
     There is none, either, where the file was never fetched or its source cannot be asked now.
     """
     manifest = store.reviews(domain.name).manifest()
-    state = source_state(domain.url) if manifest else None
+    state = _state(domain) if manifest else None
     if state is None:
         return None
     old, new = manifest["fingerprint"], _mark(domain, state)
@@ -91,24 +98,75 @@ def change(store: Store, domain: Domain) -> str | None:
 
 
 def _mark(domain: Domain, state: object) -> str:
-    return fingerprint(url=domain.url, sha256=domain.sha256, source=state)
+    place = domain.url if domain.query is None else [domain.url, domain.query]
+    return fingerprint(url=place, sha256=domain.sha256, source=state)
 
 
 @contextlib.contextmanager
 def _located(domain: Domain, folder: Path) -> Iterator[tuple[str, str]]:
-    """Where to fetch the domain's file from, and its name; synthetic data are generated first."""
-    parts = urlsplit(domain.url)
-    if parts.scheme != "synthetic":
-        yield domain.url, Path(parts.path).name
+    """Where to fetch the domain's file from, and its name; queries and generators are run first."""
+    make = _generate if domain.query is None else _query
+    if make is _generate and not domain.url.startswith("synthetic:"):
+        yield domain.url, Path(urlsplit(domain.url).path).name
         return
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = make(domain, Path(scratch))
+        yield str(made), made.name
+
+
+def _generate(domain: Domain, folder: Path) -> Path:
     from ml import synthetic
 
+    parts = urlsplit(domain.url)
     options = {key: values[-1] for key, values in parse_qs(parts.query).items()}
-    name = f"reviews_{domain.name}_5.json.gz"
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        generated = Path(scratch) / name
-        synthetic.write_reviews(parts.path, options["scale"], generated, seed=int(options.get("seed", 0)))
-        yield str(generated), name
+    file = folder / f"reviews_{domain.name}_5.json.gz"
+    synthetic.write_reviews(parts.path, options["scale"], file, seed=int(options.get("seed", 0)))
+    return file
+
+
+def _query(domain: Domain, folder: Path) -> Path:
+    """The result of the domain's query as Parquet, rows in the order in which the query gives them."""
+    file = folder / f"{domain.name}.parquet"
+    mend = "correct query of the domain in the catalogue"
+    with contextlib.closing(_connect(domain, folder)) as connection:
+        try:
+            connection.execute("SET TimeZone = 'UTC'")
+            statements = connection.extract_statements(domain.query)
+            if [each.type for each in statements] != [duckdb.StatementType.SELECT]:
+                raise QueryError(f"domain {domain.name}: the query is not one SELECT; {mend}")
+            connection.sql(domain.query).write_parquet(str(file))
+        except duckdb.Error as error:
+            raise QueryError(
+                f"domain {domain.name}: the query fails: {_first_line(error)}; {mend}"
+            ) from error
+    if pq.read_metadata(file).num_rows == 0:
+        raise QueryError(f"domain {domain.name}: the query gives no rows; {mend}")
+    return file
+
+
+def _connect(domain: Domain, folder: Path) -> duckdb.DuckDBPyConnection:
+    """To the domain's database, which is only read, or in memory where the query names its files itself."""
+    settings = {"temp_directory": str(folder)}
+    try:
+        return duckdb.connect(domain.url or ":memory:", read_only=domain.url is not None, config=settings)
+    except duckdb.Error as error:
+        raise QueryError(
+            f"domain {domain.name}: cannot read the DuckDB database {domain.url}: {_first_line(error)}; "
+            "correct url of the domain in the catalogue, or end the program that has it open for writing"
+        ) from error
+
+
+def _first_line(error: duckdb.Error) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _state(domain: Domain) -> str | list | None:
+    """`source_state` of the domain; what a query reads besides its database cannot be asked."""
+    if domain.query is None:
+        return source_state(domain.url)
+    database = domain.url and _local_state(Path(domain.url))
+    # A writer that did not end well leaves its last changes in the log beside the database.
+    return database and [*database, _local_state(Path(f"{domain.url}.wal"))]
 
 
 def source_state(url: str) -> str | list | None:

@@ -15,7 +15,6 @@ from ml import splits
 
 log = logging.getLogger("diffcdr")
 CODE = code_version("assets/splits.py", "ml/splits.py")
-LIKED_ABOVE = 3  # a rating above it counts as liked (PTUPCDR, and the code of DiffCDR)
 
 
 @dg.asset(
@@ -43,13 +42,17 @@ def find_overlap(store: Store, task: Task) -> dict:
     """The manifest of the task's overlapping users, computed where missing or stale."""
     entry = store.overlap(task.name)
     sides = {side: store.ratings(domain).require() for side, domain in _sides(task).items()}
+    liked_above = CATALOG.domains[task.source].liked_above
     mark = fingerprint(
-        code=CODE, sides={side: m["fingerprint"] for side, m in sides.items()}, expected=task.overlap
+        code=CODE,
+        sides={side: m["fingerprint"] for side, m in sides.items()},
+        expected=task.overlap,
+        liked_above=liked_above,
     )
     if entry.stands(mark):
         log.info("overlap %s: up to date", task.name)
         return entry.require()
-    users, liked = _query_overlap(store, task)
+    users, liked = _query_overlap(store, task, liked_above)
     if users.empty:
         raise ValueError(
             f"task {task.name}: no user of {task.source} is also in {task.target}; "
@@ -76,7 +79,7 @@ def _sides(task: Task) -> dict[str, str]:
     return {"source": task.source, "target": task.target}
 
 
-def _query_overlap(store: Store, task: Task) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _query_overlap(store: Store, task: Task, liked_above: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     with duckdb.connect() as connection:
         for side, domain in _sides(task).items():
             path = str(store.database(domain)).replace("'", "''")
@@ -105,10 +108,10 @@ def _query_overlap(store: Store, task: Task) -> tuple[pd.DataFrame, pd.DataFrame
             """
             SELECT shared.user::INTEGER AS user, r.item
             FROM source.ratings r JOIN shared ON r.user = shared.source_user
-            WHERE r.rating > ?
+            WHERE r.rating > ?::FLOAT
             ORDER BY shared.user, r.timestamp NULLS FIRST, r.rowid
             """,
-            [LIKED_ABOVE],
+            [liked_above],
         ).df()
     return users, liked
 

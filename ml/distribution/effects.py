@@ -13,9 +13,9 @@ where c_u is what is known of the user beforehand: nothing in the source domain,
 target domain. Users who rate harshly do not make their items look bad, since both sides are fitted together.
 
 The fit is stochastic EM (Celeux and Diebolt, 1985): a sweep draws every user's vector from the Laplace
-approximation of its posterior given the items' last draw, then the items' given the users', and updates the
-priors by their closed forms. Means are taken over the sweeps after the burn-in; the draws themselves are kept,
-for they carry how uncertain the vector of a user with few ratings is.
+approximation of its posterior given the items' last draw, then the items' given the users', and updates
+the priors by their closed forms. Means are taken over the sweeps after the burn-in; the draws themselves are
+kept, for they carry how uncertain the vector of a user with few ratings is.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def group_sum(groups: Tensor, rows: Tensor, count: int) -> Tensor:
 
 
 def slopes(logits: Tensor, index: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient (m, D) and negative Hessian (m, D, D) of log softmax(logits)_index in a vector added as Q x."""
+    """Gradient (m, D) and negative Hessian (m, D, D) of log softmax(logits + Q x)_index in x, at x = 0."""
     p = logits.softmax(1)
     mean = p @ basis
     outer = basis[:, :, None] * basis[:, None, :]

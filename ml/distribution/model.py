@@ -8,19 +8,19 @@
    vectors, sampled from noise.
 3. ALM, the alignment of samples with ratings (the paper, section 3.2, Equation 7 with the task loss alone):
 
-       p(r | u, i) = 1/K Σ_k softmax(b + W x_ui + (G + H φ_i)ᵀ θ_u⁽ᵏ⁾)_r,    x_ui = [φ_i, log count_i, c_u]    (1)
+       p(r | u, i) = 1/K Σ_k softmax(b + W x_ui + (G + H φ_i)ᵀ θ_u⁽ᵏ⁾)_r                               (1)
+       x_ui = [φ_i, log count_i, c_u]
 
    started at equation (1) of `effects` and fitted to the training users' ratings by the likelihood of the
    *mixture*, the samples drawn as for a cold-start user and φ_i without the user's own rating.
 
-The mean of (1) is the prediction for RMSE, its median for MAE. The samples are of the user, not of the rating:
-they also give the joint distribution of all of a user's ratings, and, weighted by the likelihood of the first
-ratings seen, the predictions for the rest without training.
+The mean of (1) is the prediction for RMSE, its median for MAE. The samples are of the user, not of the
+rating: they also give the joint distribution of all of a user's ratings, and, weighted by the likelihood of
+the first ratings seen, the predictions for the rest without training.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 
@@ -38,6 +38,7 @@ from ml.distribution.effects import (
 from ml.models.base import Ratings, check_rows
 from ml.training import replica_generator
 
+VECTORS = ("diffusion", "gaussian", "mean")
 CHUNK = 1 << 14  # ratings predicted at a time, each with K x L numbers
 
 
@@ -45,8 +46,8 @@ CHUNK = 1 << 14  # ratings predicted at a time, each with K x L numbers
 class TransferRatings:
     """What the model may learn from: no target rating of a held-out user.
 
-    target: ratings of the target domain, users in 0..n−1, of training users and of users of the target domain
-    alone; n_users, n_items: the target tables; source_user: (n,) int64, the row of each target user in
+    target: ratings of the target domain, users in 0..n−1, of training users and of the target domain's own
+    users; n_users, n_items: sizes of the target tables; source_user: (n,) int64, each target user's row in
     `description`, −1 where there is none; description: (source users, q), `Effects.description()` of the
     source domain; levels: (L,) the rating scale, or None for the values that occur.
     """
@@ -69,8 +70,11 @@ class TransferRatings:
 
 @dataclass
 class StarDiffusion:
-    """epochs, batch, lr: Adam's on the alignment; penalty: its L2 weight, in ratings; train_samples: vectors a
-    rating is averaged over in training; samples: K in prediction; diffusion: the model of the vectors."""
+    """epochs, batch, lr: Adam's on the alignment; penalty: L2 weight on its distance from the start, in
+    ratings; train_samples: vectors that a rating is averaged over in training; samples: K in prediction;
+    diffusion: the model of the vectors; vectors: where they come from, the diffusion, or for ablation the
+    `gaussian` prior N(m_c, C Cᵀ) that it starts from, or the prior's `mean` alone.
+    """
 
     epochs: int = 6
     batch: int = 1024
@@ -78,105 +82,116 @@ class StarDiffusion:
     penalty: float = 20.0
     train_samples: int = 16
     samples: int = 64
-    prior: str = "diffusion"
+    vectors: str = "diffusion"
     diffusion: VectorDiffusion = field(default_factory=VectorDiffusion)
 
+    def __post_init__(self) -> None:
+        if self.vectors not in VECTORS:
+            raise ValueError(f"vectors must be one of {', '.join(VECTORS)}, not {self.vectors!r}")
+        self.state_: dict[str, Tensor] = {}
+
     def fit(self, data: TransferRatings) -> StarDiffusion:
+        """Fit effects, diffusion and alignment; every draw follows from data.seed. Returns self."""
         known = data.source_user >= 0
-        rows = data.source_user[known]
-        description = data.description.double()
-        rated = torch.bincount(data.target.users, minlength=data.n_users) > 0
-        reference = description[data.source_user[known & rated]]
-        center, scale = reference.mean(0), reference.std(0, correction=0).clamp(min=1e-9)
-        condition = torch.zeros(data.n_users, description.shape[1], dtype=torch.float64)
-        condition[known] = (description[rows] - center) / scale
-        effects = fit_effects(
-            data.target, data.n_users, data.n_items, data.seed, description=condition, levels=data.levels
-        )
+        trained = known & (torch.bincount(data.target.users, minlength=data.n_users) > 0)
+        described = data.description.double()[data.source_user[trained]]
+        center, scale = described.mean(0), described.std(0, correction=0).clamp(min=1e-9)
+        # A user without source ratings is given the average description.
+        condition = (data.description.double()[data.source_user] - center) / scale * known[:, None]
+        effects = fit_effects(data.target, data.n_users, data.n_items, data.seed, condition, data.levels)
         self.state_ = {
+            "seed": torch.tensor(data.seed),
+            "levels": effects.levels,
             "condition.center": center.float(),
             "condition.scale": scale.float(),
-            "levels": effects.levels,
             "prior.map": effects.prior_map.float(),
             "prior.factor": torch.linalg.cholesky(effects.prior_covariance).float(),
             "items": effects.items.float(),
             "item_counts": standardized(effects.item_counts.log1p()).float(),
-            "seed": torch.tensor(data.seed),
         }
-        self._fit_diffusion(effects, condition, known & rated)
-        self._fit_alignment(effects, data, condition)
+        if self.vectors == "diffusion":
+            parameters = self._fit_diffusion(effects, condition, trained)
+            self.state_ |= {f"diffusion.{name}": value for name, value in parameters.items()}
+        alignment = self._fit_alignment(effects, data, condition.float())
+        self.state_ |= {f"alignment.{name}": value for name, value in alignment.items()}
         return self
 
-    def _fit_diffusion(self, effects: Effects, condition: Tensor, users: Tensor) -> None:
-        if self.prior != "diffusion":
-            return
+    def _fit_diffusion(self, effects: Effects, condition: Tensor, users: Tensor) -> dict[str, Tensor]:
         factor = torch.linalg.cholesky(effects.prior_covariance)
         residual = effects.draws[:, users] - effects.prior_mean[users]
         whitened = torch.linalg.solve_triangular(factor, residual.mT, upper=False).mT
-        parameters = self.diffusion.fit(
-            whitened.float(), condition[users].float(), int(self.state_["seed"])
-        )
-        self.state_ |= {f"diffusion.{name}": value for name, value in parameters.items()}
+        return self.diffusion.fit(whitened.float(), condition[users].float(), int(self.state_["seed"]))
 
-    def _fit_alignment(self, effects: Effects, data: TransferRatings, condition: Tensor) -> None:
+    def _fit_alignment(self, effects: Effects, data: TransferRatings, condition: Tensor) -> dict[str, Tensor]:
+        """Equation (1) by the likelihood of the mixture, on the ratings of users with a source."""
         kept = data.source_user[data.target.users] >= 0
-        items = items_without_own_rating(effects, data.target)[kept].float()
-        users, rows = data.target.users[kept], data.target.items[kept]
+        phi = items_without_own_rating(effects, data.target)[kept].float()
+        people, users = data.target.users[kept].unique(return_inverse=True)
         index = level_index(data.target.values[kept], effects.levels)
-        distinct, users = users.unique(return_inverse=True)
-        c = condition[distinct].float()
-        theta = self._vectors(c, 4 * self.train_samples)
-        features = torch.cat([items, self.state_["item_counts"][rows, None], c[users]], 1)
-        alignment = initial_alignment(effects, features.shape[1])
-        started = {name: value.clone() for name, value in alignment.items()}
-        for value in alignment.values():
-            value.requires_grad_()
+        # More than a step uses, so that an alignment cannot settle on the few vectors it is shown.
+        vectors = self._vectors(condition[people], 4 * self.train_samples)
+        features = self._features(phi, data.target.items[kept], condition[people][users])
+        start = initial_alignment(effects, features.shape[1])
+        alignment = {name: value.clone().requires_grad_() for name, value in start.items()}
         optimizer = torch.optim.Adam(alignment.values(), lr=self.lr)
-        steps = self.epochs * -(-len(users) // self.batch)
+        steps = self.epochs * math.ceil(len(users) / self.batch)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
         generator = replica_generator(data.seed, "alignment")
         for _ in range(self.epochs):
-            for batch in torch.randperm(len(users), generator=generator).split(self.batch):
-                picked = torch.randperm(theta.shape[1], generator=generator)[: self.train_samples]
-                samples = theta[users[batch]][:, picked]
-                logp = log_probabilities(alignment, features[batch], items[batch], samples)
-                loss = -mixture(logp)[torch.arange(len(batch)), index[batch]].mean()
-                moved = sum((alignment[k] - started[k]).square().sum() for k in started)
+            for rows in torch.randperm(len(users), generator=generator).split(self.batch):
+                picked = torch.randperm(vectors.shape[1], generator=generator)[: self.train_samples]
+                shown = vectors[users[rows]][:, picked]
+                logp = mixture(log_probabilities(alignment, features[rows], phi[rows], shown))
+                moved = sum((alignment[name] - start[name]).square().sum() for name in start)
+                loss = self.penalty / 2 / len(users) * moved - logp.gather(1, index[rows, None]).mean()
                 optimizer.zero_grad()
-                (loss + self.penalty / 2 / len(users) * moved).backward()
+                loss.backward()
                 optimizer.step()
                 schedule.step()
-        self.state_ |= {f"alignment.{name}": value.detach() for name, value in alignment.items()}
+        return {name: value.detach() for name, value in alignment.items()}
+
+    def _features(self, phi: Tensor, items: Tensor, condition: Tensor) -> Tensor:
+        """x_ui (m, D + 1 + q)."""
+        return torch.cat([phi, self.state_["item_counts"][items, None], condition], 1)
 
     def _vectors(self, condition: Tensor, count: int) -> Tensor:
-        """Samples of θ (n, count, D) for standardized conditions (n, q)."""
-        state = self.state_
+        """θ of users with standardized conditions (n, q): (n, count, D), or (n, 1, D) for the mean."""
         design = torch.cat([torch.ones(len(condition), 1), condition], 1)
-        noise = normal_points(count, len(state["prior.factor"]), int(state["seed"]))
-        if self.prior == "mean":
-            return (design @ state["prior.map"])[:, None].expand(-1, 1 if count == 1 else count, -1)
-        if self.prior == "gaussian":
-            return (design @ state["prior.map"])[:, None] + noise @ state["prior.factor"].T
-        x = self.diffusion.sample(self._part("diffusion"), condition, noise)
-        return (design @ state["prior.map"])[:, None] + x @ state["prior.factor"].T
+        mean, factor = design @ self.state_["prior.map"], self.state_["prior.factor"]
+        if self.vectors == "mean":
+            return mean[:, None]
+        x = normal_points(count, len(factor), int(self.state_["seed"])).expand(len(condition), -1, -1)
+        if self.vectors == "diffusion":
+            x = self.diffusion.sample(self._part("diffusion"), condition, x[0])
+        return mean[:, None] + x @ factor.T
 
     def _part(self, name: str) -> dict[str, Tensor]:
         prefix = f"{name}."
         return {k.removeprefix(prefix): v for k, v in self.state_.items() if k.startswith(prefix)}
 
-    def condition(self, description: Tensor) -> Tensor:
-        return (description.float() - self.state_["condition.center"]) / self.state_["condition.scale"]
-
-    def sample(self, description: Tensor, count: int | None = None) -> Tensor:
-        """Target user vectors (n, K, D) float32 of users described by (n, q)."""
-        return self._vectors(self.condition(description), count or self.samples)
+    def _condition(self, description: Tensor) -> Tensor:
+        if not self.state_:
+            raise RuntimeError("StarDiffusion has no parameters yet: call fit or load_state_dict first")
+        center, scale = self.state_["condition.center"], self.state_["condition.scale"]
+        if description.shape[1:] != center.shape:
+            raise ValueError(
+                f"users are described by {description.shape[1]} numbers, trained on {len(center)}; "
+                "give the rows of the source domain's Effects.description()"
+            )
+        return (description.float() - center) / scale
 
     @torch.no_grad()
-    def _log_probabilities(self, description: Tensor, vectors: Tensor, users: Tensor, items: Tensor) -> Tensor:
+    def sample(self, description: Tensor, samples: int | None = None) -> Tensor:
+        """Target user vectors θ (n, K, D) float32 of users described by (n, q)."""
+        return self._vectors(self._condition(description), samples or self.samples)
+
+    @torch.no_grad()
+    def _log_probabilities(
+        self, description: Tensor, vectors: Tensor, users: Tensor, items: Tensor
+    ) -> Tensor:
         """log p(· | θ_u⁽ᵏ⁾, i) of m pairs: (m, K, L)."""
         phi = self.state_["items"][items]
-        c = self.condition(description)[users]
-        features = torch.cat([phi, self.state_["item_counts"][items, None], c], 1)
+        features = self._features(phi, items, self._condition(description)[users])
         return log_probabilities(self._part("alignment"), features, phi, vectors[users])
 
     def predict(
@@ -190,12 +205,15 @@ class StarDiffusion:
         """p(r | u, i) of m pairs, equation (1): (m, L) float32.
 
         description: (n, q), `Effects.description()` of the users' source rows; users (m,) int64 in 0..n−1,
-        items (m,) int64. observed: first target ratings of these users; the samples are then weighted by their
-        likelihood, which is Bayes' rule with the samples as the prior. samples: K, the model's own by default.
+        items (m,) int64. observed: first target ratings of these users; the samples are then weighted by
+        their likelihood, which is Bayes' rule with the samples as the prior. samples: K, the model's own by
+        default; some 500 where several ratings are observed.
+        Raises ValueError for rows outside the tables or descriptions of another width, RuntimeError before
+        `fit`.
         """
+        vectors = self.sample(description, samples)
         check_rows("users", users, len(description))
         check_rows("items", items, len(self.state_["items"]))
-        vectors = self.sample(description, samples)
         weights = torch.zeros(vectors.shape[:2])
         if observed is not None:
             weights = self._joint(description, vectors, observed).log_softmax(1)
@@ -228,6 +246,17 @@ class StarDiffusion:
             logp = self._log_probabilities(description, vectors, users, items)
             total.index_add_(0, users, logp[torch.arange(len(index)), :, index])
         return total
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that prediction needs besides the hyper-parameters, as plain tensors."""
+        return {
+            name: value.clone(memory_format=torch.contiguous_format) for name, value in self.state_.items()
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> StarDiffusion:
+        """Take over the tensors of `state_dict` and return self."""
+        self.state_ = dict(state)
+        return self
 
 
 def initial_alignment(effects: Effects, features: int) -> dict[str, Tensor]:

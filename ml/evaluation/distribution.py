@@ -28,8 +28,8 @@ def median(probabilities: Tensor, levels: Tensor) -> Tensor:
 def crps(probabilities: Tensor, levels: Tensor, ratings: Tensor) -> Tensor:
     """Continuous ranked probability score of each rating, in rating units: (m,) float64.
 
-    ∫ (F(x) − 1[r ≤ x])² dx = Σ_l (F_l − 1[r ≤ level_l])² (level_{l+1} − level_l) (Gneiting and Raftery, 2007).
-    For a certain prediction it is the absolute error, so it may stand beside MAE.
+    ∫ (F(x) − 1[r ≤ x])² dx = Σ_l (F_l − 1[r ≤ level_l])² (level_{l+1} − level_l) (Gneiting and Raftery,
+    2007). For a certain prediction it is the absolute error, so it may stand beside MAE.
     """
     levels = levels.double()
     below = probabilities.double().cumsum(1)[:, :-1]
@@ -87,7 +87,7 @@ def calibration_error(probabilities: Tensor, levels: Tensor, ratings: Tensor) ->
 
 
 def pit_histogram(probabilities: Tensor, levels: Tensor, ratings: Tensor, bins: int = 10) -> Tensor:
-    """Shares of the non-randomized probability integral transform: (bins,) float64, each 1/bins if calibrated.
+    """Non-randomized probability integral transform: shares (bins,) float64, each 1/bins if calibrated.
 
     A rating with F(r−) = a and F(r) = b spreads evenly over [a, b] (Czado, Gneiting and Held, 2009).
     """

@@ -60,7 +60,8 @@ def predict(
     out = user_factors.new_empty(len(ratings))
     parts = zip(*(x.split(CHUNK) for x in (out, ratings.users, ratings.items)), strict=True)
     for part, users, items in parts:
-        torch.sum(user_factors[users] * item_factors[items], 1, out=part)
+        product = user_factors.index_select(0, users).mul_(item_factors.index_select(0, items))
+        torch.sum(product, 1, out=part)
     return out.clamp_(*clip) if clip else out
 
 

@@ -92,8 +92,33 @@ def test_columns_of_a_file_without_header_are_numbers(write):
     assert load_catalog(write({"domains": {"games": entry}})).domains["games"].columns.names == list("1234")
 
 
+def test_a_query_has_a_database_relative_to_its_catalogue_or_none(write, tmp_path):
+    domains = {"games": {"url": "shop.duckdb", "query": "FROM games"}, "songs": {"query": "FROM 'x.csv'"}}
+    catalog = load_catalog(write({"domains": domains}))
+    games, songs = catalog.domains["games"], catalog.domains["songs"]
+    assert (games.url, games.query) == (str(tmp_path / "shop.duckdb"), "FROM games")
+    assert (games.kind, games.columns.names) == ("parquet", ["user", "item", "rating", "timestamp"])
+    assert (songs.url, songs.origin, games.origin) == (None, "query", games.url)
+
+
+def test_a_querys_columns_can_be_named(write):
+    columns = {"user": "u", "item": "i", "rating": "r"}
+    catalog = load_catalog(write({"domains": {"games": {"query": "FROM games", "columns": columns}}}))
+    assert catalog.domains["games"].columns.names == ["u", "i", "r"]
+
+
+def test_the_middle_of_the_scale_parts_liked_from_not(write):
+    scales = {"five": [1, 5], "ten": [0, 10], "half": [0.5, 5]}
+    catalog = load_catalog(write({"domains": {name: CSV | {"scale": s} for name, s in scales.items()}}))
+    assert [catalog.domains[name].liked_above for name in scales] == [3, 5, 2.75]
+
+
 def _domain(**changes):
     return {"domains": {"games": CSV | changes}}
+
+
+def _query(**changes):
+    return {"domains": {"games": {"query": "FROM games"} | changes}}
 
 
 def _task(**changes):
@@ -125,6 +150,14 @@ def _task(**changes):
         (_domain(url="../secret.csv"), ["domains.games.url", "leaves the catalogue's folder"]),
         (_domain(url=""), ["domains.games.url"]),
         (_domain(scale=[5, 1]), ["domains.games", "scale must rise"]),
+        ({"domains": {"games": CSV | {"url": None}}}, ["domains.games", "give a url, or a query"]),
+        (_domain(query="FROM t"), ["domains.games", "a query gives parquet, not csv"]),
+        (_query(format="amazon2023"), ["domains.games", "a query gives parquet, not csv"]),
+        (_query(url="s3://bucket/a.duckdb"), ["domains.games", "local DuckDB file", "s3://bucket/a.duckdb"]),
+        (_query(url="../a.duckdb"), ["domains.games.url", "leaves the catalogue's folder"]),
+        (_query(sha256="0" * 64), ["domains.games", "sha256", "counts"]),
+        (_query(query=""), ["domains.games", "a query"]),
+        (_query(query=3), ["domains.games.query"]),
         (_domain(k_core=0), ["domains.games.k_core"]),
         (_domain(sha256="abc"), ["domains.games.sha256"]),
         (_domain(counts={"ratings": 5, "users": 0, "items": 1}), ["domains.games.counts.users"]),
