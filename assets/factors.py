@@ -68,20 +68,15 @@ def factor_assets(profile: Profile) -> list[dg.AssetsDefinition]:
         for group in by_task(context.partition_keys).values():
             for objective in profile.objectives:
                 train_target(store, compute, profile, group, objective)
-            for cell in group:
-                entry = store.target_factors(profile.name, cell, profile.objectives[0])
-                image = plots.curves(
-                    entry.table("curves.parquet"),
-                    "epoch",
-                    {"loss": "training loss (MSE)", "test_mae": "test MAE"},
-                )
-                context.add_asset_metadata(
-                    {
-                        **_metadata(entry.require()),
-                        "curve": dg.MetadataValue.md(plots.as_markdown(image, "curve")),
-                    },
-                    partition_key=cell.key,
-                )
+            entries = {
+                cell: store.target_factors(profile.name, cell, profile.objectives[0]) for cell in group
+            }
+            # One picture for the seeds that were trained together.
+            frames = {cell.trial.key: entry.table("curves.parquet") for cell, entry in entries.items()}
+            picture = dg.MetadataValue.md(plots.curves(frames, "epoch", {"loss": "training MSE"}))
+            for cell, entry in entries.items():
+                facts = {**_metadata(entry.require()), "curve": picture}
+                context.add_asset_metadata(facts, partition_key=cell.key)
 
     return [source_factors, target_factors]
 

@@ -79,8 +79,10 @@ def model_asset(profile: Profile, name: str) -> dg.AssetsDefinition:
         for group in by_task(context.partition_keys).values():
             for training in trainings:
                 training.run(group)
+            pictures = {f"curve_{t.objective.name}": _curve(t, group) for t in trainings}
             for cell in group:
-                context.add_asset_metadata(_metadata(trainings, cell), partition_key=cell.key)
+                facts = {**_metadata(trainings, cell), **pictures}
+                context.add_asset_metadata(facts, partition_key=cell.key)
 
     return trained
 
@@ -102,22 +104,22 @@ def _summary(registered: str) -> str:
 
 
 def _metadata(trainings: list[ModelTraining], cell: Cell) -> dict:
-    """What an asset page shows of a cell: headline values, a curve and the MLflow run of each objective."""
+    """What an asset page shows of a cell: headline values and the MLflow run of each objective."""
     metadata: dict = {}
     for training in trainings:
         entry, objective = training.entry(cell), training.objective.name
         facts = entry.require()
-        headline = HEADLINES[objective]
-        cold = entry.table("metrics.parquet").query("stage == 'cold' and metric in @headline")
-        metadata |= {f"{row.selection}_{row.metric}": float(row.value) for row in cold.itertuples()}
+        metrics = entry.table("metrics.parquet")
+        cold = metrics[(metrics["stage"] == "cold") & metrics["metric"].isin(HEADLINES[objective])]
+        metadata |= {f"{row.selection}_{row.metric}": round(float(row.value), 6) for row in cold.itertuples()}
         metadata["dagster/row_count"] = facts["test_users"]
         metadata[f"mlflow_run_{objective}"] = dg.MetadataValue.url(facts["mlflow_url"])
-        metadata[f"curve_{objective}"] = dg.MetadataValue.md(
-            _curve(entry.table("curves.parquet"), headline[0])
-        )
     return metadata
 
 
-def _curve(curves, metric: str) -> str:
-    lines = {f"{side}_{metric}": f"{side} {metric}" for side in ("validation", "test")}
-    return plots.as_markdown(plots.curves(curves, "epoch", lines), f"{metric} by epoch")
+def _curve(training: ModelTraining, group: list[Cell]) -> dg.MetadataValue:
+    """One picture for the cells that were trained together: the headline metric by epoch."""
+    frames = {cell.trial.key: training.entry(cell).table("curves.parquet") for cell in group}
+    metric = HEADLINES[training.objective.name][0]
+    side = "validation" if f"validation_{metric}" in next(iter(frames.values())) else "test"
+    return dg.MetadataValue.md(plots.curves(frames, "epoch", {f"{side}_{metric}": f"{side} {metric}"}))

@@ -16,16 +16,17 @@ def bars(values: Mapping[object, float], x: str, y: str) -> str:
     return as_markdown(png(figure), f"{y} by {x}")
 
 
-def curves(frame: pd.DataFrame, x: str, lines: Mapping[str, str]) -> bytes:
-    """A line chart as PNG: one line for each column named in `lines` (column -> label) that has values."""
+def curves(frames: Mapping[str, pd.DataFrame], x: str, columns: Mapping[str, str]) -> str:
+    """A line chart as a Markdown image: a line for each frame (by its label) and column (column -> label)."""
     figure, axes = _axes()
-    for column, label in lines.items():
-        if column in frame and frame[column].notna().any():
-            axes.plot(frame[x], frame[column], marker="o", markersize=3, label=label)
+    for name, frame in frames.items():
+        for column, label in columns.items():
+            if column in frame:
+                axes.plot(frame[x], frame[column], marker="o", markersize=3, label=f"{name} {label}")
     axes.set_xlabel(x)
     axes.grid(alpha=0.3)
-    axes.legend()
-    return png(figure)
+    axes.legend(fontsize="small")
+    return as_markdown(png(figure), f"{', '.join(columns.values())} by {x}")
 
 
 def as_markdown(image: bytes, title: str) -> str:

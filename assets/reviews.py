@@ -130,7 +130,8 @@ def _query(domain: Domain, folder: Path) -> Path:
     mend = "correct query of the domain in the catalogue"
     with contextlib.closing(_connect(domain, folder)) as connection:
         try:
-            connection.execute("SET TimeZone = 'UTC'")
+            # A table that is missing must not be found among this function's variables.
+            connection.execute("SET TimeZone = 'UTC'; SET python_enable_replacements = false")
             statements = connection.extract_statements(domain.query)
             if [each.type for each in statements] != [duckdb.StatementType.SELECT]:
                 raise QueryError(f"domain {domain.name}: the query is not one SELECT; {mend}")

@@ -32,6 +32,7 @@ WIDTH = 4
 SWEEPS, BURN_IN = 25, 10
 # Pseudo-users and their variance in the update of a prior's covariance: keeps it proper where few users are.
 PRIOR_COUNT, PRIOR_VARIANCE = 2.0, 0.05
+CHUNK = 1 << 18  # ratings whose D x D curvatures are held at a time
 RIDGE = 5.0  # on the standardized columns of c_u
 
 
@@ -96,11 +97,6 @@ def level_index(values: Tensor, levels: Tensor) -> Tensor:
     return index
 
 
-def group_sum(groups: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Sum of `rows` (m, ...) by group: (count, ...)."""
-    return rows.new_zeros(count, *rows.shape[1:]).index_add_(0, groups, rows)
-
-
 def slopes(logits: Tensor, index: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient (m, D) and negative Hessian (m, D, D) of log softmax(logits + Q x)_index in x, at x = 0."""
     p = logits.softmax(1)
@@ -140,8 +136,14 @@ def posterior_modes(
 def _total_slopes(
     groups: Tensor, offset: Tensor, index: Tensor, basis: Tensor, x: Tensor
 ) -> tuple[Tensor, Tensor]:
-    gradient, curvature = slopes(offset + (x @ basis.T)[groups], index, basis)
-    return group_sum(groups, gradient, len(x)), group_sum(groups, curvature, len(x))
+    """The slopes summed over each group's ratings: (n, D) and (n, D, D)."""
+    width = x.shape[1]
+    gradient, curvature = x.new_zeros(len(x), width), x.new_zeros(len(x), width, width)
+    for group, base, level in zip(*(t.split(CHUNK) for t in (groups, offset, index)), strict=True):
+        first, second = slopes(base + (x @ basis.T)[group], level, basis)
+        gradient.index_add_(0, group, first)
+        curvature.index_add_(0, group, second)
+    return gradient, curvature
 
 
 class _Side:
@@ -252,13 +254,16 @@ def items_without_own_rating(effects: Effects, ratings: Ratings) -> Tensor:
     gradient g and curvature h removed (approximate leave-one-out): φ − (H − h)⁻¹ g. Item vectors that contain
     the rating they are to predict would make a model trust them too much.
     """
-    index = level_index(ratings.values, effects.levels)
-    basis = effects.basis
+    index, basis = level_index(ratings.values, effects.levels), effects.basis
     offset = ((effects.intercept + effects.users) @ basis.T)[ratings.users]
-    gradient, curvature = slopes(offset + (effects.items @ basis.T)[ratings.items], index, basis)
-    total = group_sum(ratings.items, curvature, len(effects.items))
-    remaining = (total + torch.linalg.inv(effects.item_prior_covariance))[ratings.items] - curvature
-    return effects.items[ratings.items] - torch.linalg.solve(remaining, gradient)
+    total = _total_slopes(ratings.items, offset, index, basis, effects.items)[1]
+    total = total + torch.linalg.inv(effects.item_prior_covariance)
+    out = []
+    for items, base, level in zip(*(t.split(CHUNK) for t in (ratings.items, offset, index)), strict=True):
+        gradient, curvature = slopes(base + (effects.items @ basis.T)[items], level, basis)
+        step = torch.linalg.solve(total[items] - curvature, gradient)
+        out.append(effects.items[items] - step)
+    return torch.cat(out)
 
 
 def standardized(column: Tensor) -> Tensor:

@@ -9,7 +9,7 @@
 3. ALM, the alignment of samples with ratings (the paper, section 3.2, Equation 7 with the task loss alone):
 
        p(r | u, i) = 1/K Σ_k softmax(b + W x_ui + (G + H φ_i)ᵀ θ_u⁽ᵏ⁾)_r                               (1)
-       x_ui = [φ_i, log count_i, c_u]
+       x_ui = [φ_i, log count_i, c_u, m_u ⊗ φ_i],    m_u the prior mean of θ_u
 
    started at equation (1) of `effects` and fitted to the training users' ratings by the likelihood of the
    *mixture*, the samples drawn as for a cold-start user and φ_i without the user's own rating.
@@ -151,19 +151,24 @@ class StarDiffusion:
         return {name: value.detach() for name, value in alignment.items()}
 
     def _features(self, phi: Tensor, items: Tensor, condition: Tensor) -> Tensor:
-        """x_ui (m, D + 1 + q)."""
-        return torch.cat([phi, self.state_["item_counts"][items, None], condition], 1)
+        """x_ui (m, D + 1 + q + D²)."""
+        product = self._prior_mean(condition)[:, :, None] * phi[:, None, :]
+        return torch.cat([phi, self.state_["item_counts"][items, None], condition, product.flatten(1)], 1)
+
+    def _prior_mean(self, condition: Tensor) -> Tensor:
+        """m_u (n, D) of standardized conditions (n, q)."""
+        prior = self.state_["prior.map"]
+        return torch.addmm(prior[0], condition, prior[1:])
 
     def _vectors(self, condition: Tensor, count: int) -> Tensor:
         """θ of users with standardized conditions (n, q): (n, count, D), or (n, 1, D) for the mean."""
-        design = torch.cat([torch.ones(len(condition), 1), condition], 1)
-        mean, factor = design @ self.state_["prior.map"], self.state_["prior.factor"]
+        mean, factor = self._prior_mean(condition)[:, None], self.state_["prior.factor"]
         if self.vectors == "mean":
-            return mean[:, None]
+            return mean
         x = normal_points(count, len(factor), int(self.state_["seed"])).expand(len(condition), -1, -1)
         if self.vectors == "diffusion":
             x = self.diffusion.sample(self._part("diffusion"), condition, x[0])
-        return mean[:, None] + x @ factor.T
+        return mean + x @ factor.T
 
     def _part(self, name: str) -> dict[str, Tensor]:
         prefix = f"{name}."

@@ -70,7 +70,7 @@ def test_the_result_becomes_ratings_and_the_last_row_counts(database):
 
 def test_a_result_may_have_no_time(database):
     expected = [("ann", "alien", 1.0, None), ("bob", "brazil", 2.0, None)]
-    assert ratings(films(database, TIMELESS, timestamp=None)) == expected
+    assert ratings(films(database, f"{TIMELESS};\n", timestamp=None)) == expected
 
 
 def test_many_rows_keep_the_querys_order(database):
@@ -127,7 +127,7 @@ def test_a_database_that_is_gone_leaves_the_result_valid(database):
 def test_without_a_database_the_query_names_its_files(tmp_path):
     file = tmp_path / "seen.csv"
     file.write_text("user,item,rating\nann,alien,5\n")
-    domain = films(None, f"FROM '{file}'; -- all of it", timestamp=None)
+    domain = films(None, f"FROM '{file}' -- all of it", timestamp=None)
     assert ratings(domain) == [("ann", "alien", 5.0, None)]
     store = Store()
     record = store.reviews("films").require()
@@ -143,6 +143,7 @@ def test_without_a_database_the_query_names_its_files(tmp_path):
         ("SELEC 1", ["the query fails", "syntax error", "SELEC"]),
         ("SELECT (1", ["the query fails", "syntax error"]),
         ("FROM nowhere", ["the query fails", "nowhere does not exist"]),
+        ("FROM statements", ["the query fails", "statements does not exist"]),
         ("SELECT 1; SELECT 2", ["not one SELECT"]),
         ("DELETE FROM seen", ["not one SELECT"]),
         ("-- nothing", ["not one SELECT"]),

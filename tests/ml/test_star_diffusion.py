@@ -148,8 +148,8 @@ def test_the_alignment_starts_at_the_effects(world):
     data, _ = world
     effects = fit_effects(data.target, 400, 60, seed=0)
     items, theta = effects.items.float()[:10], effects.users.float()[:10]
-    features = torch.cat([items, torch.randn(10, 6)], 1)
-    found = log_probabilities(initial_alignment(effects, 10), features, items, theta[:, None])[:, 0]
+    features = torch.cat([items, torch.randn(10, 22)], 1)
+    found = log_probabilities(initial_alignment(effects, 26), features, items, theta[:, None])[:, 0]
     logits = (effects.intercept + effects.users[:10] + effects.items[:10]) @ effects.basis.T
     torch.testing.assert_close(found.double(), logits.log_softmax(1), atol=1e-5, rtol=1e-5)
 
