@@ -16,7 +16,7 @@ from assets.catalog import Columns, Domain, Task
 from assets.ingest import ingest
 from assets.splits import _query_overlap
 from assets.store import Store
-from benchmarks.data import LinkedDomains
+from benchmarks.data import LIKED_ABOVE, LinkedDomains
 from benchmarks.measure import Result
 from benchmarks.paths.path import Options, Path, Work
 from benchmarks.textbook import reviews as textbook
@@ -149,7 +149,7 @@ def _write_domain(home: File, name: str, ratings: pd.DataFrame, n_users: int, sh
 
 def histories_ours(data: Histories) -> Callable[[], Result]:
     task = Task(name="bench", title="Benchmark", source="source", target="target")
-    _, liked = _query_overlap(Store(home=str(data.home)), task)
+    _, liked = _query_overlap(Store(home=str(data.home)), task, LIKED_ABOVE)
 
     def collect() -> Result:
         mine = liked[liked["user"] < len(data.users)]
