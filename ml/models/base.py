@@ -272,9 +272,15 @@ class TransferModel(ABC):
 
     def step(self, stack: Stack, batch: Batch, optimizer: ReplicaAdam) -> dict[str, Tensor]:
         """One optimizer step; returns the losses (R,) by name."""
+        loss, gradients = self.gradients(stack, batch)
+        optimizer.update([gradients[name] for name in self.parameters_], batch.weight.any(1))
+        return {"loss": loss}
+
+    def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss (R,) of a batch and its gradients by name; a model may have them in closed form."""
         loss = self.loss(stack, batch)
-        optimizer.step(loss.sum(), batch.weight.any(1))
-        return {"loss": loss.detach()}
+        gradients = torch.autograd.grad(loss.sum(), list(self.parameters_.values()))
+        return loss.detach(), dict(zip(self.parameters_, gradients, strict=True))
 
     def train(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> Iterator[Epoch]:
         """Train R problems together, yielding after each epoch."""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ml.models.base import Batch, Problem, SourceUsers, Stack, TransferModel, linear
-from ml.training import ReplicaAdam
 
 
 @dataclass
@@ -31,22 +30,17 @@ class EMCDR(TransferModel):
         return len(problem.source)
 
     def loss(self, stack: Stack, batch: Batch) -> Tensor:
-        return self._gradient(stack, batch)[0]
-
-    def step(self, stack: Stack, batch: Batch, optimizer: ReplicaAdam) -> dict[str, Tensor]:
-        loss, gradient = self._gradient(stack, batch)
-        optimizer.update([gradient], batch.weight.any(1))
-        return {"loss": loss}
+        return self.gradients(stack, batch)[0]
 
     @torch.no_grad()
-    def _gradient(self, stack: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
+    def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss (R,) and its gradient in closed form: autograd costs more than the step itself."""
         source = stack.gather(stack.source, batch.rows)
         error = source @ self.parameters_["map"].mT - stack.gather(stack.target, batch.rows)
         rows = batch.weight.sum(1).clamp(min=1) * error.shape[2]
         weighted = error * batch.weight.unsqueeze(2)
         loss = (weighted * error).sum((1, 2)) / rows
-        return loss, (weighted.mT @ source) * (2 / rows).view(-1, 1, 1)
+        return loss, {"map": (weighted.mT @ source) * (2 / rows).view(-1, 1, 1)}
 
     def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
         return users.factors @ parameters["map"].T

@@ -36,16 +36,16 @@ class LACDR(TransferModel):
         }
 
     def loss(self, stack: Stack, batch: Batch) -> Tensor:
-        return self._gradients(stack, batch)[0]
+        return self.gradients(stack, batch)[0]
 
     def step(self, stack: Stack, batch: Batch, optimizer: ReplicaAdam) -> dict[str, Tensor]:
         """As the base's step; the reported loss is the mean of a row, comparable across batch sizes."""
-        total, gradients = self._gradients(stack, batch)
+        total, gradients = self.gradients(stack, batch)
         optimizer.update([gradients[name] for name in self.parameters_], batch.weight.any(1))
         return {"loss": total / batch.weight.sum(1).clamp(min=1)}
 
     @torch.no_grad()
-    def _gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss (R,) and its gradients in closed form: autograd costs more than the step itself."""
         users = stack.gather(stack.users, batch.rows)
         tables = {"source": stack.source, "target": stack.target}

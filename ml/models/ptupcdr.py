@@ -19,7 +19,6 @@ from ml.models.base import (
     linear,
     weighted_mean,
 )
-from ml.training import ReplicaAdam
 
 CHUNK = 8192  # users per pass of `apply`: their gathered histories take 20 MB at k = 10, length 20
 
@@ -58,15 +57,10 @@ class PTUPCDR(TransferModel):
         stack.extra["present"] = stack.pad([present for _, present in rows])
 
     def loss(self, stack: Stack, batch: Batch) -> Tensor:
-        return self._gradients(stack, batch)[0]
-
-    def step(self, stack: Stack, batch: Batch, optimizer: ReplicaAdam) -> dict[str, Tensor]:
-        loss, gradients = self._gradients(stack, batch)
-        optimizer.update([gradients[name] for name in self.parameters_], batch.weight.any(1))
-        return {"loss": loss}
+        return self.gradients(stack, batch)[0]
 
     @torch.no_grad()
-    def _gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss (R,) and its gradients in closed form, at half of what autograd costs.
 
         û_t · v is a sum over B's entries, so the bridge meets the products u_s ⊗ v without being written out.

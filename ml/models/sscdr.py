@@ -20,7 +20,6 @@ from ml.models.base import (
     linear,
     weighted_mean,
 )
-from ml.training import ReplicaAdam
 
 
 @dataclass
@@ -45,15 +44,10 @@ class SSCDR(TransferModel):
         return liked_pairs(problem.source.history, problem.ratings.users[rows], generator)
 
     def loss(self, stack: Stack, batch: Batch) -> Tensor:
-        return self._gradients(stack, batch)[0]
-
-    def step(self, stack: Stack, batch: Batch, optimizer: ReplicaAdam) -> dict[str, Tensor]:
-        loss, gradients = self._gradients(stack, batch)
-        optimizer.update([gradients[name] for name in self.parameters_], batch.weight.any(1))
-        return {"loss": loss}
+        return self.gradients(stack, batch)[0]
 
     @torch.no_grad()
-    def _gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss (R,) and its gradients in closed form: autograd costs more than the step itself."""
         users = stack.gather(stack.users, batch.rows)
         positive = stack.gather(stack.source_items, batch.draws["positive"])
