@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -75,8 +76,22 @@ class Server:
         environment.pop("PYTHONPATH", None)
         self.log = log
         self.process = subprocess.Popen(
-            command, cwd=log.parent, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT
+            command,
+            cwd=log.parent,
+            env=environment,
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
+
+    def stop(self) -> None:
+        """End the server and its worker; MLflow hands a signal on as SIGINT, which background jobs ignore."""
+        os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(timeout=10)
 
     def wait(self, seconds: float = 120) -> None:
         end = time.monotonic() + seconds
@@ -114,8 +129,7 @@ def server(bundle, tmp_path_factory):
         served.wait()
         yield served
     finally:
-        served.process.terminate()
-        served.process.wait(timeout=30)
+        served.stop()
 
 
 def expected(bundle: Bundle, users: SourceUsers, known: bool, k: int) -> dict:
