@@ -86,11 +86,6 @@ class ReplicaAdam:
         # Counted in float64: 1 − 0.999 loses five digits in float32.
         self.steps = torch.zeros(replicas, 1, dtype=torch.float64, device=like.device)
 
-    def step(self, total: Tensor, active: Tensor) -> None:
-        """Backpropagate `total`, the sum of the replicas' losses, and update the `active` (R,) replicas."""
-        gradients = torch.autograd.grad(total, self.parameters)
-        self.update(gradients, active)
-
     @torch.no_grad()
     def update(self, gradients: Sequence[Tensor], active: Tensor) -> None:
         """Move the `active` (R,) replicas' parameters by `gradients`, one for each parameter."""

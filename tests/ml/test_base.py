@@ -231,7 +231,7 @@ def test_replica_adam_keeps_float32_precision_in_the_first_steps():
 def test_an_inactive_replica_keeps_everything():
     parameter = torch.ones(2, 3, requires_grad=True)
     optimizer = ReplicaAdam([parameter], 0.1)
-    optimizer.step((parameter**2).sum(), torch.tensor([True, False]))
+    optimizer.update([2 * parameter.detach()], torch.tensor([True, False]))
     assert parameter[1].tolist() == [1, 1, 1]
     assert optimizer.steps.flatten().tolist() == [1, 0]
     assert not optimizer.first[1].any()
