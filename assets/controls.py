@@ -31,9 +31,8 @@ def source_of(store: Store, task_name: str) -> "Tensor":
 
     domain = CATALOG.tasks[task_name].source
     ratings = domain_ratings(store, domain)
-    every = np.ones(len(ratings.users), dtype=bool)
     scale = CATALOG.domains[domain].scale
-    statistics = source_statistics(_rows(ratings, every), ratings.n_users, ratings.n_items, scale)
+    statistics = source_statistics(ratings.tensors(), ratings.n_users, ratings.n_items, scale)
     users = store.overlap(task_name).table("users.parquet")
     return statistics[torch.from_numpy(users["source_user"].to_numpy(dtype=np.int64))]
 
@@ -50,21 +49,13 @@ def evidence(store: Store, profile: Profile, cell: Cell, source: "Tensor") -> "E
     ratings = domain_ratings(store, target)
     validation = _of_role(store, profile, cell, VALIDATION)
     return Evidence(
-        known=_rows(ratings, training_rows(store, profile, cell)),
+        known=ratings.tensors(training_rows(store, profile, cell)),
         n_items=ratings.n_items,
         training=_of_role(store, profile, cell, TRAIN),
         validation=validation if len(validation) else None,
         source=source,
         scale=CATALOG.domains[target].scale,
     )
-
-
-def _rows(ratings, keep: np.ndarray) -> "Ratings":
-    import torch
-
-    from ml.models.base import Ratings
-
-    return Ratings(*(torch.from_numpy(x[keep]) for x in (ratings.users, ratings.items, ratings.values)))
 
 
 def _of_role(store: Store, profile: Profile, cell: Cell, role: int) -> "Ratings":

@@ -1,10 +1,13 @@
 """The base models: source and target matrix factorizations of each profile, trained once and shared.
 
-All pending cells of a task are trained together as replicas.
+All pending cells of a task are trained together as replicas. A profile with biased factors has them from
+alternating least squares instead, one cell after another, and an item's bias as `offset` beside its factors.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import numpy as np
@@ -13,12 +16,17 @@ import pandas as pd
 from assets import plots
 from assets.compute import Compute
 from assets.partitions import CATALOG, SEEDS_TOGETHER, Cell, by_task, cells, span
-from assets.problems import held_out_ratings, source_table, target_table
+from assets.problems import held_out_ratings, joined, source_table, target_table
 from assets.profiles import Profile
 from assets.progress import epochs
 from assets.splits import overlap, split
-from assets.store import Store, code_version, fingerprint, parquet, tensors
+from assets.store import Entry, Store, code_version, fingerprint, parquet, tensors
 from ml.splits import TEST, VALIDATION
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ml.factorization import RatingTable
 
 log = logging.getLogger("diffcdr")
 EVALUATION = tuple(f"ml/evaluation/{name}.py" for name in ("cold_start", "ranking", "ratings", "selection"))
@@ -26,6 +34,7 @@ CODE = code_version(
     "assets/factors.py",
     "assets/problems.py",
     "ml/factorization.py",
+    "ml/biased_factorization.py",
     "ml/training.py",
     "ml/negatives.py",
     *EVALUATION,
@@ -90,8 +99,6 @@ def train_source(
     store: Store, compute: Compute, profile: Profile, task: str, seeds: Iterable[int], objective: str
 ) -> dict[int, dict]:
     """Manifests of the source factors by seed; trains the seeds that are missing or stale, together."""
-    from ml.factorization import MatrixFactorization
-
     domain, config = CATALOG.tasks[task].source, source_config(profile, task)
     entries = {
         seed: store.source_factors(profile.name, domain, config, seed, objective) for seed in sorted(seeds)
@@ -108,24 +115,9 @@ def train_source(
         pending = [seed for seed, entry in entries.items() if not entry.stands(mark)]
         if pending:
             tables = [source_table(store, domain, seed, objective) for seed in pending]
-            trainer = MatrixFactorization(**profile.factors(task))
-            losses = [
-                epoch.losses["loss"]
-                for epoch in epochs(
-                    trainer.train(tables, f"source/{domain}", compute.torch_device),
-                    trainer.epochs,
-                    f"{title} seeds {pending}",
-                )
-            ]
-            for r, seed in enumerate(pending):
-                entries[seed].write(
-                    _factor_files(trainer, r),
-                    mark,
-                    ratings=len(tables[r].users),
-                    users=tables[r].n_users,
-                    items=tables[r].n_items,
-                    final_loss=losses[-1][r],
-                )
+            work = Work(tables, f"source/{domain}", f"{title} seeds {pending}")
+            for seed, table, fitted in zip(pending, tables, _fit(compute, profile, task, work), strict=True):
+                _write(entries[seed], mark, table, fitted)
         else:
             log.info("%s seeds %s: up to date", title, sorted(entries))
     return {seed: entry.require() for seed, entry in entries.items()}
@@ -133,9 +125,7 @@ def train_source(
 
 def train_target(store: Store, compute: Compute, profile: Profile, group: list[Cell], objective: str) -> None:
     """Train the target factors of a task's cells that are missing or stale, together."""
-    from ml.factorization import MatrixFactorization
-
-    settings = profile.factors(group[0].task)
+    task = group[0].task
     pending = {
         cell: mark
         for cell in group
@@ -149,22 +139,88 @@ def train_target(store: Store, compute: Compute, profile: Profile, group: list[C
         return
     tables = [target_table(store, profile, cell, objective) for cell in pending]
     judges = [target_judge(store, profile, cell, objective) for cell in pending]
-    trainer = MatrixFactorization(**settings)
-    curves: list[list[dict]] = [[] for _ in pending]
-    training = trainer.train(tables, f"target/{group[0].task}", compute.torch_device)
-    for epoch in epochs(training, trainer.epochs, f"{title} {span(list(pending))}"):
-        for r, judge in enumerate(judges):
-            judged = judge(trainer.user_factors_[r].cpu(), trainer.item_factors_[r].cpu())
-            curves[r].append({"epoch": epoch.number, "loss": epoch.losses["loss"][r], **judged})
-    for r, (cell, mark) in enumerate(pending.items()):
-        store.target_factors(profile.name, cell, objective).write(
-            {**_factor_files(trainer, r), "curves.parquet": parquet(pd.DataFrame(curves[r]))},
-            mark,
-            ratings=len(tables[r].users),
-            users=tables[r].n_users,
-            items=tables[r].n_items,
-            final_loss=curves[r][-1]["loss"],
-        )
+    work = Work(tables, f"target/{task}", f"{title} {span(list(pending))}", judges)
+    fitted = _fit(compute, profile, task, work)
+    for (cell, mark), table, each in zip(pending.items(), tables, fitted, strict=True):
+        _write(store.target_factors(profile.name, cell, objective), mark, table, each)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tables to factorize: purpose names their draws; title is for the log; judges, where there are any, give
+    the metrics of each table's user and item factors at an epoch."""
+
+    tables: "Sequence[RatingTable]"
+    purpose: str
+    title: str
+    judges: "Sequence[Callable[[Tensor, Tensor], dict[str, float]]]" = ()
+
+
+@dataclass
+class Fitted:
+    """One table's factors: users, items and, with biases, offset; and what was measured at each epoch."""
+
+    factors: "dict[str, Tensor]" = field(default_factory=dict)
+    curve: list[dict] = field(default_factory=list)
+    trials: list[dict] = field(default_factory=list)
+
+
+def _fit(compute: Compute, profile: Profile, task: str, work: Work) -> list[Fitted]:
+    settings = profile.factors(task)
+    return _fit_biased(settings, work) if profile.biased else _fit_plain(settings, work, compute.torch_device)
+
+
+def _fit_plain(settings: dict, work: Work, device: str) -> list[Fitted]:
+    from ml.factorization import MatrixFactorization
+
+    trainer, fitted = MatrixFactorization(**settings), [Fitted() for _ in work.tables]
+    training = trainer.train(work.tables, work.purpose, device)
+    for epoch in epochs(training, trainer.epochs, work.title):
+        for r, each in enumerate(fitted):
+            users, items = trainer.user_factors_[r].cpu(), trainer.item_factors_[r].cpu()
+            judged = work.judges[r](users, items) if work.judges else {}
+            each.curve.append({"epoch": epoch.number, "loss": epoch.losses["loss"][r], **judged})
+            each.factors = {"users": users, "items": items}
+    return fitted
+
+
+def _fit_biased(settings: dict, work: Work) -> list[Fitted]:
+    """Each table by the trial that is best on a tenth of its ratings, held out, then on all of them."""
+    from ml.biased_factorization import BiasedFactorization, choose
+
+    fixed = {name: value for name, value in settings.items() if name != "trials"}
+    trials = [{**fixed, **trial} for trial in settings["trials"]]
+    fitted = [Fitted() for _ in work.tables]
+    for r, (table, each) in enumerate(zip(work.tables, fitted, strict=True)):
+        chosen, each.trials = choose(table, work.purpose, trials)
+        trainer = BiasedFactorization(**chosen)
+        training = trainer.train(table, work.purpose)
+        for epoch in epochs(training, trainer.sweeps, f"{work.title} {r + 1}/{len(fitted)}"):
+            each.factors = {
+                "users": trainer.user_factors_,
+                "items": trainer.item_factors_,
+                "offset": trainer.item_offset_,
+            }
+            judged = work.judges[r](*joined(each.factors)) if work.judges else {}
+            each.curve.append({"epoch": epoch.number, "loss": epoch.losses["loss"][0], **judged})
+    return fitted
+
+
+def _write(entry: Entry, mark: str, table: "RatingTable", fitted: Fitted) -> None:
+    files = {
+        "factors.safetensors": tensors(fitted.factors),
+        "curves.parquet": parquet(pd.DataFrame(fitted.curve)),
+    }
+    if fitted.trials:
+        files["trials.parquet"] = parquet(pd.DataFrame(fitted.trials))
+    entry.write(
+        files,
+        mark,
+        ratings=len(table.users),
+        users=table.n_users,
+        items=table.n_items,
+        final_loss=fitted.curve[-1]["loss"],
+    )
 
 
 class FactorJudge:
@@ -225,11 +281,6 @@ def _target_mark(store: Store, profile: Profile, cell: Cell, objective: str) -> 
         split=store.split(cell).require()["fingerprint"],
         ratings=store.ratings(CATALOG.tasks[cell.task].target).require()["fingerprint"],
     )
-
-
-def _factor_files(trainer, replica: int) -> dict[str, bytes]:
-    users, items = trainer.user_factors_[replica].cpu(), trainer.item_factors_[replica].cpu()
-    return {"factors.safetensors": tensors({"users": users, "items": items})}
 
 
 def _metadata(facts: dict) -> dict:

@@ -112,6 +112,53 @@ def _calibration(frame: pd.DataFrame, task: str, names: Names, models: Sequence[
     return Picture(f"calibration-{task}", caption, formats(figure))
 
 
+def reliability(sums: pd.DataFrame, names: Names, models: Sequence[str]) -> list[Picture]:
+    """Of each task of `sums` (columns CALIBRATION, pooled over seeds here): stated against observed
+    P(r ≥ level), and the histogram of the PIT; a calibrated model lies on the diagonal and on the line."""
+    pooled = sums.groupby(["task", "beta", "model", "kind", "bin"])[["count", "stated", "observed"]].sum()
+    pooled = pooled.reset_index()
+    return [
+        _reliability(pooled[pooled["task"] == task], task, names, models)
+        for task in names.in_order(pooled["task"])
+    ]
+
+
+def _reliability(pooled: pd.DataFrame, task: str, names: Names, models: Sequence[str]) -> Picture:
+    from matplotlib.figure import Figure
+
+    betas = sorted(pooled["beta"].unique())
+    figure = Figure(figsize=(max(4.6, 3.2 * len(betas)), 5.4), layout="constrained")
+    panels = figure.subplots(2, len(betas), squeeze=False)
+    present = [model for model in models if model in set(pooled["model"])]
+    for j, beta in enumerate(betas):
+        curve, histogram = panels[0, j], panels[1, j]
+        curve.plot((0, 1), (0, 1), color="#333333", linewidth=0.8, linestyle=":")
+        for position, model in enumerate(present):
+            colour = COLOURS[-1 - position % len(COLOURS)]
+            mine = pooled[(pooled["beta"] == beta) & (pooled["model"] == model)]
+            level = mine[(mine["kind"] == "level") & (mine["count"] > 0)]
+            x, y = level["stated"] / level["count"], level["observed"] / level["count"]
+            curve.plot(x, y, ".-", color=colour, linewidth=1, label=names.model(model))
+            pit = mine[mine["kind"] == "pit"].sort_values("bin")["count"]
+            bins = len(pit)
+            histogram.stairs(pit / pit.sum() * bins, np.linspace(0, 1, bins + 1), color=colour)
+        histogram.axhline(1, color="#333333", linewidth=0.8, linestyle=":")
+        _plain_axes(curve, f"β = {beta:.0%}")
+        _plain_axes(histogram, "")
+        histogram.set_ylim(0.7, 1.3)
+        curve.set_xlabel("stated P(r ≥ level)", fontsize=8)
+        histogram.set_xlabel("probability integral transform", fontsize=8)
+    panels[0, 0].set_ylabel("observed share", fontsize=8)
+    panels[1, 0].set_ylabel("density", fontsize=8)
+    panels[0, 0].legend(fontsize=6)
+    caption = (
+        f"Calibration of the distributions. {names.task(task)}: stated against observed probability of a "
+        "rating at or above a level, and the probability integral transform, flat where calibrated. "
+        "Seeds pooled."
+    )
+    return Picture(f"reliability-{task}", caption, formats(figure))
+
+
 def optimism(frame: pd.DataFrame, names: Names, models: Sequence[str]) -> list[Picture]:
     """MAE's and RMSE's optimism of each task of `frame` (as `tables.table2` gives it) that was validated."""
     validated = frame[frame["optimism"].notna() & (frame["selection"] == "validation")]

@@ -188,6 +188,91 @@ def _paper_cells(part: pd.DataFrame, paper: pd.Series, names: Names, metric: Met
     return cells
 
 
+def verdict(frame: pd.DataFrame, recommended: pd.DataFrame, names: Names) -> list[Layout]:
+    """Sentences, then numbers: rows task × β × metric × question."""
+    rows = []
+    for head, _, part in _groups(frame, names, tables.ERRORS):
+        for row in part.itertuples():
+            cells = {
+                "Question": row.question,
+                "Best": f"{names.model(row.model)} {row.value:.4f}",
+                "Against": f"{names.model(row.against)} {row.value_against:.4f}",
+                "Difference": _signed(row.difference, 4),
+                "95 % interval": _interval(row.low, row.high),
+                "Helps": row.answer,
+            }
+            rows.append({**head, **cells})
+    if not rows:
+        return []
+    return [
+        _sentences(frame, recommended, names),
+        layout("The numbers behind it", rows, keys=3, sections=True),
+    ]
+
+
+def _sentences(frame: pd.DataFrame, recommended: pd.DataFrame, names: Names) -> Layout:
+    transfer = frame[frame["question"] == "transfer"].set_index(["task", "beta", "metric"])
+    use = recommended.set_index(["task", "beta", "metric"])["model"]
+    rows = [
+        {
+            "Task": names.task(task),
+            "β": f"{beta:.0%}",
+            "Does transfer help?": "; ".join(
+                _helps(transfer.loc[task, beta, metric.name], metric)
+                for metric in tables.ERRORS
+                if (task, beta, metric.name) in transfer.index
+            ),
+            "Use": _use(
+                {
+                    m.title: names.model(use[task, beta, m.name])
+                    for m in tables.ERRORS
+                    if (task, beta, m.name) in use
+                }
+            ),
+        }
+        for task in names.in_order(transfer.index.get_level_values("task"))
+        for beta in sorted(transfer.loc[task].index.get_level_values("beta").unique())
+    ]
+    return layout("", rows, keys=1, sections=True)
+
+
+def _helps(row: pd.Series, metric: Metric) -> str:
+    word = {"yes": "yes", "no": "no, it harms", "open": "not beyond chance"}[row["answer"]]
+    share = row["difference"] / row["value_against"]
+    return f"{metric.title}: {word}, {_signed(row['difference'], 4)} ({share:+.1%})".replace("-", "−")
+
+
+def _use(by_metric: Mapping[str, str]) -> str:
+    if len(set(by_metric.values())) == 1:
+        return next(iter(by_metric.values()))
+    return ", ".join(f"{model} ({title})" for title, model in by_metric.items())
+
+
+def _interval(low: float, high: float) -> str:
+    return UNDEFINED if pd.isna(low) else f"{_signed(low, 4)} … {_signed(high, 4)}"
+
+
+def distribution(frame: pd.DataFrame, names: Names, models: Sequence[str]) -> list[Layout]:
+    """Rows task × β × model, columns the scores; the best of each β in bold."""
+    rows = []
+    for task in names.in_order(frame["task"]):
+        for beta, part in frame[frame["task"] == task].groupby("beta"):
+            means = part.pivot(index="model", columns="metric", values="mean")
+            for model in (name for name in models if name in means.index):
+                head = {"Task": names.task(task), "β": f"{beta:.0%}", "Model": names.model(model)}
+                cells = {
+                    metric.title: _value(
+                        means.loc[model, metric.name],
+                        4,
+                        best=means.loc[model, metric.name] == _best(means[metric.name], metric),
+                    )
+                    for metric in tables.DISTRIBUTION
+                    if metric.name in means and pd.notna(means.loc[model, metric.name])
+                }
+                rows.append({**head, **cells})
+    return [layout("", rows, keys=2, sections=True)] if rows else []
+
+
 def ranking(
     frame: pd.DataFrame,
     names: Names,

@@ -5,6 +5,7 @@ import dagster as dg
 from assets import plots
 from assets.compute import Compute
 from assets.controls import PERMUTED, PERMUTED_MODEL, PREDICTORS
+from assets.distributions import DIFFUSION, DISCRIMINATIVE
 from assets.partitions import SEEDS_TOGETHER, Cell, by_task, cells
 from assets.profiles import Profile
 from assets.splits import split
@@ -22,6 +23,11 @@ TITLES = {
     "diffcdr": "DiffCDR",
     "diffcdr_da": "DiffCDR DA",
     "diffcdr_at": "DiffCDR AT",
+    "diffcdr_vector": "DiffCDR, paper",
+    "diffcdr_gaussian": "Gaussian",
+    "diffcdr_mean": "Mean vector only",
+    "star_logit": "Logit",
+    "star_boosting": "Boosting",
     "global_mean": "Global mean",
     "item_mean": "Item mean",
     "item_source_bias": "Item + bias",
@@ -42,6 +48,10 @@ SUMMARIES = {
     "mean_target_vector": "the mean of the training users' target vectors, for every user.",
     "shared_vector": "the one vector that fits the training users' ratings best, for every user.",
     "permuted_source": "trained DiffCDR with the sources of test users mixed up; worse if the source helps.",
+    "star_diffusion": "a distribution over ratings from diffusion samples of the user's vector "
+    "(`ml/distribution/model.py`, docs/tuned.md).",
+    "star_logit": "multinomial logit on the item's and the user's source star histograms.",
+    "star_boosting": "boosted trees on the same features for the absolute error; its MAE alone counts.",
     "popularity": "ranking by the number of training ratings, for every user.",
     "random": "the closed-form expectation of a uniformly random ranker; nothing is trained.",
 }
@@ -61,7 +71,7 @@ def model_asset(profile: Profile, name: str) -> dg.AssetsDefinition:
         group_name="models",
         kinds={"pytorch", "mlflow"},
         owners=["team:recsys"],
-        code_version=code_of(registered),
+        code_version=code_of(*profile.kinds(name)),
         backfill_policy=SEEDS_TOGETHER,
         pool="gpu",
         description=f"{TITLES.get(name, name)}: {_summary(registered)} Profile: {profile.title}.",
@@ -90,10 +100,13 @@ def model_asset(profile: Profile, name: str) -> dg.AssetsDefinition:
 def _upstream(profile: Profile, registered: str) -> list[dg.AssetKey]:
     factors = ["source_factors", "target_factors"]
     needed = {
-        **{name: [] for name in ("cmf", "random", *PREDICTORS)},
+        **{name: [] for name in ("cmf", "random", *PREDICTORS, *DISCRIMINATIVE)},
         "tgt": ["target_factors"],
+        DIFFUSION: ["source_effects"],
         PERMUTED: [*factors, PERMUTED_MODEL],
     }
+    if registered == PERMUTED and profile.registered(PERMUTED_MODEL) == DIFFUSION:
+        return [dg.AssetKey([profile.name, key]) for key in ("source_effects", PERMUTED_MODEL)]
     return [dg.AssetKey([profile.name, key]) for key in needed.get(registered, factors)]
 
 

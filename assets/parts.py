@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from assets import figures, layouts, tables
+from assets import figures, layouts, tables, verdicts
+from assets.distributions import DIFFUSION
 from assets.formats import Layout, Part, Picture, layout
 from assets.layouts import Names
 from assets.models import TITLES
 from assets.partitions import CATALOG, Cell, Trial
 from assets.profiles import Profile
 from assets.results import (
+    read_calibration,
     read_coverage,
     read_distances,
     read_results,
@@ -95,6 +97,49 @@ def table2_layouts(profile: Profile, results: pd.DataFrame) -> list[Layout]:
     return layouts.table2(frame, NAMES, profile.models, profile.controls)
 
 
+def verdict_part(store: Store, profile: Profile) -> Part:
+    frame = verdicts.verdicts(store, profile, CATALOG)
+    notes = (
+        "Each model is the best of its family by validation error; errors and differences are on the test "
+        "users, pooled over seeds. Interval: paired bootstrap of whole users, "
+        f"{tables.RESAMPLES:,} resamples, 95 %. yes: all of it is below 0; no: all above; open: neither.",
+        "Transfer: what knows the user's source ratings against what knows nothing of the user. Learning: "
+        "trained models against simple statistics of the source. Diffusion: DiffCDR against every other "
+        "trained model.",
+    )
+    shown = _verdict_layouts(store, profile, frame)
+    gaps = _gaps(
+        read_results(store, profile=profile.name), profile, _trained_for(profile, "rating"), ("rating",)
+    )
+    return Part("verdict", f"Verdict. {profile.title}", frame, tuple(shown), notes, gaps)
+
+
+def verdict_layouts(store: Store, profile: Profile, tasks: Sequence[str]) -> list[Layout]:
+    """The verdict on these tasks: a sentence for each task and β, and the numbers behind it."""
+    frame = verdicts.verdicts(store, profile, CATALOG)
+    return _verdict_layouts(store, profile, frame[frame["task"].isin(tasks)])
+
+
+def _verdict_layouts(store: Store, profile: Profile, frame: pd.DataFrame) -> list[Layout]:
+    return layouts.verdict(frame, verdicts.recommended(store, profile, CATALOG), NAMES)
+
+
+def distribution_part(store: Store, profile: Profile) -> Part:
+    frame = tables.distribution(read_results(store, profile=profile.name), headline(profile))
+    notes = (
+        "Means over seeds; lower is better, but for the joint log-likelihood (of all of a user's ratings "
+        "together, for each rating) higher. MAE is of the median, which minimizes it, RMSE of the mean. CRPS "
+        "and log loss score the distribution itself; the CRPS of a point would be its MAE. Calibration "
+        "error: mean distance between stated and observed P(r ≥ level). Gaussian and mean vector: the same "
+        "model with the diffusion replaced by the Gaussian it starts from, or by that Gaussian's mean alone; what "
+        "DiffCDR gains over them is what diffusion adds.",
+    )
+    shown = layouts.distribution(frame, NAMES, profile.trained)
+    pictures = figures.reliability(read_calibration(store, profile.name), NAMES, profile.trained)
+    title = f"Distributions. {profile.title}"
+    return Part("distribution", title, frame, tuple(shown), notes, "", tuple(pictures))
+
+
 def ranking_part(store: Store, profile: Profile) -> Part:
     models = (*profile.models, *profile.controls)
     results = read_results(store, profile=profile.name)
@@ -155,6 +200,10 @@ def _compared(profile: Profile) -> list[str]:
 def _trained_for(profile: Profile, objective: str) -> list[str]:
     names = (*profile.models, *profile.controls)
     return [name for name in names if objective in profile.objectives_of(name)]
+
+
+def _distributions(profile: Profile) -> list[str]:
+    return [name for name in profile.trained if profile.registered(name) in (DIFFUSION, "star_logit")]
 
 
 def coverage_part(store: Store, profile: Profile) -> Part:
@@ -314,6 +363,13 @@ class Kind:
 
 KINDS = (
     Kind(
+        "verdict",
+        "Whether transfer helps, by how much, and which model to use.",
+        verdict_part,
+        lambda profile: _trained_for(profile, "rating"),
+        lambda profile: profile.validation,
+    ),
+    Kind(
         "table2",
         "Table 2: cold start, every model, mean and spread over seeds, under each selection rule.",
         table2_part,
@@ -337,7 +393,14 @@ KINDS = (
         "Table 3: what diffusion, alignment and task loss are each worth.",
         table3_part,
         _ablation_models,
-        lambda profile: bool(profile.ablations),
+        lambda profile: bool(profile.ablations) and not profile.biased,
+    ),
+    Kind(
+        "distribution",
+        "Predicted distributions: CRPS, log loss and calibration, and what the diffusion adds.",
+        distribution_part,
+        _distributions,
+        lambda profile: bool(_distributions(profile)),
     ),
     Kind(
         "coverage",
@@ -356,12 +419,14 @@ KINDS = (
         "Figure 3: cold beside warm start.",
         figure3_part,
         lambda profile: profile.models,
+        lambda profile: not profile.biased,
     ),
     Kind(
         "figure4",
         "Figure 4: user vectors as t-SNE, and their distances to the true ones.",
         figure4_part,
         lambda profile: ["embeddings"],
+        lambda profile: not profile.biased,
     ),
     Kind(
         "search_surface",

@@ -4,7 +4,7 @@ The one place where held-out target ratings are kept out of training: `target_ta
 and `cell_data` for the transfer models both start from `roles`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +37,14 @@ class DomainRatings:
     n_users: int
     n_items: int
 
+    def tensors(self, rows: np.ndarray | slice = slice(None)) -> "Ratings":
+        """The ratings, or those `rows` of them, as a model takes them."""
+        import torch
+
+        from ml.models.base import Ratings
+
+        return Ratings(*(torch.from_numpy(x[rows]) for x in (self.users, self.items, self.values)))
+
     def of_users(self, keep: np.ndarray) -> np.ndarray:
         """Rows of the users that `keep` (n_users,) bool marks: (m,) bool."""
         return keep[self.users]
@@ -44,12 +52,26 @@ class DomainRatings:
 
 @dataclass(frozen=True)
 class CellData:
-    """One cell, ready for training and evaluation; validation is None where the profile holds none out."""
+    """One cell, ready for training and evaluation; validation is None where the profile holds none out.
+
+    test_users: (n,) rows of the overlap table. offset: (items,) float32 of biased factors, else None; the
+    problem's ratings are without it, and a prediction is u·v + offset.
+    """
 
     problem: "Problem"
     validation: "HeldOut | None"
     test: "HeldOut"
-    test_users: np.ndarray  # (n,) rows of the overlap table
+    test_users: np.ndarray
+    offset: "Tensor | None" = None
+
+    @property
+    def items(self) -> "Tensor":
+        """Item factors that predict ratings in a dot product, the offset their last column."""
+        return with_column(self.problem.target_items, self.offset)
+
+    def complete(self, users: "Tensor") -> "Tensor":
+        """Transferred users (n, k) as they meet `items`."""
+        return users if self.offset is None else with_column(users, users.new_ones(len(users)))
 
 
 def domain_ratings(store: Store, domain: str) -> DomainRatings:
@@ -285,29 +307,62 @@ def _tuning_negatives(store: Store, cell: Cell, role: int, known: "Ratings") -> 
     )
 
 
+def with_column(table: "Tensor", column: "Tensor | None") -> "Tensor":
+    """`table` (n, k) with one more `column` (n,), where there is one."""
+    import torch
+
+    return table if column is None else torch.cat([table, column[:, None]], 1)
+
+
+def joined(factors: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]":
+    """User and item factors whose dot product is the predicted rating, from what a factorization wrote."""
+    users, items, offset = factors["users"], factors["items"], factors.get("offset")
+    ones = None if offset is None else users.new_ones(len(users))
+    return with_column(users, ones), with_column(items, offset)
+
+
 def cell_data(
     store: Store, profile: Profile, cell: Cell, source: dict, target: dict, objective: str = "rating"
 ) -> CellData:
-    """The cell's problem and held-out users from the `source` and `target` factor tensors (users, items)."""
+    """The cell's problem and held-out users from the `source` and `target` factor tensors.
+
+    Biased factors (with an offset) are standardised over the training users, in either domain.
+    """
     import torch
 
     from ml.evaluation.cold_start import HeldOut
 
-    shared = _overlapping_users(store, cell, source)
     role = roles(store, profile, cell)
-    codes = store.overlap(cell.task).table("users.parquet")["target_user"].to_numpy(dtype=np.int64)
+    users = store.overlap(cell.task).table("users.parquet")
+    codes = users["target_user"].to_numpy(dtype=np.int64)
     train = np.flatnonzero(role == TRAIN)
+    alone = {}
+    if "offset" in target:
+        source = _standardized(source, users["source_user"].to_numpy(dtype=np.int64)[train])
+        target = _standardized(target, codes[train])
+        alone = _alone(store, cell, source, target)
+    shared = _overlapping_users(store, cell, source)
 
     def held_out(which: int) -> "HeldOut":
         members, ratings = held_out_ratings(store, profile, cell, which)
         return HeldOut(shared.take(torch.from_numpy(members)), ratings)
 
     return CellData(
-        problem=_problem(store, cell, shared, train, codes, target, objective),
+        problem=_problem(store, cell, shared, train, codes, target, objective, alone),
         validation=held_out(VALIDATION) if profile.validation else None,
         test=held_out(TEST),
         test_users=np.flatnonzero(role == TEST),
+        offset=target.get("offset"),
     )
+
+
+def _standardized(factors: "dict[str, Tensor]", rows: np.ndarray) -> "dict[str, Tensor]":
+    import torch
+
+    from ml.biased_factorization import BiasedFactors, standardize
+
+    held = standardize(BiasedFactors(**factors), torch.from_numpy(rows))
+    return {"users": held.users, "items": held.items, "offset": held.offset}
 
 
 def _problem(
@@ -318,6 +373,7 @@ def _problem(
     codes: np.ndarray,
     target: dict,
     objective: str,
+    alone: "dict[str, Tensor]",
 ) -> "Problem":
     import torch
 
@@ -326,13 +382,30 @@ def _problem(
     ratings = _ratings_of(store, cell, train)
     if objective == "ranking":
         ratings = _with_negatives(store, cell, train, ratings)
+    if "offset" in target:
+        # What the item's offset explains is not the user's to explain.
+        ratings = replace(ratings, values=ratings.values - target["offset"][ratings.items])
     return Problem(
         source=shared.take(torch.from_numpy(train)),
         target_factors=target["users"][torch.from_numpy(codes[train])],
         target_items=target["items"],
         ratings=ratings,
         seed=cell.seed,
+        **alone,
     )
+
+
+def _alone(store: Store, cell: Cell, source: dict, target: dict) -> "dict[str, Tensor]":
+    """Factors of the users of one domain alone; the paper's models learn nothing from them."""
+    import torch
+
+    users = store.overlap(cell.task).table("users.parquet")
+    out = {}
+    for side, factors in (("source", source), ("target", target)):
+        alone = torch.ones(len(factors["users"]), dtype=torch.bool)
+        alone[torch.from_numpy(users[f"{side}_user"].to_numpy(dtype=np.int64))] = False
+        out[f"{side}_alone"] = factors["users"][alone]
+    return out
 
 
 def _overlapping_users(store: Store, cell: Cell, source: dict) -> "SourceUsers":

@@ -17,7 +17,7 @@ from assets.profiles import Profile
 from assets.splits import overlap
 from assets.store import PROJECT, Store, code_version
 
-_MODULES = ("reports", "parts", "tables", "layouts", "formats", "figures", "results")
+_MODULES = ("reports", "parts", "tables", "layouts", "formats", "figures", "results", "verdicts")
 _FOLDERS = ("assets/templates", "assets/published")
 CODE = code_version(
     *(f"assets/{module}.py" for module in _MODULES),
@@ -100,6 +100,12 @@ class Section:
 
 SECTIONS = (
     Section(
+        "verdict",
+        "Does transfer help?",
+        "Models are chosen on validation users, and what is said of them is measured on the test users.",
+        "verdict",
+    ),
+    Section(
         "cold-start",
         "Cold start",
         "How well ratings of users are predicted who have none in the target domain. One table for each "
@@ -120,6 +126,13 @@ SECTIONS = (
         "Whether DiffCDR and each baseline differ by more than chance. Seeds tell whether a repeated "
         "experiment would come out alike, users whether other users would.",
         "significance",
+    ),
+    Section(
+        "distributions",
+        "Distributions",
+        "A cold-start user's rating is uncertain, and a distribution says how much: its mean serves RMSE, "
+        "its median MAE. The logit is the simple model to beat, one rating at a time.",
+        "distribution",
     ),
     Section(
         "coverage",

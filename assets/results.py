@@ -11,7 +11,9 @@ from assets.store import Store
 COLUMNS = ["profile", "task", "beta", "seed", "model", "stage", "objective", "selection", "metric", "value"]
 THROUGHPUT = ["task", "beta", "seed", "model", "device", "replicas"]
 THROUGHPUT += ["train_samples", "train_seconds", "test_samples", "test_users", "test_seconds"]
-USER_ERRORS = ["task", "beta", "seed", "model", "user", "absolute", "squared", "count"]
+USER_ERRORS = ["task", "beta", "seed", "model", "user", "absolute", "squared", "crps", "count"]
+CALIBRATION = ["task", "beta", "seed", "model", "kind", "level", "bin", "count", "stated", "observed"]
+VALIDATION = ["task", "beta", "seed", "model", "mae", "rmse"]
 COVERAGE = ["task", "beta", "seed", "model", "by", "bucket", "position", "count"]
 COVERAGE += ["absolute", "squared", "predicted", "actual", "outside"]
 DISTANCES = ["task", "beta", "seed", "model", "side", "nfe", "frechet", "mmd", "euclidean", "cosine"]
@@ -29,6 +31,7 @@ _WORDS = {
     "device",
     "by",
     "bucket",
+    "kind",
     "side",
     "undefined",
 }
@@ -66,6 +69,27 @@ def read_coverage(store: Store, profile: str) -> pd.DataFrame:
     return _read(store.artifact_root, folder, "coverage.parquet", COVERAGE, _KEYS)
 
 
+def read_calibration(store: Store, profile: str) -> pd.DataFrame:
+    """Sums of each test's calibration, of models that give a distribution: columns CALIBRATION."""
+    folder = f"models/profile={profile}/model=*/objective=rating/task=*"
+    return _read(store.artifact_root, folder, "calibration.parquet", CALIBRATION, _KEYS)
+
+
+def read_validation(store: Store, profile: str) -> pd.DataFrame:
+    """Validation errors of every finished cell at the epoch that validation chose: columns VALIDATION.
+
+    Empty for a profile without validation users.
+    """
+    folder = f"models/profile={profile}/model=*/objective=rating/task=*"
+    columns = [*VALIDATION[:4], "epoch", "validation_mae", "validation_rmse"]
+    curves = _read(store.artifact_root, folder, "curves.parquet", columns, _KEYS)
+    curves = curves.dropna(subset="validation_rmse").sort_values("validation_rmse", kind="stable")
+    chosen = curves.drop_duplicates(VALIDATION[:4]).rename(
+        columns={"validation_mae": "mae", "validation_rmse": "rmse"}
+    )
+    return chosen[VALIDATION].sort_values(VALIDATION[:4]).reset_index(drop=True)
+
+
 def read_distances(store: Store, profile: str) -> pd.DataFrame:
     """Distances of transferred to true user vectors of every analysed cell: columns DISTANCES."""
     keys = {key: kind for key, kind in _KEYS.items() if key not in ("model", "objective")}
@@ -87,16 +111,13 @@ def _read(
     if not files:
         return pd.DataFrame({c: pd.Series(dtype=object if c in _WORDS else float) for c in columns})
     types = ", ".join(f"'{key}': {kind}" for key, kind in keys.items())
+    table = f"read_parquet($files, hive_partitioning = true, hive_types = {{{types}}}, union_by_name = true)"
     with duckdb.connect() as connection:
         if root.protocol not in ("", "file"):
             connection.register_filesystem(root.fs)
-        return connection.execute(
-            f"""
-            SELECT {", ".join(f'"{column}"' for column in columns)}
-            FROM read_parquet(
-                ?, hive_partitioning = true, hive_types = {{{types}}}, union_by_name = true
-            )
-            ORDER BY ALL
-            """,
-            [files],
-        ).df()
+        given = {"files": files}
+        there = {row[0] for row in connection.execute(f"DESCRIBE FROM {table}", given).fetchall()}
+        # Cells of an older version may lack a column.
+        chosen = ", ".join(f'"{column}"' for column in columns if column in there)
+        found = connection.execute(f"SELECT {chosen} FROM {table} ORDER BY ALL", given).df()
+    return found.reindex(columns=list(columns))

@@ -214,6 +214,12 @@ class Store(dg.ConfigurableResource):
             path, f"materialize {profile}/source_factors of a task that starts from {domain}"
         )
 
+    def source_effects(self, profile: str, domain: str, seed: int) -> Entry:
+        path = f"factors/profile={profile}/kind=effects/domain={domain}/seed={seed}"
+        return self._artifact(
+            path, f"materialize {profile}/source_effects of a task that starts from {domain}"
+        )
+
     def target_factors(self, profile: str, cell, objective: str = "rating") -> Entry:
         path = f"factors/profile={profile}/kind=target/objective={objective}/{cell.folder}"
         return self._artifact(path, _mend(f"{profile}/target_factors", cell.key))

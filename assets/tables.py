@@ -61,6 +61,17 @@ RANKING = tuple(
 )
 
 
+DISTRIBUTION = (
+    Metric("mae", "MAE of the median"),
+    Metric("mae_mean", "MAE of the mean"),
+    Metric("rmse", "RMSE of the mean"),
+    Metric("crps", "CRPS"),
+    Metric("log_loss", "Log loss"),
+    Metric("calibration_error", "Calibration error"),
+    Metric("joint_log_likelihood", "Joint log-likelihood", higher_is_better=True),
+)
+
+
 def table1(store: Store, catalog: Catalog) -> pd.DataFrame:
     """Data statistics of each task whose overlap is known: task, quantity, side, ours, paper (thousands)."""
     rows = []
@@ -252,7 +263,7 @@ def _over_users(errors: pd.DataFrame, baseline: str, metric: str) -> dict[str, o
     column = {"mae": "absolute", "rmse": "squared"}.get(metric)
     if column is None:
         return {}
-    pairs = _paired_users(errors, baseline, column)
+    pairs = pooled_users(errors, OURS, baseline, column)
     if pairs.empty:
         return {"undefined": "over users: no errors by user"}
     root = metric == "rmse"
@@ -272,14 +283,23 @@ def _over_users(errors: pd.DataFrame, baseline: str, metric: str) -> dict[str, o
     }
 
 
-def _paired_users(errors: pd.DataFrame, baseline: str, column: str) -> pd.DataFrame:
-    """Sums of both models (ours, other) and of ratings (count) by user, over the seeds that both have."""
+def pooled_users(errors: pd.DataFrame, ours: str, other: str, column: str) -> pd.DataFrame:
+    """Sums of two models (ours, other) and of ratings (count) by user, over the seeds that both have."""
     keys = ["seed", "user"]
-    ours, other = (
-        errors[errors["model"] == model].set_index(keys)[[column, "count"]] for model in (OURS, baseline)
+    mine, theirs = (
+        errors[errors["model"] == model].set_index(keys)[[column, "count"]] for model in (ours, other)
     )
-    pairs = ours.rename(columns={column: "ours"}).join(other[column].rename("other"), how="inner")
+    pairs = mine.rename(columns={column: "ours"}).join(theirs[column].rename("other"), how="inner")
     return pairs.groupby("user").sum(min_count=1)
+
+
+def distribution(results: pd.DataFrame, selection: str) -> pd.DataFrame:
+    """Scores of the models that predict a distribution: task, beta, metric, model, mean, std, seeds."""
+    cold = results[(results["stage"] == "cold") & (results["selection"] == selection)]
+    distributions = cold.loc[cold["metric"] == "crps", "model"].unique()
+    names = [metric.name for metric in DISTRIBUTION]
+    chosen = cold[cold["model"].isin(distributions) & cold["metric"].isin(names)]
+    return summary(chosen, ["task", "beta", "metric", "model"])
 
 
 def table3(results: pd.DataFrame, catalog: Catalog, controls: Sequence[str] = ()) -> pd.DataFrame:

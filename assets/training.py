@@ -7,14 +7,15 @@ Every cell ends as the same folder of the store:
   they are not the profile's target factors;
 - `weights.safetensors` and `config.json`, where there are weights;
 - `user_errors.parquet`: each test user's sums of errors (rating); `coverage.parquet`: where the errors are
-  (rating); `throughput.parquet`: how fast it was.
+  (rating); `calibration.parquet`: of predicted distributions; `throughput.parquet`: how fast it was;
+- `trials.parquet`: the settings that were tried and their validation errors, where there were several.
 """
 
 import contextlib
 import importlib.util
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -24,6 +25,17 @@ import pandas as pd
 
 from assets.compute import Compute
 from assets.controls import PERMUTED, PERMUTED_MODEL, PREDICTORS, VECTORS, evidence, source_of
+from assets.distributions import (
+    DIFFUSION,
+    DISTRIBUTIONS,
+    Predicted,
+    calibration,
+    describe,
+    overlap_codes,
+    predict,
+    source_effects,
+    transfer_ratings,
+)
 from assets.factors import EVALUATION, FactorJudge, source_config
 from assets.partitions import CATALOG, Cell, span
 from assets.problems import (
@@ -32,6 +44,7 @@ from assets.problems import (
     collective_table,
     domain_ratings,
     held_out_ratings,
+    joined,
     training_rows,
     warm_halves,
 )
@@ -60,21 +73,31 @@ SHARED_CODE = (
     *EVALUATION,
 )
 CONTROL_CODE = ("assets/controls.py", "ml/models/controls.py")
+DISTRIBUTION_CODE = ("assets/distributions.py", "ml/distribution", "ml/evaluation/distribution.py")
 OWN_CODE = {
     "random": (),
     **dict.fromkeys((*PREDICTORS, *VECTORS, PERMUTED), CONTROL_CODE),
-    "tgt": ("ml/factorization.py",),
-    "cmf": ("ml/factorization.py",),
+    **dict.fromkeys(DISTRIBUTIONS, DISTRIBUTION_CODE),
+    "tgt": ("ml/factorization.py", "ml/biased_factorization.py"),
+    "cmf": ("ml/factorization.py", "ml/biased_factorization.py"),
     "diffcdr": ("ml/models/diffcdr.py", "ml/diffusion"),
+    **dict.fromkeys(
+        ("emcdr_ridge", "emcdr_mlp", "sscdr_rejecting", "lacdr_wide"),
+        ("ml/models/variants.py", "ml/models/sscdr.py", "ml/models/lacdr.py"),
+    ),
 }
 
 
 @lru_cache
-def code_of(registered: str) -> str:
-    """The code version of a registered model, or of one named as `module:Class`."""
+def code_of(*registered: str) -> str:
+    """The code version of registered models, or of those named as `module:Class`."""
+    return code_version(*SHARED_CODE, *(file for name in registered for file in _own_code(name)))
+
+
+def _own_code(registered: str) -> tuple[str, ...]:
     module, colon, _ = registered.partition(":")
     file = importlib.util.find_spec(module).origin if colon else f"ml/models/{registered}.py"
-    return code_version(*SHARED_CODE, *OWN_CODE.get(registered, (file,)))
+    return OWN_CODE.get(registered, (file,))
 
 
 @dataclass
@@ -82,12 +105,18 @@ class Outcome:
     """What training leaves of one cell. `held` and `weights` are those of the epoch chosen so far.
 
     held: target factors of the validation and test users by side; items: the item factors they go with;
-    warm: metrics by epoch of fine-tuning, and `before` it, by side; speed: samples and seconds.
+    predicted: of the test ratings, where there are no such factors; model, settings: what `weights` belong
+    to; warm: metrics by epoch of fine-tuning, and `before` it, by side; trials: all that were tried; speed:
+    samples and seconds.
     """
 
+    items: "Tensor | None" = None
+    model: str = ""
+    settings: dict[str, object] = field(default_factory=dict)
     curves: list[dict] = field(default_factory=list)
     held: "dict[str, Tensor]" = field(default_factory=dict)
-    items: "Tensor | None" = None
+    predicted: Predicted | None = None
+    trials: list[dict] = field(default_factory=list)
     weights: "dict[str, Tensor]" = field(default_factory=dict)
     before: dict[str, dict] = field(default_factory=dict)
     warm: list[dict] = field(default_factory=list)
@@ -98,6 +127,10 @@ class Outcome:
     def judged(self) -> list[dict]:
         """The curves as `ml.evaluation.selection` takes them."""
         return [{side: _of_side(row, side) for side in SIDES} for row in self.curves]
+
+
+# Trains a group of cells with settings, recording epochs in the runs that are given.
+Attempt = Callable[["ModelTraining", list[Cell], dict[str, object], "list[CellRun | None]"], list[Outcome]]
 
 
 def _of_side(row: Mapping, side: str) -> dict | None:
@@ -128,14 +161,14 @@ class ModelTraining:
             "cmf": self._cmf,
             **dict.fromkeys(PREDICTORS, self._predictor),
             **dict.fromkeys(VECTORS, self._vector),
+            **dict.fromkeys(DISTRIBUTIONS, self._distribution),
             PERMUTED: self._permuted,
         }.get(self.registered, self._transfer)
         cells = list(pending)
         with contextlib.ExitStack() as stack:
             runs = [stack.enter_context(self._mlflow_run(cell)) for cell in cells]
             outcomes = train(cells, runs)
-            timed = self.store.overlap(cells[0].task).require()["timed"]
-            if timed and self.name not in self.profile.controls:
+            if self._warms(cells[0].task):
                 self._warm_up(cells, outcomes)
             for cell, run, outcome in zip(cells, runs, outcomes, strict=True):
                 self._write(cell, pending[cell], run, outcome)
@@ -143,6 +176,12 @@ class ModelTraining:
     @property
     def registered(self) -> str:
         return self.profile.registered(self.name)
+
+    def _warms(self, task: str) -> bool:
+        """Whether the test users are fine-tuned: where there is time to split their ratings by, and vectors
+        that the paper's warm start moves. Biases and distributions warm up without training."""
+        timed = self.store.overlap(task).require()["timed"]
+        return timed and not self.profile.biased and self.name not in self.profile.controls
 
     @property
     def clips(self) -> bool:
@@ -162,8 +201,8 @@ class ModelTraining:
     def mark(self, cell: Cell) -> str:
         """The fingerprint of a finished cell: settings, code and everything it is computed from."""
         return fingerprint(
-            code=code_of(self.registered),
-            settings=self.profile.model(self.name, cell.task),
+            code=code_of(*self.profile.kinds(self.name)),
+            settings=self.profile.trials(self.name, cell.task),
             clips=self.clips,
             objective=self.objective.name,
             validation=self.profile.validation,
@@ -175,17 +214,21 @@ class ModelTraining:
     def _inputs(self, cell: Cell) -> dict[str, Entry]:
         task = CATALOG.tasks[cell.task]
         inputs = {"split": self.store.split(cell)}
-        if self.registered in ("cmf", "random", *PREDICTORS):
+        if self.registered in ("cmf", "random", *PREDICTORS, *DISTRIBUTIONS):
             inputs["source"], inputs["target"] = (
                 self.store.ratings(task.source),
                 self.store.ratings(task.target),
             )
+            if self.registered == DIFFUSION:
+                inputs["effects"] = source_effects(self.store, self.profile, cell)
             return inputs
+        if self.registered == PERMUTED:
+            inputs["model"] = self._permuted_model(cell)
+            if self.profile.registered(PERMUTED_MODEL) == DIFFUSION:
+                return inputs
         inputs["target"] = self._target_factors(cell)
         if self.registered != "tgt":
             inputs["source"] = self._source_factors(cell)
-        if self.registered == PERMUTED:
-            inputs["model"] = self._permuted_model(cell)
         return inputs
 
     def _permuted_model(self, cell: Cell) -> Entry:
@@ -239,10 +282,10 @@ class ModelTraining:
 
         outcomes = []
         for cell, run in zip(group, runs, strict=True):
-            problem = self._cell_data(cell).problem
-            vector, sides = FIT[self.registered](problem), self._held_out(cell)
+            data, sides = self._cell_data(cell), self._held_out(cell)
+            vector = data.complete(FIT[self.registered](data.problem)[None])
             held = {side: vector.repeat(len(members), 1) for side, (members, _) in sides.items()}
-            outcomes.append(self._judged_once(run, sides, held, problem.target_items, self._clip(cell)))
+            outcomes.append(self._judged_once(run, sides, held, data.items, self._clip(cell)))
         return outcomes
 
     def _permuted(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
@@ -251,18 +294,90 @@ class ModelTraining:
         from ml.models.registry import build
 
         registered = self.profile.registered(PERMUTED_MODEL)
+        if registered == DIFFUSION:
+            return self._permuted_distribution(group, runs)
         model = build(registered, **self.profile.model(PERMUTED_MODEL, group[0].task))
         outcomes = []
         for cell, run in zip(group, runs, strict=True):
             data, sides = self._cell_data(cell), self._held_out(cell)
             model.load_state_dict(self._permuted_model(cell).tensors("weights.safetensors"))
             held = {
-                side: model.transfer([permuted(getattr(data, side).users, cell.seed, side)])[0]
+                side: data.complete(model.transfer([permuted(getattr(data, side).users, cell.seed, side)])[0])
                 for side in sides
             }
-            items, clip = data.problem.target_items, self._clip(cell)
-            outcomes.append(self._judged_once(run, sides, held, items, clip))
+            outcomes.append(self._judged_once(run, sides, held, data.items, self._clip(cell)))
         return outcomes
+
+    def _distribution(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
+        """A model of ratings given what is known of the user, which predicts without target factors."""
+        from ml.distribution.registry import build
+
+        outcomes = []
+        for cell, run in zip(group, runs, strict=True):
+            settings = self.profile.model(self.name, cell.task)
+            description = describe(self.store, self.profile, cell, self.registered)
+            data = transfer_ratings(self.store, self.profile, cell, description)
+            model, watch = build(self.registered, **settings), Stopwatch()
+            with watch:
+                model.fit(data)
+            log.info("%s %s: fitted in %.1f s", self.title, cell.key, watch.seconds)
+            outcome = self._judged_distribution(cell, run, model, description)
+            outcome.weights, outcome.model, outcome.settings = model.state_dict(), self.registered, settings
+            outcomes.append(outcome)
+            self._time_distribution(cell, outcome, model, description, len(data.target), watch.seconds)
+        return outcomes
+
+    def _permuted_distribution(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
+        from ml.distribution.registry import build
+        from ml.models.controls import shuffled
+
+        model = build(DIFFUSION, **self.profile.model(PERMUTED_MODEL, group[0].task))
+        outcomes = []
+        for cell, run in zip(group, runs, strict=True):
+            model.load_state_dict(self._permuted_model(cell).tensors("weights.safetensors"))
+            description = describe(self.store, self.profile, cell, DIFFUSION)
+            outcomes.append(self._judged_distribution(cell, run, model, description, shuffled))
+        return outcomes
+
+    def _judged_distribution(
+        self, cell: Cell, run: CellRun, model, description: "Tensor", moved: Callable | None = None
+    ) -> Outcome:
+        """The outcome of a fitted distribution; `moved` says whose description each user is given instead."""
+        import torch
+
+        from ml.distribution.effects import rating_levels
+
+        target = domain_ratings(self.store, CATALOG.tasks[cell.task].target)
+        levels = rating_levels(torch.from_numpy(target.values))
+        codes = torch.from_numpy(overlap_codes(self.store, cell.task, "source"))
+        judged: dict[str, float] = {}
+        for side, (members, ratings) in self._held_out(cell).items():
+            rows = codes[torch.from_numpy(members)]
+            rows = rows if moved is None else rows[moved(len(rows), cell.seed, side)]
+            predicted = predict(model, description[rows], ratings, levels)
+            judged |= {f"{side}_{name}": value for name, value in predicted.metrics(ratings).items()}
+            if self.registered == DIFFUSION:
+                joint = model.joint_log_likelihood(description[rows], ratings).sum().item() / len(ratings)
+                judged[f"{side}_joint_log_likelihood"] = joint
+        run.metrics(judged, 1)
+        return Outcome(curves=[{"epoch": 1, **judged}], predicted=predicted)
+
+    def _time_distribution(
+        self, cell: Cell, outcome: Outcome, model, description: "Tensor", samples: int, seconds: float
+    ) -> None:
+        members, ratings = self._held_out(cell)["test"]
+        rows = overlap_codes(self.store, cell.task, "source")[members]
+        outcome.speed = {
+            "device": "cpu",
+            "replicas": 1,
+            "train_samples": samples,
+            "train_seconds": seconds,
+            "test_samples": len(ratings),
+            "test_users": len(members),
+            "test_seconds": fastest(
+                lambda: model.predict(description[rows], ratings.users, ratings.items), 1
+            ),
+        }
 
     def _judged_once(
         self,
@@ -284,18 +399,53 @@ class ModelTraining:
         outcomes = []
         for cell, run in zip(group, runs, strict=True):
             entry = self._target_factors(cell)
-            factors = entry.tensors("factors.safetensors")
-            users = self.store.overlap(cell.task).table("users.parquet")
-            codes = torch.from_numpy(users["target_user"].to_numpy(dtype=np.int64))
-            outcome = Outcome(curves=entry.table("curves.parquet").to_dict("records"), items=factors["items"])
+            users, items = joined(entry.tensors("factors.safetensors"))
+            codes = torch.from_numpy(overlap_codes(self.store, cell.task, "target"))
+            outcome = Outcome(curves=entry.table("curves.parquet").to_dict("records"), items=items)
             for row in outcome.curves:
                 run.metrics({k: v for k, v in row.items() if k != "epoch"}, int(row["epoch"]))
             for side, (members, _) in self._held_out(cell).items():
-                outcome.held[side] = factors["users"][codes[torch.from_numpy(members)]]
+                outcome.held[side] = users[codes[torch.from_numpy(members)]]
             outcomes.append(outcome)
         return outcomes
 
+    def _best_trial(self, group: list[Cell], runs: list[CellRun], attempt: Attempt) -> list[Outcome]:
+        """Each cell's outcome under the settings that are best on its validation users; without trials, under
+        the profile's settings, with the curves in MLflow while it trains."""
+        trials = self.profile.trials(self.name, group[0].task)
+        if len(trials) == 1:
+            return attempt(self, group, trials[0], runs)
+        tried = [attempt(self, group, settings, [None] * len(group)) for settings in trials]
+        return [self._chosen([outcomes[r] for outcomes in tried], trials, run) for r, run in enumerate(runs)]
+
+    def _chosen(self, outcomes: list[Outcome], trials: list[dict], run: CellRun) -> Outcome:
+        """The outcome of the best trial, with its curves in the run and what was tried beside it."""
+        from ml.evaluation.selection import chosen_epoch
+
+        criterion = f"validation_{self.objective.criterion}"
+        sign = -1 if self.objective.higher_is_better else 1
+        at_chosen = [outcome.curves[chosen_epoch(outcome.judged, self.objective) - 1] for outcome in outcomes]
+        scores = [sign * row[criterion] for row in at_chosen]
+        best = min(range(len(trials)), key=lambda i: (np.isnan(scores[i]), scores[i]))
+        outcome = outcomes[best]
+        # Not what the test users say of each: nobody is to choose by that.
+        outcome.trials = [
+            {**settings, "epoch": row["epoch"], criterion: row[criterion], "chosen": number == best}
+            for number, (settings, row) in enumerate(zip(trials, at_chosen, strict=True))
+        ]
+        for row in outcome.curves:
+            run.metrics({name: value for name, value in row.items() if name != "epoch"}, int(row["epoch"]))
+        run.metrics({"trial": best + 1})
+        return outcome
+
     def _cmf(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
+        return self._best_trial(
+            group, runs, ModelTraining._cmf_biased if self.profile.biased else ModelTraining._cmf_plain
+        )
+
+    def _cmf_plain(
+        self, group: list[Cell], settings: dict[str, object], runs: "list[CellRun | None]"
+    ) -> list[Outcome]:
         """One user table for both domains, trained by the same factorization; judged on the target items."""
         import torch
 
@@ -311,8 +461,8 @@ class ModelTraining:
             for cell, (_, rows) in zip(group, merged, strict=True)
         ]
         sides = [self._held_out(cell) for cell in group]
-        settings = {**self.profile.factors(task.name), **self.profile.model(self.name, task.name)}
-        trainer = MatrixFactorization(**settings)
+        given = {name: value for name, value in settings.items() if name != "model"}
+        trainer = MatrixFactorization(**{**self.profile.factors(task.name), **given})
         outcomes, watch = [Outcome() for _ in group], Stopwatch()
         training = trainer.train(
             [table for table, _ in merged], f"cmf/{task.name}", self.compute.torch_device
@@ -328,14 +478,55 @@ class ModelTraining:
         self._set_speed(outcomes, samples, watch.seconds, 0.0, sides)
         return outcomes
 
+    def _cmf_biased(
+        self, group: list[Cell], settings: dict[str, object], runs: "list[CellRun | None]"
+    ) -> list[Outcome]:
+        """CMF with biases, a penalty and a weight of the source domain's ratings; one cell after another."""
+        return [self._cmf_biased_cell(cell, settings, run) for cell, run in zip(group, runs, strict=True)]
+
+    def _cmf_biased_cell(self, cell: Cell, settings: dict[str, object], run: "CellRun | None") -> Outcome:
+        import torch
+
+        from ml.biased_factorization import BiasedFactorization
+
+        task = CATALOG.tasks[cell.task]
+        table, rows = collective_table(self.store, self.profile, cell, self.objective.name)
+        first_item = self.store.ratings(task.source).require()["items"]
+        ours = table.items >= first_item
+        weight = torch.where(ours, 1.0, float(settings["source_weight"]))
+        # Each domain's own mean, or the item biases would have to make up for it.
+        means = [table.values[side].mean() for side in (~ours, ours)]
+        offset = torch.where(ours, means[1], means[0])
+        own = {name: value for name, value in settings.items() if name not in ("model", "source_weight")}
+        trainer = BiasedFactorization(**own)
+        outcome, watch, held_out = Outcome(), Stopwatch(), self._held_out(cell)
+        for epoch in watch.time(trainer.train(table, f"cmf/{task.name}", weight, offset)):
+            own_offset = trainer.item_offset_ + means[1]
+            users, items = joined(
+                {"users": trainer.user_factors_, "items": trainer.item_factors_, "offset": own_offset}
+            )
+            held = {side: users[torch.from_numpy(rows[members])] for side, (members, _) in held_out.items()}
+            judged = self._judge(held_out, held, items[first_item:], self._clip(cell))
+            if self._record(outcome, run, epoch, 0, judged):
+                outcome.items, outcome.held = items[first_item:], held
+        self._set_speed([outcome], trainer.sweeps * len(table), watch.seconds, 0.0, [held_out])
+        return outcome
+
     def _transfer(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
+        return self._best_trial(group, runs, ModelTraining._transfer_trial)
+
+    def _transfer_trial(
+        self, group: list[Cell], settings: dict[str, object], runs: "list[CellRun | None]"
+    ) -> list[Outcome]:
         """Train a registered transfer model and judge its map at each epoch."""
         from ml.models.registry import build
 
-        model = build(self.registered, **self.profile.model(self.name, group[0].task))
+        settings = dict(settings)
+        registered = settings.pop("model")
+        model = build(registered, **settings)
         data = [self._cell_data(cell) for cell in group]
         sides = [self._held_out(cell) for cell in group]
-        outcomes, watch = [Outcome(items=d.problem.target_items) for d in data], Stopwatch()
+        outcomes, watch = [Outcome(d.items, registered, settings) for d in data], Stopwatch()
         training = model.train([d.problem for d in data], self.compute.torch_device)
         for epoch in epochs(watch.time(training), model.epochs, f"{self.title} {span(group)}"):
             transferred = _transfer_held_out(model, data)
@@ -375,13 +566,19 @@ class ModelTraining:
         }
 
     def _record(
-        self, outcome: Outcome, run: CellRun, epoch: "Epoch", replica: int, judged: dict[str, float]
+        self,
+        outcome: Outcome,
+        run: "CellRun | None",
+        epoch: "Epoch",
+        replica: int,
+        judged: dict[str, float],
     ) -> bool:
-        """Add an epoch to the cell's curves and its MLflow run; whether it is the one to keep so far."""
+        """Add an epoch to the cell's curves, and to its MLflow run if any; whether it is the best so far."""
         from ml.evaluation.selection import chosen_epoch
 
         losses = {name: values[replica] for name, values in epoch.losses.items()}
-        run.metrics({**losses, **judged}, epoch.number)
+        if run is not None:
+            run.metrics({**losses, **judged}, epoch.number)
         outcome.curves.append({"epoch": epoch.number, **losses, **judged})
         return chosen_epoch(outcome.judged, self.objective) == len(outcome.curves)
 
@@ -467,7 +664,7 @@ class ModelTraining:
                 **self.tags,
                 "objective": self.objective.name,
                 "dagster.partition": cell.key,
-                "code_version": code_of(self.registered),
+                "code_version": code_of(*self.profile.kinds(self.name)),
                 "split_hash": self.store.split(cell).require()["manifest_hash"],
             },
             inputs=[
@@ -479,11 +676,14 @@ class ModelTraining:
 
     def _parameters(self, task: str) -> dict[str, object]:
         """Every hyper-parameter with its value, defaults included, as MLflow shows it."""
+        from ml.distribution import registry as distributions
         from ml.models.registry import MODELS, build
 
         settings = self.profile.model(self.name, task)
         if self.registered in MODELS or ":" in self.registered:
             settings = build(self.registered, **settings).hyperparameters()
+        if self.registered in distributions.MODELS:
+            settings = distributions.hyperparameters(distributions.build(self.registered, **settings))
         factors = {f"factors.{k}": v for k, v in self.profile.factors(task).items()}
         return {**factors, **settings, "clip": self.clips}
 
@@ -507,7 +707,7 @@ class ModelTraining:
             mark,
             mlflow_run_id=run.run_id,
             mlflow_url=run.url,
-            test_users=len(outcome.held.get("test", ())),
+            test_users=len(self._held_out(cell)["test"][0]),
             warm_left_out=outcome.warm_left_out,
         )
 
@@ -528,29 +728,48 @@ class ModelTraining:
         return rows
 
     def _factor_files(self, cell: Cell, outcome: Outcome) -> dict[str, bytes]:
-        from ml.evaluation.cold_start import user_error_sums
-
-        if not outcome.held:
-            return {}
-        users = outcome.held["test"]
-        own_items = {"items": outcome.items} if self.registered in ("cmf", *PREDICTORS) else {}
-        files = {"users.safetensors": tensors({"users": users, **own_items})}
+        files = {}
+        if outcome.held:
+            own_items = {"items": outcome.items} if self.registered in ("cmf", *PREDICTORS) else {}
+            files["users.safetensors"] = tensors({"users": outcome.held["test"], **own_items})
         if self.objective.name == "rating":
-            members, ratings = self._held_out(cell)["test"]
-            sums = user_error_sums(users, outcome.items, ratings, self._clip(cell))
-            frame = pd.DataFrame({"user": members, **{name: s.numpy() for name, s in sums.items()}})
-            files["user_errors.parquet"] = parquet(frame)
-            files["coverage.parquet"] = parquet(self._coverage(cell, outcome, members, ratings))
+            files |= self._error_files(cell, outcome)
+        if outcome.trials:
+            files["trials.parquet"] = parquet(pd.DataFrame(outcome.trials))
         return files
 
+    def _error_files(self, cell: Cell, outcome: Outcome) -> dict[str, bytes]:
+        """Where the errors on the test users are: by user, by what is known, by what was predicted."""
+        from ml.evaluation.cold_start import user_error_sums
+
+        members, ratings = self._held_out(cell)["test"]
+        raw = outcome.predicted or self._points(outcome, ratings)
+        clip = self._clip(cell)
+        shown = Predicted(raw.mean.clamp(*clip), raw.median.clamp(*clip)) if clip else raw
+        sums = user_error_sums(shown.mean, shown.median, shown.crps(ratings), ratings, len(members))
+        frame = pd.DataFrame({"user": members, **{name: s.numpy() for name, s in sums.items()}})
+        files = {
+            "user_errors.parquet": parquet(frame),
+            "coverage.parquet": parquet(self._coverage(cell, raw, members, ratings)),
+        }
+        if raw.probabilities is not None:
+            files["calibration.parquet"] = parquet(calibration(raw, ratings))
+        return files
+
+    @staticmethod
+    def _points(outcome: Outcome, ratings: "Ratings") -> Predicted:
+        from ml.evaluation import ratings as points
+
+        predicted = points.predict(outcome.held["test"], outcome.items, ratings)
+        return Predicted(predicted, predicted)
+
     def _coverage(
-        self, cell: Cell, outcome: Outcome, members: np.ndarray, ratings: "Ratings"
+        self, cell: Cell, predicted: Predicted, members: np.ndarray, ratings: "Ratings"
     ) -> pd.DataFrame:
         """The test users' errors by training ratings of the item, by source history and by prediction."""
         import torch
 
         from ml.evaluation.coverage import coverage
-        from ml.evaluation.ratings import predict
 
         target = domain_ratings(self.store, CATALOG.tasks[cell.task].target)
         rows = training_rows(self.store, self.profile, cell)
@@ -558,23 +777,24 @@ class ModelTraining:
         liked = self.store.overlap(cell.task).table("liked.parquet")["user"]
         history = np.bincount(liked, minlength=members.max() + 1)[members]
         sums = coverage(
-            predict(outcome.held["test"], outcome.items, ratings),
+            predicted.mean,
             ratings.values,
             torch.from_numpy(of_item)[ratings.items],
             torch.from_numpy(history)[ratings.users],
             _target_scale(cell),
             self.clips,
+            None if predicted.median is predicted.mean else predicted.median,
         )
         return pd.DataFrame(sums)
 
     def _weight_files(self, cell: Cell, run: CellRun, outcome: Outcome) -> dict[str, bytes]:
         if not outcome.weights:
             return {}
-        settings, weights = self.profile.model(self.name, cell.task), tensors(outcome.weights)
-        if self.name == "diffcdr":
+        weights = tensors(outcome.weights)
+        if self.name == self.registered == "diffcdr" and not self.profile.biased:
             widths = (self.profile.factors(cell.task)["k"], outcome.held["test"].shape[1])
-            log_diffcdr(run, weights=weights, hyperparameters=settings, widths=widths)
-        config = {"model": self.registered, "hyperparameters": settings}
+            log_diffcdr(run, weights=weights, hyperparameters=outcome.settings, widths=widths)
+        config = {"model": outcome.model, "hyperparameters": outcome.settings}
         return {"weights.safetensors": weights, "config.json": json.dumps(config, indent=1).encode()}
 
 
@@ -593,6 +813,7 @@ def _transfer_held_out(model: "TransferModel", data: list[CellData]) -> "list[di
     for side in SIDES:
         users = [getattr(d, side) for d in data]
         if None not in users:
-            for result, factors in zip(out, model.transfer([u.users for u in users]), strict=True):
-                result[side] = factors
+            transferred = model.transfer([u.users for u in users])
+            for result, each, factors in zip(out, data, transferred, strict=True):
+                result[side] = each.complete(factors)
     return out

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import dagster as dg
 
+from assets.distributions import needs_effects
 from assets.partitions import CATALOG, Cell, Trial
 from assets.profiles import load_profiles
 from pipeline.definitions import defs
@@ -66,7 +67,8 @@ class Chain:
             yield f"overlap of {task.name}", self._step("pair", task.name, task.name)
 
     def _training_steps(self, profile: str) -> Iterator[Step]:
-        keys = ["source_factors", "target_factors", *self.models[profile]]
+        effects = ["source_effects"] if needs_effects(self.known[profile]) else []
+        keys = ["source_factors", "target_factors", *effects, *self.models[profile]]
         assets = [dg.AssetKey("split"), *(dg.AssetKey([profile, key]) for key in keys)]
         for task in self.tasks:
             for first, last in self._ranges(task):
@@ -82,7 +84,8 @@ class Chain:
 
     def _analysis(self, profile: str) -> list[dg.AssetKey]:
         # Figure 4 takes a while and says much the same for every profile: the first one asked for has it.
-        embedded = ["embeddings"] if profile == self.profiles[0] else []
+        first = next((name for name in self.profiles if not self.known[name].biased), None)
+        embedded = ["embeddings"] if profile == first else []
         searched = ["search"] if self.known[profile].search else []
         return [dg.AssetKey([profile, name]) for name in [*embedded, *searched]]
 

@@ -140,6 +140,30 @@ def results(
         _print_rows(list(frame.columns), frame.astype(str).values.tolist(), len(frame.columns) - 1, "Results")
 
 
+@app.command()
+def verdict(
+    task: Annotated[list[str], typer.Option(help="Task of the catalogue; default: all with results.")] = [],  # noqa: B006
+    profile: Annotated[str, typer.Option(help="Profile whose models are compared.")] = "tuned",
+    debug: Debug = False,
+) -> None:
+    """Say whether transfer helps, by how much, and which model to use, from the cells that are finished."""
+    with _errors_in_one_line(debug):
+        from assets.partitions import CATALOG
+        from assets.parts import verdict_layouts
+        from assets.store import Store
+
+        for name in task or list(CATALOG.tasks):
+            settings = _known_profile(name, profile)
+        shown = verdict_layouts(Store(), settings, task or list(CATALOG.tasks))
+        if not shown:
+            raise LookupError(
+                f"no finished cell of profile {profile} with validation users; run "
+                f"`diffcdr run --task … --profile {profile}` first"
+            )
+        for layout in shown:
+            _print_layout(layout, layout.caption or f"Verdict, profile {profile}")
+
+
 class Ambiguous(ValueError):
     """Neither a task nor two files were given, or both."""
 
@@ -242,7 +266,7 @@ def _dagster_instance() -> Iterator:
 
 
 def _print_tables(task_names: Sequence[str], profiles: Sequence[str]) -> None:
-    from assets.parts import table1_layouts, table2_layouts
+    from assets.parts import table1_layouts, table2_layouts, verdict_layouts
     from assets.profiles import load_profiles
     from assets.results import read_results
     from assets.store import Store
@@ -254,6 +278,9 @@ def _print_tables(task_names: Sequence[str], profiles: Sequence[str]) -> None:
         results = read_results(store, profile=name)
         for layout in table2_layouts(load_profiles()[name], results[results["task"].isin(task_names)]):
             _print_layout(layout, f"Table 2, profile {name}: {layout.caption}")
+    for name in profiles:
+        for layout in verdict_layouts(store, load_profiles()[name], task_names):
+            _print_layout(layout, f"Verdict, profile {name}. {layout.caption}".rstrip(". "))
     folders = [store.report("table1"), *(store.report(name, "table2") for name in profiles)]
     for folder in [*folders, store.report("report")]:
         for file in sorted(folder.glob("*.[hm][td]*")):

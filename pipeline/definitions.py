@@ -4,6 +4,8 @@ import dagster as dg
 
 from assets.checks import leakage_check, roles_partition_the_overlap, split_is_reproducible
 from assets.compute import Compute
+from assets.distributions import needs_effects
+from assets.effects import effects_asset
 from assets.embeddings import embeddings_asset
 from assets.factors import factor_assets
 from assets.models import model_asset
@@ -30,12 +32,14 @@ def build_defs() -> dg.Definitions:
     """Fresh definitions from the catalogue and the profiles of the environment."""
     profiles = load_profiles()
     factors = [asset for profile in profiles.values() for asset in factor_assets(profile)]
+    effects = [effects_asset(profile) for profile in profiles.values() if needs_effects(profile)]
     models = [model_asset(profile, name) for profile in profiles.values() for name in profile.trained]
-    analyses = [embeddings_asset(profile) for profile in profiles.values()]
+    analyses = [embeddings_asset(profile) for profile in profiles.values() if not profile.biased]
     searches = [search_asset(profile) for profile in profiles.values() if profile.search]
     recommended = [recommendations_asset(profile) for profile in profiles.values() if candidates(profile)]
     tables = report_assets(profiles)
-    computed = following([ratings, overlap, split, *factors, *models, *analyses, *searches, *recommended])
+    trained = [*factors, *effects, *models]
+    computed = following([ratings, overlap, split, *trained, *analyses, *searches, *recommended])
     return dg.Definitions(
         assets=[reviews, *computed, *tables],
         asset_checks=[

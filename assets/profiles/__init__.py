@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 GROUPS = ("models", "ablations", "controls")
-NO_HYPERPARAMETERS = ("model", "objectives", "clip")
+NO_HYPERPARAMETERS = ("model", "objectives", "clip", "trials")
 KEYS = {"title", "extends", "validation", "objectives", "factors", *GROUPS, "search", "tasks"}
 
 
@@ -29,7 +29,10 @@ class Profile:
     them. objectives: what is trained for. models, ablations, controls: names of the compared models, of the
     variants that show a part's worth, and of what needs no training. search: the grid by hyper-parameter.
     A model's setting `model:` names the registered model it is a variant of, whose settings it starts from;
-    `objectives:` restricts what it is trained for; `clip: true` clips its predictions to the rating scale.
+    `objectives:` restricts what it is trained for; `clip: true` clips its predictions to the rating scale;
+    `trials:` lists settings to choose from on validation users, each of which may have a `model:` of its own.
+    `factors` with `trials:` are biased and regularised, each domain's penalties chosen on held-out ratings;
+    else they are the paper's.
     """
 
     name: str
@@ -51,12 +54,30 @@ class Profile:
     def model(self, name: str, task: str) -> dict[str, object]:
         """Hyper-parameters of one model on a task."""
         by_task = self.overrides.get(task, {}).get("models", {})
+        base = self.registered(name)
+        # The profile's own entry of that name may be a variant of yet another model.
+        own = base in self.settings and self.registered(base) == base
         layers = [
             layer.get(model, {})
-            for model in dict.fromkeys([self.registered(name), name])
+            for model in dict.fromkeys([base, name] if own else [name])
             for layer in (self.settings, by_task)
         ]
         return {k: v for layer in layers for k, v in layer.items() if k not in NO_HYPERPARAMETERS}
+
+    def trials(self, name: str, task: str) -> list[dict[str, object]]:
+        """The registered `model` and the hyper-parameters of one model on a task, once for each trial."""
+        base = {"model": self.registered(name), **self.model(name, task)}
+        return [{**base, **trial} for trial in self.settings[name].get("trials", [{}])]
+
+    def kinds(self, name: str) -> tuple[str, ...]:
+        """The registered models that the trials of a model are of, each once."""
+        trials = self.settings[name].get("trials", [{}])
+        return tuple(dict.fromkeys(str(trial.get("model", self.registered(name))) for trial in trials))
+
+    @property
+    def biased(self) -> bool:
+        """Whether factors carry biases: the last number of a user's, and an offset beside an item's."""
+        return "trials" in self.base_factors
 
     def clips(self, name: str) -> bool:
         """Whether a model's predictions are clipped to the rating scale where they are evaluated."""
@@ -122,7 +143,7 @@ def _resolve(
     base = _resolve(parent, raw, files, (*seen, name)) if parent else EMPTY
     own = {group: content.get(group) or {} for group in GROUPS}
     settings = {model: dict(values or {}) for group in own.values() for model, values in group.items()}
-    return Profile(
+    profile = Profile(
         name=name,
         title=content.get("title", base.title),
         validation=content.get("validation", base.validation),
@@ -133,3 +154,10 @@ def _resolve(
         settings={**base.settings, **{m: {**base.settings.get(m, {}), **s} for m, s in settings.items()}},
         overrides={**base.overrides, **content.get("tasks", {})},
     )
+    tried = [model for model in profile.settings if "trials" in profile.settings[model]]
+    if tried and not profile.validation:
+        raise ProfileError(
+            f"{files[name]}: the trials of {', '.join(tried)} need validation users to choose on; set "
+            "`validation: true` or remove the trials"
+        )
+    return profile

@@ -47,13 +47,17 @@ def random_ranker(n_items: int, n_users: int, ratings: Ratings) -> dict[str, flo
 
 
 def user_error_sums(
-    user_factors: Tensor, item_factors: Tensor, ratings: Ratings, clip: tuple[float, float] | None = None
+    mean: Tensor, median: Tensor, crps: Tensor, ratings: Ratings, n_users: int
 ) -> dict[str, Tensor]:
-    """Sums over each user's ratings (n,): absolute and squared error in float64, and their count."""
-    error = (predict(user_factors, item_factors, ratings, clip) - ratings.values).double()
-    n = len(user_factors)
+    """Sums over each user's ratings (n_users,) float64: `absolute` errors of the `median` (m,), `squared`
+    ones of the `mean` (m,), `crps` (m,), and the `count`. A point prediction is both mean and median."""
+
+    def total(values: Tensor) -> Tensor:
+        return torch.bincount(ratings.users, values.double(), minlength=n_users)
+
     return {
-        "absolute": torch.bincount(ratings.users, error.abs(), minlength=n),
-        "squared": torch.bincount(ratings.users, error.square(), minlength=n),
-        "count": torch.bincount(ratings.users, minlength=n),
+        "absolute": total((median - ratings.values).abs()),
+        "squared": total((mean - ratings.values).square()),
+        "crps": total(crps),
+        "count": torch.bincount(ratings.users, minlength=n_users),
     }

@@ -28,12 +28,14 @@ def coverage(
     history: Tensor,
     scale: tuple[float, float],
     clip: bool,
+    median: Tensor | None = None,
 ) -> list[dict]:
     """Sums over the predictions of each bucket that has any: one row a bucket.
 
     predicted: (m,) before clipping; actual: (m,); item_ratings: (m,) int64 training ratings of each
     prediction's item; history: (m,) int64 length of its user's liked source history; clip: whether errors are
-    those of predictions clipped to the scale. A row has `by` (all, item, history or prediction), `bucket`,
+    those of predictions clipped to the scale; median: (m,), what absolute errors are taken of where it is not
+    `predicted`. A row has `by` (all, item, history or prediction), `bucket`,
     `position` of the bucket, `count`, and sums of the absolute and squared errors, of what was predicted and
     was actual, and the number of predictions outside the scale before clipping.
     The buckets of `prediction`, for calibration, divide the scale into CALIBRATION_BINS of one width;
@@ -43,7 +45,7 @@ def coverage(
     predicted, actual = predicted.double(), actual.double()
     used = predicted.clamp(low, high) if clip else predicted
     values = {
-        "absolute": (used - actual).abs(),
+        "absolute": ((used if median is None else median.double()) - actual).abs(),
         "squared": (used - actual).square(),
         "predicted": used,
         "actual": actual,

@@ -14,13 +14,16 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ml.training import EpochPlan, ReplicaAdam, replica_generator
+
+
+BLOCK = 8192  # training rows gathered at once: what a step reads of them stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ class Problem:
 
     source: the n training users; target_factors: (n, k) float32, their target user factors;
     target_items: (items, k) float32; ratings: their target ratings, users in 0..n-1;
-    seed: the cell's seed, from which every draw of this replica follows.
+    seed: the cell's seed, from which every draw of this replica follows. source_alone, target_alone: factors
+    (n', k) of users of one domain alone, where a model may learn from them.
     """
 
     source: SourceUsers
@@ -121,6 +125,8 @@ class Problem:
     target_items: Tensor
     ratings: Ratings
     seed: int
+    source_alone: Tensor | None = None
+    target_alone: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(self.source) == 0:
@@ -148,11 +154,31 @@ class Problem:
 @dataclass(frozen=True)
 class Batch:
     """One training step of R replicas. `rows` (R, B) int64 counts into each problem's rows; `weight` (R, B)
-    float32 is 0 where a short replica is padded; `draws` are the model's own random numbers (R, B, ...)."""
+    float32 is 0 where a short replica is padded; `draws` are the model's own random numbers (R, B, ...);
+    `inputs` is what the model's `inputs` found of these rows, where the training loop has asked it.
+
+    A block of S steps has all of this with a leading axis S.
+    """
 
     rows: Tensor
     weight: Tensor
     draws: dict[str, Tensor]
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def share(self) -> Tensor:
+        """What each row counts in the mean over its batch: as `weight`."""
+        return self.weight / self.weight.sum(-1, keepdim=True).clamp(min=1)
+
+    def steps(self) -> list[Batch]:
+        """The steps of a block."""
+        draws, inputs = ({n: t.unbind() for n, t in d.items()} for d in (self.draws, self.inputs))
+        return [
+            Batch(
+                rows, weight, {n: d[step] for n, d in draws.items()}, {n: i[step] for n, i in inputs.items()}
+            )
+            for step, (rows, weight) in enumerate(zip(self.rows, self.weight, strict=True))
+        ]
 
 
 @dataclass(frozen=True)
@@ -208,15 +234,27 @@ class Stack:
         return torch.nn.utils.rnn.pad_sequence(tables, batch_first=True).to(self.device)
 
     @staticmethod
-    def gather(table: Tensor, index: Tensor) -> Tensor:
-        """Rows `index` (R, ...) of each replica's `table` (R, n, ...): (R, ..., *table.shape[2:])."""
+    def gather(table: Tensor, index: Tensor, axis: int = 0) -> Tensor:
+        """Rows `index` (R, ...) of each replica's `table` (R, n, ...): (R, ..., *table.shape[2:]).
+
+        axis: which one of `index` is R.
+        """
         replicas, rows = table.shape[:2]
-        offset = torch.arange(replicas, device=table.device).view(-1, *[1] * (index.dim() - 1)) * rows
+        inner = [1] * (index.dim() - 1 - axis % index.dim())
+        offset = torch.arange(replicas, device=table.device).view(-1, *inner) * rows
         return (
             table.flatten(0, 1)
             .index_select(0, (index + offset).flatten())
             .view(*index.shape, *table.shape[2:])
         )
+
+    @classmethod
+    def columns(cls, table: Tensor, index: Tensor) -> Tensor:
+        """Rows `index` (..., R, B) of each replica's `table` (R, n, k) as columns: (..., R, k, B).
+
+        A batch is longer than a row: what runs along it uses the processor's whole width.
+        """
+        return cls.gather(table, index, -2).mT.contiguous()
 
 
 @dataclass
@@ -268,6 +306,13 @@ class TransferModel(ABC):
     def prepare(self, stack: Stack) -> None:  # noqa: B027, most models need nothing more
         """Put what the loss needs besides the stacked tables into `stack.extra`."""
 
+    def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
+        """What a step reads of its rows, whatever the parameters: entries (R, ...).
+
+        The training loop asks once for a block of steps, whose tensors have a leading axis; entries then too.
+        """
+        return {}
+
     # What all models share.
 
     def step(self, stack: Stack, batch: Batch, optimizer: ReplicaAdam) -> dict[str, Tensor]:
@@ -278,7 +323,8 @@ class TransferModel(ABC):
 
     def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss (R,) of a batch and its gradients by name; a model may have them in closed form."""
-        loss = self.loss(stack, batch)
+        with torch.enable_grad():
+            loss = self.loss(stack, batch)
         gradients = torch.autograd.grad(loss.sum(), list(self.parameters_.values()))
         return loss.detach(), dict(zip(self.parameters_, gradients, strict=True))
 
@@ -313,14 +359,28 @@ class TransferModel(ABC):
             ]
         )
         plan, draws = plan.to(stack.source.device), {k: v.to(stack.source.device) for k, v in draws.items()}
-        totals: dict[str, Tensor] = {}
-        for index in range(plan.steps):
-            weight = plan.weight[:, index]
-            batch = Batch(plan.rows[:, index], weight, {name: d[:, index] for name, d in draws.items()})
-            for name, loss in self.step(stack, batch, optimizer).items():
-                totals[name] = totals.get(name, 0) + loss * weight.sum(1)
-        seen = plan.weight.sum((1, 2)).clamp(min=1)
-        return {name: (total / seen).tolist() for name, total in totals.items()}
+        losses = [
+            self.step(stack, batch, optimizer)
+            for block in self._blocks(stack, plan, draws)
+            for batch in block.steps()
+        ]
+        rows = plan.weight.sum(2)
+        return {
+            name: ((torch.stack([loss[name] for loss in losses], 1) * rows).sum(1) / rows.sum(1)).tolist()
+            for name in losses[0]
+        }
+
+    def _blocks(self, stack: Stack, plan: EpochPlan, draws: dict[str, Tensor]) -> Iterator[Batch]:
+        """The steps of an epoch, as many at once as have BLOCK rows."""
+        size = max(1, BLOCK // plan.weight[:, 0].numel())
+
+        def block(tensor: Tensor, start: int) -> Tensor:
+            return tensor[:, start : start + size].transpose(0, 1).contiguous()
+
+        for start in range(0, plan.steps, size):
+            drawn = {name: block(draw, start) for name, draw in draws.items()}
+            batch = Batch(block(plan.rows, start), block(plan.weight, start), drawn)
+            yield dataclasses.replace(batch, inputs=self.inputs(stack, batch))
 
     def fit(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> TransferModel:
         """Train to the last epoch and return self."""

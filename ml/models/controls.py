@@ -185,11 +185,16 @@ def permuted(users: SourceUsers, seed: int, purpose: str) -> SourceUsers:
 
     A model that makes use of the source must get worse by it.
     """
-    order = torch.randperm(len(users), generator=replica_generator(seed, f"permuted/{purpose}"))
+    return users.take(shuffled(len(users), seed, purpose))
+
+
+def shuffled(n: int, seed: int, purpose: str) -> Tensor:
+    """A permutation (n,) int64 of n users in which nobody keeps their place, but for one user alone."""
+    order = torch.randperm(n, generator=replica_generator(seed, f"permuted/{purpose}"))
     other = torch.empty_like(order)
     # Along one cycle through all users nobody stays where they are.
     other[order] = order.roll(1)
-    return users.take(other)
+    return other
 
 
 def ridge(features: Tensor, values: Tensor, penalty: float = PENALTY) -> Tensor:

@@ -15,8 +15,11 @@ from ml.models.emcdr import EMCDR
 from ml.models.lacdr import LACDR
 from ml.models.ptupcdr import PTUPCDR
 from ml.models.sscdr import SSCDR
+from ml.models.variants import PerceptronEMCDR, RejectingSSCDR, RidgeEMCDR, WideLACDR
 
-MODELS: dict[str, type[TransferModel]] = {m.name: m for m in (EMCDR, SSCDR, LACDR, PTUPCDR, DiffCDR)}
+PAPER = (EMCDR, SSCDR, LACDR, PTUPCDR, DiffCDR)
+VARIANTS = (RidgeEMCDR, PerceptronEMCDR, RejectingSSCDR, WideLACDR)
+MODELS: dict[str, type[TransferModel]] = {model.name: model for model in (*PAPER, *VARIANTS)}
 
 
 def find(name: str) -> type[TransferModel]:

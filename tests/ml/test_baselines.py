@@ -374,7 +374,7 @@ def test_ptupcdr_transfers_in_chunks_what_it_transfers_at_once(monkeypatch):
 
 
 def test_the_registry_lists_the_models_in_the_order_of_the_paper():
-    assert list(MODELS) == ["emcdr", "sscdr", "lacdr", "ptupcdr", "diffcdr"]
+    assert list(MODELS)[:5] == ["emcdr", "sscdr", "lacdr", "ptupcdr", "diffcdr"]
     assert all(build(name).name == name for name in MODELS)
 
 

@@ -1,0 +1,47 @@
+"""The models of distributions over rating levels by name: `fit(TransferRatings)`, then `predict`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ml.distribution.diffusion import VectorDiffusion
+from ml.distribution.discriminative import StarBoosting, StarLogit
+from ml.distribution.model import StarDiffusion
+from ml.models.registry import check_type
+
+MODELS = {"star_diffusion": StarDiffusion, "star_logit": StarLogit, "star_boosting": StarBoosting}
+
+
+def build(name: str, **hyperparameters: object) -> StarDiffusion | StarLogit | StarBoosting:
+    """The model `name` with `hyperparameters` in place of its defaults; `diffusion` is a mapping of its own.
+
+    Raises ValueError for a model, a hyper-parameter or a type of value that does not exist there.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; known models: {', '.join(MODELS)}")
+    nested = hyperparameters.pop("diffusion", None)
+    model = _built(name, MODELS[name], hyperparameters)
+    if nested is not None:
+        model.diffusion = _built(f"{name}.diffusion", VectorDiffusion, nested)
+    return model
+
+
+def _built(name: str, kind: type, hyperparameters: dict[str, object]):
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = [key for key in hyperparameters if key not in fields]
+    if unknown:
+        raise ValueError(
+            f"{name}: unknown hyper-parameter {', '.join(map(repr, unknown))}; known: {', '.join(fields)}"
+        )
+    for key, value in hyperparameters.items():
+        check_type(name, fields[key], value)
+    return kind(**hyperparameters)
+
+
+def hyperparameters(model: StarDiffusion | StarLogit | StarBoosting) -> dict[str, object]:
+    """Every hyper-parameter with its value, those of the diffusion as `diffusion.…`."""
+    flat: dict[str, object] = {}
+    for name, value in dataclasses.asdict(model).items():
+        nested = value if isinstance(value, dict) else None
+        flat |= {f"{name}.{key}": v for key, v in nested.items()} if nested else {name: value}
+    return flat
