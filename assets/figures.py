@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from assets.formats import Picture
-from assets.layouts import Names
+from assets.layouts import Names, method_title
 from assets.tables import ERRORS, Metric
 
 # One hue a model, strong enough beside its light variant and apart for colour-blind readers.
@@ -157,6 +157,36 @@ def _reliability(pooled: pd.DataFrame, task: str, names: Names, models: Sequence
         "Seeds pooled."
     )
     return Picture(f"reliability-{task}", caption, formats(figure))
+
+
+def warming(frame: pd.DataFrame, names: Names) -> list[Picture]:
+    """Of each task of `frame` (as `tables.warming` gives it) RMSE and CRPS by number of ratings seen."""
+    return [_warming(frame[frame["task"] == task], task, names) for task in names.in_order(frame["task"])]
+
+
+def _warming(frame: pd.DataFrame, task: str, names: Names) -> Picture:
+    from matplotlib.figure import Figure
+
+    betas, methods = sorted(frame["beta"].unique()), list(dict.fromkeys(frame["method"]))
+    titles = {"rmse": "RMSE", "mae": "MAE", "crps": "CRPS"}
+    figure = Figure(figsize=(max(4.6, 3.2 * len(betas)), 7.2), layout="constrained")
+    panels = figure.subplots(len(titles), len(betas), squeeze=False)
+    for i, (metric, title) in enumerate(titles.items()):
+        for j, beta in enumerate(betas):
+            for position, method in enumerate(methods):
+                line = frame[(frame["beta"] == beta) & (frame["method"] == method)].sort_values("n")
+                style = {"color": COLOURS[-1 - position], "label": method_title(method, names)}
+                panels[i, j].plot(range(len(line)), line[metric], "o-", linewidth=1.2, markersize=3, **style)
+                panels[i, j].set_xticks(range(len(line)), [f"{n}" for n in line["n"]])
+            _plain_axes(panels[i, j], f"{title}, β = {beta:.0%}")
+    for axes in panels[-1]:
+        axes.set_xlabel("target ratings seen", fontsize=8)
+    panels[0, 0].legend(fontsize=6)
+    caption = (
+        f"Warming up. {names.task(task)}: error of test users' later ratings, the same for every n, after "
+        "their first n have been seen. Means over seeds; lower is better."
+    )
+    return Picture(f"warming-{task}", caption, formats(figure))
 
 
 def optimism(frame: pd.DataFrame, names: Names, models: Sequence[str]) -> list[Picture]:

@@ -273,6 +273,36 @@ def distribution(frame: pd.DataFrame, names: Names, models: Sequence[str]) -> li
     return [layout("", rows, keys=2, sections=True)] if rows else []
 
 
+METHODS = {
+    "fine_tuned": "Fine-tuning",
+    "gaussian_prior": "Ridge + user's shift",
+    "shrunk_bias": "Item + shrunk bias",
+}
+
+
+def warming(frame: pd.DataFrame, names: Names) -> list[Layout]:
+    """Rows task × β × n, columns methods: MAE, RMSE and CRPS."""
+    methods = list(dict.fromkeys(frame["method"]))
+    rows = []
+    for task in names.in_order(frame["task"]):
+        for (beta, n), part in frame[frame["task"] == task].groupby(["beta", "n"]):
+            by_method = part.set_index("method")
+            cells = {
+                method_title(method, names): " / ".join(
+                    f"{by_method.loc[method, metric]:.3f}" for metric in ("mae", "rmse", "crps")
+                )
+                for method in methods
+                if method in by_method.index
+            }
+            head = {"Task": names.task(task), "β": f"{beta:.0%}", "Ratings seen": str(n)}
+            rows.append({**head, **cells, "Ratings": f"{by_method['ratings'].iloc[0]:,.0f}"})
+    return [layout("MAE / RMSE / CRPS", rows, keys=2, sections=True)] if rows else []
+
+
+def method_title(method: str, names: Names) -> str:
+    return METHODS.get(method, names.model(method))
+
+
 def ranking(
     frame: pd.DataFrame,
     names: Names,

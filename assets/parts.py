@@ -19,8 +19,10 @@ from assets.results import (
     read_results,
     read_surface,
     read_throughput,
+    read_warming,
 )
 from assets.store import Entry, Store
+from assets.warming import diffusions
 
 NAMES = Names(CATALOG, {**TITLES, "source": "Source vectors"})
 
@@ -131,13 +133,27 @@ def distribution_part(store: Store, profile: Profile) -> Part:
         "together, for each rating) higher. MAE is of the median, which minimizes it, RMSE of the mean. CRPS "
         "and log loss score the distribution itself; the CRPS of a point would be its MAE. Calibration "
         "error: mean distance between stated and observed P(r ≥ level). Gaussian and mean vector: the same "
-        "model with the diffusion replaced by the Gaussian it starts from, or by that Gaussian's mean alone; what "
-        "DiffCDR gains over them is what diffusion adds.",
+        "model with the diffusion replaced by the Gaussian it starts from, or by that Gaussian's mean alone; "
+        "what DiffCDR gains over them is what diffusion adds.",
     )
     shown = layouts.distribution(frame, NAMES, profile.trained)
     pictures = figures.reliability(read_calibration(store, profile.name), NAMES, profile.trained)
     title = f"Distributions. {profile.title}"
     return Part("distribution", title, frame, tuple(shown), notes, "", tuple(pictures))
+
+
+def warming_part(store: Store, profile: Profile) -> Part:
+    frame = tables.warming(read_warming(store, profile.name))
+    notes = (
+        "Of each test user with enough target ratings the first n are seen, by time where there is time, and "
+        "the same later ones predicted for every n. DiffCDR, Gaussian: 512 samples of the user's vector, "
+        "weighted by the likelihood of what was seen; nothing is trained. Fine-tuning: ten gradient steps on "
+        "one vector, the rate chosen on validation users. The two simple predictors add a user's shrunk "
+        "residuals; their distributions are normals cut into levels, which costs them in MAE and CRPS, so "
+        "compare them by RMSE.",
+    )
+    shown, pictures = layouts.warming(frame, NAMES), figures.warming(frame, NAMES)
+    return Part("warming", f"Warming up. {profile.title}", frame, tuple(shown), notes, "", tuple(pictures))
 
 
 def ranking_part(store: Store, profile: Profile) -> Part:
@@ -401,6 +417,13 @@ KINDS = (
         distribution_part,
         _distributions,
         lambda profile: bool(_distributions(profile)),
+    ),
+    Kind(
+        "warming",
+        "Error by number of target ratings seen.",
+        warming_part,
+        lambda profile: ["warming_up"],
+        lambda profile: bool(diffusions(profile)),
     ),
     Kind(
         "coverage",

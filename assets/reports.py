@@ -148,6 +148,12 @@ SECTIONS = (
         "vector and both states are tested on the same later half.",
         "figure3",
     ),
+    Section(
+        "warming-up",
+        "Warming up without training",
+        "What a user's first target ratings are worth, where samples of the user are reweighted by them.",
+        "warming",
+    ),
     Section("ablation", "Ablation", "What each part of DiffCDR is worth.", "table3"),
     Section(
         "user-vectors",

@@ -13,6 +13,7 @@ THROUGHPUT = ["task", "beta", "seed", "model", "device", "replicas"]
 THROUGHPUT += ["train_samples", "train_seconds", "test_samples", "test_users", "test_seconds"]
 USER_ERRORS = ["task", "beta", "seed", "model", "user", "absolute", "squared", "crps", "count"]
 CALIBRATION = ["task", "beta", "seed", "model", "kind", "level", "bin", "count", "stated", "observed"]
+WARMING = ["task", "beta", "seed", "method", "n", "users", "ratings", "mae", "rmse", "crps"]
 VALIDATION = ["task", "beta", "seed", "model", "mae", "rmse"]
 COVERAGE = ["task", "beta", "seed", "model", "by", "bucket", "position", "count"]
 COVERAGE += ["absolute", "squared", "predicted", "actual", "outside"]
@@ -32,6 +33,7 @@ _WORDS = {
     "by",
     "bucket",
     "kind",
+    "method",
     "side",
     "undefined",
 }
@@ -88,6 +90,12 @@ def read_validation(store: Store, profile: str) -> pd.DataFrame:
         columns={"validation_mae": "mae", "validation_rmse": "rmse"}
     )
     return chosen[VALIDATION].sort_values(VALIDATION[:4]).reset_index(drop=True)
+
+
+def read_warming(store: Store, profile: str) -> pd.DataFrame:
+    """Errors of test users' later ratings by number of first ratings seen: columns WARMING."""
+    keys = {key: kind for key, kind in _KEYS.items() if key not in ("model", "objective")}
+    return _read(store.artifact_root, f"warming/profile={profile}/task=*", "warming.parquet", WARMING, keys)
 
 
 def read_distances(store: Store, profile: str) -> pd.DataFrame:

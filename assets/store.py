@@ -235,6 +235,10 @@ class Store(dg.ConfigurableResource):
     def search(self, profile: str, cell) -> Entry:
         return self._artifact(f"search/profile={profile}/{cell.folder}", _mend(f"{profile}/search", cell.key))
 
+    def warming(self, profile: str, cell) -> Entry:
+        path = f"warming/profile={profile}/{cell.folder}"
+        return self._artifact(path, _mend(f"{profile}/warming_up", cell.key))
+
     def recommendations(self, profile: str, cell) -> Entry:
         path = f"recommendations/profile={profile}/{cell.folder}"
         return self._artifact(path, _mend(f"{profile}/recommendations", cell.key))

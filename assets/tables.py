@@ -302,6 +302,14 @@ def distribution(results: pd.DataFrame, selection: str) -> pd.DataFrame:
     return summary(chosen, ["task", "beta", "metric", "model"])
 
 
+def warming(frame: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds: task, beta, method, n, mae, rmse, crps, ratings (of all seeds together), seeds."""
+    keys = ["task", "beta", "method", "n"]
+    grouped = frame.groupby(keys, sort=False)
+    means = grouped[["mae", "rmse", "crps"]].agg(_strict_mean)
+    return means.assign(ratings=grouped["ratings"].sum(), seeds=grouped.size()).reset_index()
+
+
 def table3(results: pd.DataFrame, catalog: Catalog, controls: Sequence[str] = ()) -> pd.DataFrame:
     """Ablation: task, beta, metric, selection, row, model, mean, std, seeds, paper.
 

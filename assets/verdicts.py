@@ -73,7 +73,8 @@ def verdicts(store: Store, profile: Profile, catalog: Catalog) -> pd.DataFrame:
                 for question, pair in families(profile).items()
                 if (row := _compared(part, of_beta, pair, metric)) is not None
             ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    # An undefined bound is None, which must not turn the column into one of objects.
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"low": float, "high": float})
 
 
 def best_validated(judged: pd.DataFrame, names: Sequence[str], metric: str) -> str | None:
@@ -116,7 +117,7 @@ def _compared(judged: pd.DataFrame, errors: pd.DataFrame, pair: Families, metric
         "against": theirs,
         "value": values[0],
         "value_against": values[1],
-        "difference": interval.difference,
+        "difference": values[0] - values[1],
         "low": interval.low,
         "high": interval.high,
         "users": len(pairs),

@@ -8,6 +8,7 @@ import dagster as dg
 from assets.distributions import needs_effects
 from assets.partitions import CATALOG, Cell, Trial
 from assets.profiles import load_profiles
+from assets.warming import diffusions
 from pipeline.definitions import defs
 
 Step = tuple[str, Callable[[], object]]
@@ -67,8 +68,10 @@ class Chain:
             yield f"overlap of {task.name}", self._step("pair", task.name, task.name)
 
     def _training_steps(self, profile: str) -> Iterator[Step]:
-        effects = ["source_effects"] if needs_effects(self.known[profile]) else []
-        keys = ["source_factors", "target_factors", *effects, *self.models[profile]]
+        settings = self.known[profile]
+        effects = ["source_effects"] if needs_effects(settings) else []
+        warming = ["warming_up"] if self.whole and diffusions(settings) else []
+        keys = ["source_factors", "target_factors", *effects, *self.models[profile], *warming]
         assets = [dg.AssetKey("split"), *(dg.AssetKey([profile, key]) for key in keys)]
         for task in self.tasks:
             for first, last in self._ranges(task):

@@ -18,6 +18,7 @@ from assets.search import search_asset
 from assets.splits import overlap, split
 from assets.store import Store
 from assets.tracking import MlflowTracking
+from assets.warming import diffusions, warming_asset
 from pipeline.automation import (
     following,
     freshness_sensor,
@@ -38,7 +39,8 @@ def build_defs() -> dg.Definitions:
     searches = [search_asset(profile) for profile in profiles.values() if profile.search]
     recommended = [recommendations_asset(profile) for profile in profiles.values() if candidates(profile)]
     tables = report_assets(profiles)
-    trained = [*factors, *effects, *models]
+    warmings = [warming_asset(profile) for profile in profiles.values() if diffusions(profile)]
+    trained = [*factors, *effects, *models, *warmings]
     computed = following([ratings, overlap, split, *trained, *analyses, *searches, *recommended])
     return dg.Definitions(
         assets=[reviews, *computed, *tables],

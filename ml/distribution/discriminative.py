@@ -1,0 +1,257 @@
+"""Controls that go from star histograms straight to a rating: what a transfer model must beat.
+
+For user u and item i, over L rating levels, both models see the same numbers,
+
+    x_ui = [h_i, log h_i, log(1 + n_i), d_u, δ_i log(1 + n_u), b_u log(1 + n_u)]                  (1)
+    d_u = [b_u, s_u, log(1 + n_u), h_u, log h_u]                                                  (2)
+
+h_i: shares of the levels among the n_i known target ratings of the item; δ_i: the mean of h_i less that of
+all ratings. d_u is all that is known of a cold-start user, from n_u source ratings: bias against the item
+means, standard deviation, and the shares h_u of the source levels. Shares are shrunk to those of their domain
+by SHRINKAGE pseudo-ratings. In training, h_i and n_i are without the row's own rating, as in prediction.
+
+The products were chosen on validation users: a source with many ratings may be believed more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ml.distribution.effects import level_index, rating_levels
+from ml.distribution.model import TransferRatings
+from ml.models.base import Ratings, check_rows
+from ml.models.controls import SHRINKAGE, source_statistics
+from ml.training import replica_generator
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+# Columns of d_u that the products take, and those before the shares.
+BIAS, LOG_COUNT, STATISTICS = 0, 2, 3
+MAX_ITERATIONS = 1000
+
+
+def star_description(ratings: Ratings, n_users: int, n_items: int, levels: Tensor) -> Tensor:
+    """Equation (2) of the users of a source domain: (n_users, 3 + 2 L) float64.
+
+    ratings: of the source domain, users in 0..n_users−1, items in 0..n_items−1; levels: (L,) their scale. A
+    user without ratings has the domain's shares and zeros before them.
+    Raises ValueError for rows outside the tables, values that are no levels, or no rating at all.
+    """
+    levels = levels.double()
+    check_rows("ratings.users", ratings.users, n_users)
+    check_rows("ratings.items", ratings.items, n_items)
+    counts = level_counts(ratings.users, level_index(ratings.values, levels), n_users, len(levels))
+    scale = levels[0].item(), levels[-1].item()
+    bias, deviation, _, _, log_count = source_statistics(ratings, n_users, n_items, scale).T
+    shares = shrunk_shares(counts, overall_shares(counts))
+    return torch.cat([torch.stack([bias, deviation, log_count], 1), shares, shares.log()], 1)
+
+
+def level_counts(groups: Tensor, index: Tensor, n: int, levels: int) -> Tensor:
+    """How often each of n groups has each level: (n, levels) float64 from (m,) int64 groups and levels."""
+    return torch.bincount(groups * levels + index, minlength=n * levels).view(n, levels).double()
+
+
+def overall_shares(counts: Tensor) -> Tensor:
+    """Shares (L,) of the levels over all groups; one pseudo-rating a level keeps their logs finite."""
+    total = counts.sum(0) + 1
+    return total / total.sum()
+
+
+def shrunk_shares(counts: Tensor, overall: Tensor) -> Tensor:
+    """Shares (n, L) of the levels from counts (n, L), shrunk to overall (L,)."""
+    return (counts + SHRINKAGE * overall) / (counts.sum(1, keepdim=True) + SHRINKAGE)
+
+
+def features(counts: Tensor, overall: Tensor, levels: Tensor, description: Tensor) -> Tensor:
+    """Equation (1) of m pairs: (m, 3 + 2 L + f) float64.
+
+    counts: (m, L), ratings of the item by level; overall: (L,), shares of all; description: (m, f), d_u.
+    """
+    shares = shrunk_shares(counts, overall)
+    count = counts.sum(1, keepdim=True).log1p()
+    deviation = ((shares - overall) @ levels)[:, None]
+    bias, evidence = description[:, BIAS, None], description[:, LOG_COUNT, None]
+    products = deviation * evidence, bias * evidence
+    return torch.cat([shares, shares.log(), count, description, *products], 1)
+
+
+def training_rows(data: TransferRatings) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """What both models are fitted to: the target ratings of users with a source row.
+
+    Returns what `pair_features` needs of the target domain, the standardized features (m, f) float64 and the
+    level (m,) int64 of each rating. Raises ValueError for rows outside the tables, ratings that are no
+    levels, or a description that `star_description` did not give.
+    """
+    check_rows("target.users", data.target.users, data.n_users)
+    check_rows("target.items", data.target.items, data.n_items)
+    width = data.description.shape[1]
+    if width < STATISTICS + 4 or (width - STATISTICS) % 2:
+        raise ValueError(
+            f"users are described by {width} numbers, not 3 and two a source level; "
+            "give the rows of star_description of the source domain"
+        )
+    levels = (rating_levels(data.target.values) if data.levels is None else data.levels).double()
+    index = level_index(data.target.values, levels)
+    counts = level_counts(data.target.items, index, data.n_items, len(levels))
+    overall = overall_shares(counts)
+    source = data.source_user[data.target.users]
+    rows = source >= 0
+    own = torch.nn.functional.one_hot(index[rows], len(levels))
+    known = counts[data.target.items[rows]] - own
+    x = features(known, overall, levels, data.description.double()[source[rows]])
+    center, spread = x.mean(0), x.std(0, correction=0)
+    # A feature that is constant in training says nothing, in prediction neither.
+    spread = torch.where(spread > 1e-9, spread, torch.inf)
+    domain = {"levels": levels, "counts": counts, "overall": overall, "center": center, "spread": spread}
+    return domain, (x - center) / spread, index[rows]
+
+
+def pair_features(domain: dict[str, Tensor], description: Tensor, users: Tensor, items: Tensor) -> Tensor:
+    """Standardized features (m, f) float64 of m pairs; users are rows of `description`.
+
+    Raises RuntimeError where the model is not fitted, ValueError for rows outside the tables or descriptions
+    of another width.
+    """
+    if not domain:
+        raise RuntimeError("the model has no parameters yet: fit it or load its state first")
+    width = len(domain["center"]) - 2 * len(domain["levels"]) - 3
+    if description.shape[1] != width:
+        raise ValueError(
+            f"users are described by {description.shape[1]} numbers, trained on {width}; "
+            "give the rows of star_description of the source domain"
+        )
+    check_rows("users", users, len(description))
+    check_rows("items", items, len(domain["counts"]))
+    counts = domain["counts"][items]
+    x = features(counts, domain["overall"], domain["levels"], description.double()[users])
+    return (x - domain["center"]) / domain["spread"]
+
+
+@dataclass
+class StarLogit:
+    """Multinomial logit: p(r | u, i) = softmax(W x_ui + b)_r.
+
+    penalty: L2 weight on W, in ratings: the fit minimizes Σ −log p(r | u, i) + penalty/2 ‖W‖². A level that
+    no training row has gets its share of all known target ratings, one pseudo-rating included, everywhere.
+    """
+
+    penalty: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not self.penalty > 0:
+            raise ValueError(f"penalty must be above 0, not {self.penalty:g}: it alone makes the fit unique")
+        self.state_: dict[str, Tensor] = {}
+
+    def fit(self, data: TransferRatings) -> StarLogit:
+        """Fit to the ratings of users with a source row; nothing is drawn. Returns self.
+
+        Raises ValueError as `training_rows` does, and where all these ratings are equal.
+        """
+        from sklearn.linear_model import LogisticRegression
+
+        domain, x, index = training_rows(data)
+        seen = index.unique()
+        if len(seen) < 2:
+            raise ValueError(
+                f"all ratings of users with source ratings are {domain['levels'][seen[0]]:g}; "
+                "a logit needs two different ones"
+            )
+        logit = LogisticRegression(C=1 / self.penalty, max_iter=MAX_ITERATIONS)
+        logit.fit(x.numpy(), index.numpy())
+        weight, bias = torch.from_numpy(logit.coef_), torch.from_numpy(logit.intercept_)
+        if len(seen) == 2:
+            # Of two levels scikit-learn gives the upper one's logit against the lower one.
+            weight, bias = torch.cat([0 * weight, weight]), torch.cat([0 * bias, bias])
+        levels = len(domain["levels"])
+        self.state_ = domain | {
+            "weight": weight.new_zeros(levels, x.shape[1]).index_copy(0, seen, weight),
+            "bias": bias.new_full((levels,), -torch.inf).index_copy(0, seen, bias),
+            "unseen": domain["overall"].index_fill(0, seen, 0),
+        }
+        return self
+
+    def predict(self, description: Tensor, users: Tensor, items: Tensor) -> Tensor:
+        """p(r | u, i) of m pairs: (m, L) float32.
+
+        description: (n, f), `star_description` of the users' source rows; users: (m,) int64 in 0..n−1; items:
+        (m,) int64. Raises as `pair_features` does.
+        """
+        x, state = pair_features(self.state_, description, users, items), self.state_
+        seen = torch.addmm(state["bias"], x, state["weight"].T).softmax(1)
+        return (state["unseen"] + (1 - state["unseen"].sum()) * seen).float()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that prediction needs, as plain tensors."""
+        return {
+            name: value.clone(memory_format=torch.contiguous_format) for name, value in self.state_.items()
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> StarLogit:
+        """Take over the tensors of `state_dict` and return self."""
+        self.state_ = dict(state)
+        return self
+
+
+@dataclass
+class StarBoosting:
+    """Histogram gradient boosting of the median rating, by the absolute error.
+
+    trees, lr: number of trees and what each adds; leaves: of a tree; leaf_ratings: fewest ratings in a leaf.
+
+    The trees learn the number of the level plus uniform noise on (−½, ½), and the nearest level is predicted:
+    the median of the sum, rounded, is the median level (Machado and Santos Silva, "Quantiles for Counts",
+    JASA 2005). Without noise the residuals tie at zero where half the ratings are equal, and no leaf moves.
+    """
+
+    trees: int = 100
+    lr: float = 0.1
+    leaves: int = 4
+    leaf_ratings: int = 50
+
+    def __post_init__(self) -> None:
+        for name, least in (("trees", 1), ("leaves", 2), ("leaf_ratings", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be above 0, not {self.lr:g}")
+        self.domain_: dict[str, Tensor] = {}
+        self.fitted_: HistGradientBoostingRegressor | None = None
+
+    def fit(self, data: TransferRatings) -> StarBoosting:
+        """Fit to the ratings of users with a source row; the noise follows from data.seed. Returns self.
+
+        Raises ValueError as `training_rows` does.
+        """
+        from sklearn.ensemble import HistGradientBoostingRegressor
+
+        self.domain_, x, index = training_rows(data)
+        generator = replica_generator(data.seed, "star boosting")
+        noise = torch.rand(len(index), dtype=torch.float64, generator=generator) - 0.5
+        self.fitted_ = HistGradientBoostingRegressor(
+            loss="absolute_error",
+            learning_rate=self.lr,
+            max_iter=self.trees,
+            max_leaf_nodes=self.leaves,
+            min_samples_leaf=self.leaf_ratings,
+            early_stopping=False,
+            random_state=int(torch.randint(2**31, (1,), generator=generator)),
+        ).fit(x.numpy(), (index + noise).numpy())
+        return self
+
+    def predict(self, description: Tensor, users: Tensor, items: Tensor) -> Tensor:
+        """The median rating of m pairs, one of the levels: (m,) float32. Arguments and errors as of
+        `StarLogit.predict`."""
+        x = pair_features(self.domain_, description, users, items)
+        levels = self.domain_["levels"]
+        index = torch.from_numpy(self.fitted_.predict(x.numpy())).round().clamp(0, len(levels) - 1)
+        return levels[index.long()].float()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing: trees are no tensors, so this control is judged where it was fitted, never restored."""
+        return {}
