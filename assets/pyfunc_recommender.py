@@ -20,12 +20,12 @@ from mlflow.pyfunc import PythonModel  # noqa: TID253
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from safetensors.torch import load_file
 
-from ml.fold_in import FoldIn
+from ml.distribution.recommender import StarRecommender
 from ml.models.base import Ratings
-from ml.models.registry import build
 from ml.recommender import Recommender
 
 log = logging.getLogger("diffcdr")
+RECOMMENDERS = {each.kind: each for each in (Recommender, StarRecommender)}
 DEFAULT_K = 20
 # What one call may ask for: far more than a page shows, far less than what would hold up other callers.
 MOST_ITEMS, MOST_RATINGS, MOST_REQUESTS, MOST_BYTES = 1000, 10_000, 1000, 1 << 20
@@ -66,21 +66,12 @@ class ServedRecommender(PythonModel):
         files = {name: Path(path) for name, path in context.artifacts.items()}
         config = json.loads(files["config"].read_text())
         held = load_file(files["tensors"])
-        model = build(config["model"], **config["hyperparameters"])
         self.name, self.source_scale = config["name"], config["source_scale"]
         self.target_scale = config["target_scale"]
-        self.recommender = Recommender(
-            model=model.load_state_dict(load_file(files["weights"])),
-            fold_in=FoldIn(
-                held["source_items"], held["prior_mean"], held["prior_covariance"], held["noise"].item()
-            ),
-            target_items=held["target_items"],
-            popularity=held["popularity"],
-            allowed=held["allowed"],
-            liked_above=config["liked_above"],
-        )
+        kind = RECOMMENDERS[config["recommender"]]
+        self.recommender = kind.restore(config["settings"], held, load_file(files["weights"]))
         # Known users were transferred when the model was registered.
-        self.users, self.liked = held["users"], held["liked"]
+        self.users, self.known = held["users"], held["known"]
         self.user_rows, self.source_rows = _rows(files["user_ids"]), _rows(files["source_item_ids"])
         self.target_ids = pd.read_parquet(files["target_item_ids"])["id"].tolist()
         self.target_rows = {item: row for row, item in enumerate(self.target_ids)}
@@ -89,7 +80,8 @@ class ServedRecommender(PythonModel):
 
     # Without a return type MLflow takes the output schema from the example: it has no type for these answers.
     def predict(self, context, model_input: list[Request], params=None):
-        """An answer to each request: model, and items (item, score) or ratings (item, rating).
+        """An answer to each request: model, and items (item, score) or ratings (item, rating; of a model of
+        distributions also median and probabilities by level).
 
         Raises RefusedRequest, which a server answers with status 400.
         """
@@ -98,43 +90,41 @@ class ServedRecommender(PythonModel):
                 f"{len(model_input)} requests in one call, at most {MOST_REQUESTS} are taken"
             )
         requests = [_checked(each, f"inputs[{i}]") for i, each in enumerate(model_input)]
-        factors, known = self._users(requests)
+        rows, known = self._users(requests)
         ranked = [i for i, request in enumerate(requests) if request.item_ids is None]
         k = max((requests[i].k or DEFAULT_K for i in ranked), default=1)
-        items, scores = self.recommender.top(factors[ranked], known[ranked], k)
+        items, scores = self.recommender.top(rows[ranked], known[ranked], k)
         answers = {
             i: self._top(requests[i], bool(known[i]), items[place], scores[place])
             for place, i in enumerate(ranked)
         }
         return [
-            answers.get(i) or self._ratings(request, f"inputs[{i}]", factors[i])
+            answers.get(i) or self._ratings(request, f"inputs[{i}]", rows[i])
             for i, request in enumerate(requests)
         ]
 
     def _users(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Target factors (n, k) of the users asked about, and whether they liked anything (n,) bool."""
-        factors = torch.zeros(len(requests), self.users.shape[1])
+        """Rows (n, width) of the users asked about, and whether there is something to go by (n,) bool."""
+        rows = self.users.new_zeros(len(requests), self.users.shape[1])
         known = torch.zeros(len(requests), dtype=torch.bool)
         new = [i for i, request in enumerate(requests) if request.user_id is None]
         if new:
             folded = self.recommender.fold(self._histories(requests, new), len(new))
-            factors[new] = self.recommender.transfer(folded)
-            known[new] = folded.history.offsets.diff() > 0
+            rows[new] = self.recommender.transfer(folded)
+            known[new] = self.recommender.known(folded)
         for i, request in enumerate(requests):
             if request.user_id is not None:
                 row = _row(self.user_rows, request.user_id, f"inputs[{i}].user_id", "user")
-                factors[i], known[i] = self.users[row], self.liked[row]
-        return factors, known
+                rows[i], known[i] = self.users[row], self.known[row]
+        return rows, known
 
     def _histories(self, requests: Sequence[Request], new: Sequence[int]) -> Ratings:
         users, items, values = [], [], []
-        low, high = self.source_scale
         for place, i in enumerate(new):
             rated = {}
             for j, each in enumerate(requests[i].history):
                 field = f"inputs[{i}].history[{j}]"
-                if not low <= each.rating <= high:
-                    raise RefusedRequest(f"{field}.rating is {each.rating:g}, give {low:g} to {high:g}")
+                self._check_rating(each.rating, f"{field}.rating")
                 # Of two ratings of one item the latter counts, and it is the later one.
                 row = _row(self.source_rows, each.item, f"{field}.item", "source item")
                 rated.pop(row, None)
@@ -147,6 +137,17 @@ class ServedRecommender(PythonModel):
             *(torch.tensor(c, dtype=t) for c, t in zip((users, items, values), kinds, strict=True))
         )
 
+    def _check_rating(self, rating: float, field: str) -> None:
+        """Raise RefusedRequest for a source rating off the scale or, where the model has them, its levels."""
+        low, high = self.source_scale
+        if not low <= rating <= high:
+            raise RefusedRequest(f"{field} is {rating:g}, give {low:g} to {high:g}")
+        levels = self.recommender.source_levels
+        # As 32-bit numbers, as all ratings are kept.
+        if levels is not None and not (levels == torch.tensor(rating).double()).any():
+            known = ", ".join(f"{level:g}" for level in levels.tolist())
+            raise RefusedRequest(f"{field} is {rating:g}, none of the levels {known}; round it to one")
+
     def _top(self, request: Request, known: bool, items: torch.Tensor, scores: torch.Tensor) -> dict:
         k = request.k or DEFAULT_K
         ranked = zip(items[:k].tolist(), scores[:k].tolist(), strict=True)
@@ -155,14 +156,21 @@ class ServedRecommender(PythonModel):
             "items": [{"item": self.target_ids[item], "score": score} for item, score in ranked],
         }
 
-    def _ratings(self, request: Request, place: str, factors: torch.Tensor) -> dict:
-        rows = [
+    def _ratings(self, request: Request, place: str, row: torch.Tensor) -> dict:
+        items = [
             _row(self.target_rows, item, f"{place}.item_ids[{j}]", "target item")
             for j, item in enumerate(request.item_ids)
         ]
-        predicted = (self.recommender.target_items[rows] @ factors).clamp(*self.target_scale).tolist()
-        pairs = zip(request.item_ids, predicted, strict=True)
-        return {"model": self.name, "ratings": [{"item": item, "rating": value} for item, value in pairs]}
+        rated = self.recommender.rate(row, torch.tensor(items, dtype=torch.int64))
+        columns = {"item": request.item_ids, "rating": rated.mean.clamp(*self.target_scale).tolist()}
+        if rated.probabilities is not None:
+            levels = [f"{level:g}" for level in rated.levels.tolist()]
+            columns["median"] = rated.median.tolist()
+            columns["probabilities"] = [
+                dict(zip(levels, each, strict=True)) for each in rated.probabilities.tolist()
+            ]
+        each = zip(*columns.values(), strict=True)
+        return {"model": self.name, "ratings": [dict(zip(columns, one, strict=True)) for one in each]}
 
 
 def _rows(path: Path) -> dict[str, int]:

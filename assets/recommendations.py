@@ -1,7 +1,7 @@
 """`recommendations`: top-k target items of each cell's cold-start users, by the best model there is.
 
 Cold-start users are the cell's test users and every source user who is not in the target domain at all. Users
-who liked nothing in the source domain get the most popular items. `recommend_file` does the same for users in
+of whom the model has nothing to go by get the most popular items. `recommend_file` does the same for users in
 a Parquet file, known ones and new ones with a history.
 """
 
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from assets.compute import Compute
+from assets.distributions import DIFFUSION, DISCRIMINATIVE, source_effects
 from assets.factors import source_config
 from assets.partitions import CATALOG, SEEDS_TOGETHER, Cell, Trial, cells
 from assets.problems import domain_ratings, roles, training_rows
@@ -32,10 +33,9 @@ from assets.store import Entry, NotMaterialized, Store, code_version, fingerprin
 from ml.splits import TEST
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from ml.distribution.recommender import DescribedUsers, StarRecommender
     from ml.models.base import SourceUsers
-    from ml.recommender import Recommender
+    from ml.recommender import CatalogueRecommender, Recommender
 
 log = logging.getLogger("diffcdr")
 CODE = code_version(
@@ -46,9 +46,11 @@ CODE = code_version(
     "ml/evaluation/ranking.py",
     "ml/models",
     "ml/diffusion",
+    "ml/distribution",
 )
-# Trained by the factorization itself: there is no map for a user who was not in it.
-WITHOUT_MAP = ("tgt", "cmf")
+# Trained by the factorization itself: there is no map for a user who was not in it. Discriminative models are
+# controls, whose features are not made for new users.
+WITHOUT_MAP = ("tgt", "cmf", *DISCRIMINATIVE)
 # Where a profile has no validation users, nothing fair can choose: the paper's own model.
 UNVALIDATED = "diffcdr"
 # Users at a time, one row group of the file: 20 items each are 1.3 million rows, some 100 MB.
@@ -72,8 +74,12 @@ COLUMNS = dg.TableSchema(
         dg.TableColumn("item", "int32", "code of the item in the target domain"),
         dg.TableColumn("item_id", "string", "the item's own id"),
         dg.TableColumn("rank", "int32", "1 for the best"),
-        dg.TableColumn("score", "float32", "user · item; for popularity the item's number of ratings"),
-        dg.TableColumn("model", "string", "the model, or popularity for a user who liked nothing"),
+        dg.TableColumn(
+            "score",
+            "float32",
+            "user · item, or a distribution's mean rating; for popularity the item's number of ratings",
+        ),
+        dg.TableColumn("model", "string", "the model, or popularity for a user it has nothing to go by"),
     ]
 )
 
@@ -106,15 +112,15 @@ def recommendations_asset(profile: Profile) -> dg.AssetsDefinition:
         name="recommendations",
         key_prefix=profile.name,
         partitions_def=cells,
-        deps=[split, *(dg.AssetKey([profile.name, key]) for key in ("source_factors", *candidates(profile)))],
+        deps=[split, *(dg.AssetKey([profile.name, key]) for key in _upstream(profile))],
         group_name="recommendations",
         kinds={"parquet", "pytorch"},
         owners=["team:recsys"],
         code_version=CODE,
         backfill_policy=SEEDS_TOGETHER,
         pool="gpu",
-        description=f"Top-k target items of each cold-start user, by {by}; popular items for users who liked "
-        f"nothing. Profile: {profile.title}.",
+        description=f"Top-k target items of each cold-start user, by {by}; popular items for users it has "
+        f"nothing to go by. Profile: {profile.title}.",
     )
     def recommendations(
         context: dg.AssetExecutionContext, config: RecommendationConfig, store: Store, compute: Compute
@@ -137,7 +143,17 @@ def candidates(profile: Profile) -> list[str]:
     """The models of a profile that may recommend."""
     if not profile.validation:
         return [name for name in profile.models if name == UNVALIDATED]
+    if profile.biased:
+        # Models of factors are trained on standardised ones, and folding in knows no biases.
+        return [name for name in profile.models if profile.registered(name) == DIFFUSION]
     return [name for name in profile.models if profile.registered(name) not in WITHOUT_MAP]
+
+
+def _upstream(profile: Profile) -> list[str]:
+    """What a profile's recommendations are computed from: the models, and what they start from."""
+    names = candidates(profile)
+    starts = {"source_effects" if profile.registered(n) == DIFFUSION else "source_factors" for n in names}
+    return [*sorted(starts), *names]
 
 
 def recommend_cell(
@@ -149,7 +165,7 @@ def recommend_cell(
     mark = fingerprint(
         code=CODE,
         model=[name, objective, store.model(profile.name, name, cell, objective).require()["fingerprint"]],
-        source=_source_factors(store, profile, cell, objective).require()["fingerprint"],
+        source=_source(store, profile, cell, name, objective).require()["fingerprint"],
         split=store.split(cell).require()["fingerprint"],
         k=config.k,
         min_ratings=config.min_ratings,
@@ -233,13 +249,14 @@ def validation_score(entry: Entry, objective: str) -> float:
 class Bundle:
     """Everything that recommends for one cell, in the codes of the two domains and with their ids.
 
-    users: all source users; known: (n,) bool, who liked anything; user_ids, source_ids, target_ids: ids by
-    code of source users, source items and target items; scale: lowest and highest source rating.
+    users: all source users; known: (n,) bool, of whom there is something to go by; user_ids, source_ids,
+    target_ids: ids by code of source users, source items and target items; scale: lowest and highest source
+    rating.
     """
 
     name: str
-    recommender: "Recommender"
-    users: "SourceUsers"
+    recommender: "CatalogueRecommender"
+    users: "SourceUsers | DescribedUsers"
     known: np.ndarray
     user_ids: np.ndarray
     source_ids: np.ndarray
@@ -257,29 +274,20 @@ class Bundle:
         device: str,
         config: RecommendationConfig,
     ) -> "Bundle":
-        import torch
-
         task = CATALOG.tasks[cell.task]
-        source = _source_factors(store, profile, cell, objective).tensors("factors.safetensors")
         target_ids = _ids(store, task.target, "item")
         popularity = np.bincount(
             domain_ratings(store, task.target).items[training_rows(store, profile, cell)],
             minlength=len(target_ids),
         )
-        users = _source_users(store, task.source, source)
+        make = _of_distribution if profile.registered(name) == DIFFUSION else _of_factors
+        trained = Trained(store, profile, cell, name, objective, device)
+        recommender, users = make(trained, popularity, allowed_items(target_ids, popularity, config))
         return cls(
             name=name,
-            recommender=_recommender(
-                _model(store.model(profile.name, name, cell, objective), device),
-                store.target_factors(profile.name, cell, objective).tensors("factors.safetensors")["items"],
-                _all_ratings(store, task.source),
-                source,
-                torch.from_numpy(popularity),
-                torch.from_numpy(allowed_items(target_ids, popularity, config)),
-                CATALOG.domains[task.source].liked_above,
-            ),
+            recommender=recommender,
             users=users,
-            known=(users.history.offsets.diff() > 0).numpy(),
+            known=recommender.known(users).numpy(),
             user_ids=_ids(store, task.source, "user"),
             source_ids=_ids(store, task.source, "item"),
             target_ids=target_ids,
@@ -290,15 +298,15 @@ class Bundle:
         """Source users by code (n,), -1 for a user who is unknown there, and what they are called."""
         import torch
 
-        liked = (codes >= 0) & self.known[codes]
-        return Asked(self.users.take(torch.from_numpy(codes.clip(min=0))), liked, codes, ids)
+        known = (codes >= 0) & self.known[codes]
+        return Asked(self.users.take(torch.from_numpy(codes.clip(min=0))), known, codes, ids)
 
     def recommend(self, asked: "Asked", k: int) -> pa.Table:
         """Recommendations as rows of SCHEMA, users in the order given."""
         import torch
 
-        factors = self.recommender.transfer(asked.users)
-        items, scores = self.recommender.top(factors, torch.from_numpy(asked.known), k)
+        rows = self.recommender.transfer(asked.users)
+        items, scores = self.recommender.top(rows, torch.from_numpy(asked.known), k)
         each, items = items.shape[1], pa.array(items.flatten().numpy().astype(np.int32))
         users = np.repeat(np.arange(len(asked.codes), dtype=np.int32), each)
         names = pa.array([POPULARITY, self.name])
@@ -317,40 +325,80 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Asked:
-    """n users to recommend to: known (n,) bool, whether they liked anything; codes (n,) in the source domain,
-    -1 where they have none; ids (n,)."""
+    """n users to recommend to: known (n,) bool, whether there is something to go by; codes (n,) in the source
+    domain, -1 where they have none; ids (n,)."""
 
-    users: "SourceUsers"
+    users: "SourceUsers | DescribedUsers"
     known: np.ndarray
     codes: np.ndarray
     ids: np.ndarray
 
 
-def _model(entry: Entry, device: str):
-    from ml.models.registry import build
+@dataclass(frozen=True)
+class Trained:
+    """A trained model of a cell, and where what goes with it is."""
 
-    config = json.loads((entry.path / "config.json").read_text())
-    weights = {name: value.to(device) for name, value in entry.tensors("weights.safetensors").items()}
-    return build(config["model"], **config["hyperparameters"]).load_state_dict(weights)
+    store: Store
+    profile: Profile
+    cell: Cell
+    name: str
+    objective: str
+    device: str
+
+    def load(self, build: Callable, device: str):
+        """The model on a device, made by a registry's `build`."""
+        entry = self.store.model(self.profile.name, self.name, self.cell, self.objective)
+        config = json.loads((entry.path / "config.json").read_text())
+        weights = {name: value.to(device) for name, value in entry.tensors("weights.safetensors").items()}
+        return build(config["model"], **config["hyperparameters"]).load_state_dict(weights)
+
+    @property
+    def source(self) -> Entry:
+        return _source(self.store, self.profile, self.cell, self.name, self.objective)
 
 
-def _recommender(
-    model, target_items: "Tensor", ratings, source: Mapping, popularity, allowed, liked_above: float
-) -> "Recommender":
-    from ml.fold_in import FoldIn
-    from ml.recommender import Recommender
-
-    fold_in = FoldIn.of(source["users"], source["items"], ratings)
-    return Recommender(model, fold_in, target_items, popularity, allowed, liked_above)
-
-
-def _all_ratings(store: Store, domain: str):
+def _of_factors(
+    trained: Trained, popularity: np.ndarray, allowed: np.ndarray
+) -> "tuple[Recommender, SourceUsers]":
+    """The recommender of a transfer model and all source users."""
     import torch
 
-    from ml.models.base import Ratings
+    from ml.fold_in import FoldIn
+    from ml.models.registry import build
+    from ml.recommender import Recommender
 
-    ratings = domain_ratings(store, domain)
-    return Ratings(*(torch.from_numpy(column) for column in (ratings.users, ratings.items, ratings.values)))
+    store, domain = trained.store, CATALOG.tasks[trained.cell.task].source
+    source = trained.source.tensors("factors.safetensors")
+    target = store.target_factors(trained.profile.name, trained.cell, trained.objective)
+    recommender = Recommender(
+        trained.load(build, trained.device),
+        FoldIn.of(source["users"], source["items"], domain_ratings(store, domain).tensors()),
+        target.tensors("factors.safetensors")["items"],
+        torch.from_numpy(popularity),
+        torch.from_numpy(allowed),
+        CATALOG.domains[domain].liked_above,
+    )
+    return recommender, _source_users(store, domain, source)
+
+
+def _of_distribution(
+    trained: Trained, popularity: np.ndarray, allowed: np.ndarray
+) -> "tuple[StarRecommender, DescribedUsers]":
+    """The recommender of a distribution over ratings, which computes on the CPU, and all source users."""
+    import torch
+
+    from ml.distribution.recommender import DescribedUsers, EffectsFoldIn, StarRecommender
+    from ml.distribution.registry import build
+
+    source = trained.source.tensors("effects.safetensors")
+    description = source.pop("description")
+    recommender = StarRecommender(
+        trained.load(build, "cpu"),
+        EffectsFoldIn(**source),
+        torch.from_numpy(popularity),
+        torch.from_numpy(allowed),
+    )
+    return recommender, DescribedUsers(description)
 
 
 def _source_users(store: Store, domain: str, source: Mapping) -> "SourceUsers":
@@ -366,7 +414,10 @@ def _source_users(store: Store, domain: str, source: Mapping) -> "SourceUsers":
     return SourceUsers(source["users"], history_of(users, items, ratings.n_users), source["items"])
 
 
-def _source_factors(store: Store, profile: Profile, cell: Cell, objective: str) -> Entry:
+def _source(store: Store, profile: Profile, cell: Cell, name: str, objective: str) -> Entry:
+    """What the model `name` knows source users by."""
+    if profile.registered(name) == DIFFUSION:
+        return source_effects(store, profile, cell)
     config = source_config(profile, cell.task)
     return store.source_factors(profile.name, CATALOG.tasks[cell.task].source, config, cell.seed, objective)
 
@@ -444,7 +495,7 @@ def recommend_file(bundle: Bundle, users: Path, output: Path, k: int) -> dict[st
 
     `users` has a column user_id. With item_id and rating as well, a row is a source rating, and a user is
     known by these ratings alone and folded in; without, users are looked up in the source domain. Users come
-    in bytewise order of their ids. Who is unknown there, or liked nothing, gets the most popular items.
+    in bytewise order of their ids. Of whom there is nothing to go by gets the most popular items.
     Raises RecommendationError for a file that cannot be used.
     """
     partial = output.with_name(f".{output.name}.partial")
@@ -484,19 +535,13 @@ def _stage(connection: duckdb.DuckDBPyConnection, users: Path, bundle: Bundle) -
     if not {"item_id", "rating"} <= columns:
         return _looked_up
     _register(connection, "items", "item_id", bundle.source_ids)
-    low, high = bundle.scale
     _refuse(
         connection,
         users,
         "item_id IS NULL OR item_id::VARCHAR NOT IN (SELECT item_id FROM items)",
         "'item ' || coalesce(item_id::VARCHAR, 'null') || ' is not in the source domain'",
     )
-    _refuse(
-        connection,
-        users,
-        f"coalesce(TRY_CAST(rating AS DOUBLE) NOT BETWEEN {low!r} AND {high!r}, true)",
-        f"'rating ' || coalesce(rating::VARCHAR, 'null') || ' is not a number from {low:g} to {high:g}'",
-    )
+    _refuse_ratings(connection, users, bundle)
     # Of two ratings of one item the latter counts, as in the source domain itself.
     connection.execute(
         f"""CREATE TABLE history AS
@@ -530,6 +575,23 @@ def _refuse(connection: duckdb.DuckDBPyConnection, users: Path, bad: str, reason
         raise RecommendationError(f"{users}, row {found[0]}: {found[1]}; correct or remove that row")
 
 
+def _refuse_ratings(connection: duckdb.DuckDBPyConnection, users: Path, bundle: Bundle) -> None:
+    low, high = bundle.scale
+    rating = "'rating ' || coalesce(rating::VARCHAR, 'null')"
+    _refuse(
+        connection,
+        users,
+        f"coalesce(TRY_CAST(rating AS DOUBLE) NOT BETWEEN {low!r} AND {high!r}, true)",
+        f"{rating} || ' is not a number from {low:g} to {high:g}'",
+    )
+    if bundle.recommender.source_levels is not None:
+        levels = bundle.recommender.source_levels.tolist()
+        known = ", ".join(f"{level:g}" for level in levels)
+        # As 32-bit numbers, as all ratings are kept.
+        bad = f"rating::FLOAT::DOUBLE NOT IN ({', '.join(map(repr, levels))})"
+        _refuse(connection, users, bad, f"{rating} || ' is none of the levels {known}'")
+
+
 def _looked_up(connection: duckdb.DuckDBPyConnection, bundle: Bundle, start: int) -> Asked:
     rows = connection.execute(
         """SELECT user_id, coalesce(code, -1) AS code FROM asked LEFT JOIN codes USING (user_id)
@@ -553,4 +615,4 @@ def _folded_in(connection: duckdb.DuckDBPyConnection, bundle: Bundle, start: int
     kinds = {"n": np.int64, "item": np.int64, "rating": np.float32}
     ratings = Ratings(*(torch.from_numpy(np.asarray(rows[name], kind)) for name, kind in kinds.items()))
     users = bundle.recommender.fold(ratings, len(names.ids))
-    return Asked(users, (users.history.offsets.diff() > 0).numpy(), names.codes, names.ids)
+    return Asked(users, bundle.recommender.known(users).numpy(), names.codes, names.ids)

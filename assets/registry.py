@@ -1,6 +1,6 @@
 """`diffcdr register`: the validated best model of a task, in MLflow's registry and ready to be served.
 
-A model becomes the champion only if it beats the trivial predictors on validation users, unless forced.
+A model becomes the champion only if it beats the simple predictors on validation users, unless forced.
 """
 
 import importlib.metadata
@@ -23,13 +23,16 @@ from assets.store import PROJECT, NotMaterialized, Store, parquet, tensors
 from assets.tracking import MlflowTracking
 
 ALIAS = "champion"
-# What any model must beat before transfer can be said to help.
+# What any model must beat before transfer can be said to help, and what else it must where a profile has it.
 TRIVIAL = ("global_mean", "item_mean", "item_source_bias")
+SIMPLE = ("ridge_source", "star_logit")
 # Ratings are what is compared with the trivial predictors, and what is served.
 OBJECTIVE = "rating"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "scipy", "torch")
 # MLflow's limit of a version's description.
 LONGEST = 5000
+# Metrics of a distribution over the levels, which not all models have.
+OF_DISTRIBUTIONS = {"crps": "CRPS", "calibration_error": "calibration error"}
 
 
 class NotPromoted(RuntimeError):
@@ -57,7 +60,7 @@ def register(
     """Put the best model of a task into the registry as `diffcdr-<task>` with the alias champion.
 
     Best is the lowest validation RMSE, as the mean over the finished cells; served is its best seed of the
-    smallest β, which has the most training users. Raises NotPromoted where it does not beat the trivial
+    smallest β, which has the most training users. Raises NotPromoted where it does not beat the simple
     predictors and `force` is not given, NotMaterialized where no model is trained, ValueError for a profile
     without validation users.
     """
@@ -66,8 +69,8 @@ def register(
     if not force:
         refuse_unless_better(scores, best, task, profile)
     cell = min((Cell.parse(key) for key in scores.index), key=lambda c: (c.beta, scores.loc[c.key, best]))
-    card = model_card(store, profile, cell, best, scores)
     bundle = Bundle.load(store, profile, cell, best, OBJECTIVE, "cpu", RecommendationConfig())
+    card = model_card(store, profile, cell, bundle, scores)
     trained = store.model(profile.name, best, cell, OBJECTIVE).require()
     version = _log_version(tracking, trained["mlflow_run_id"], f"diffcdr-{task}", bundle, cell, card)
     return Registered(f"diffcdr-{task}", version, best, cell, card)
@@ -76,7 +79,7 @@ def register(
 def validation_rmse(store: Store, profile: Profile, task: str) -> pd.DataFrame:
     """Validation RMSE at the chosen epoch by cell (rows) and model, over the cells that all of them finished.
 
-    Columns are the models with weights and the trivial predictors of which there is any cell.
+    Columns are the models that may be served and the simple predictors, of which there is any cell.
     """
     if not profile.validation:
         raise ValueError(
@@ -90,7 +93,7 @@ def validation_rmse(store: Store, profile: Profile, task: str) -> pd.DataFrame:
             for cell in every
             if (entry := store.model(profile.name, name, cell, OBJECTIVE)).manifest()
         }
-        for name in (*candidates(profile), *TRIVIAL)
+        for name in (*candidates(profile), *rivals(profile))
     }
     frame = pd.DataFrame({name: values for name, values in scores.items() if values}).dropna()
     if frame.empty or not set(candidates(profile)) & set(frame):
@@ -101,6 +104,11 @@ def validation_rmse(store: Store, profile: Profile, task: str) -> pd.DataFrame:
     return frame
 
 
+def rivals(profile: Profile) -> list[str]:
+    """The simple predictors that a model of the profile must beat."""
+    return [*TRIVIAL, *(name for name in profile.controls if profile.registered(name) in SIMPLE)]
+
+
 def choose(scores: pd.DataFrame, names: list[str]) -> str:
     """The model of `names` with the lowest mean over the cells; of equal ones the first."""
     means = scores[names].mean()
@@ -108,20 +116,20 @@ def choose(scores: pd.DataFrame, names: list[str]) -> str:
 
 
 def refuse_unless_better(scores: pd.DataFrame, best: str, task: str, profile: Profile) -> None:
-    """Raise NotPromoted unless `best` has a lower mean validation RMSE than each trivial predictor."""
+    """Raise NotPromoted unless `best` has a lower mean validation RMSE than each simple predictor."""
     means = scores.mean()
-    missing = [name for name in TRIVIAL if name not in means]
+    missing = [name for name in rivals(profile) if name not in means]
     if missing:
         raise NotPromoted(
             f"{best} is not promoted: on {task} there is no validation RMSE of {', '.join(missing)} to "
             f"compare with; run `diffcdr run --task {task} --profile {profile.name}`, or use --force"
         )
-    unbeaten = [name for name in TRIVIAL if not means[best] < means[name]]
+    unbeaten = [name for name in rivals(profile) if not means[best] < means[name]]
     if unbeaten:
-        rivals = ", ".join(f"{name} has {means[name]:.4f}" for name in unbeaten)
+        numbers = ", ".join(f"{name} has {means[name]:.4f}" for name in unbeaten)
         raise NotPromoted(
             f"{best} is not promoted: its validation RMSE on {task} is {means[best]:.4f} (mean of "
-            f"{_cells(scores)}), but {rivals}; improve the model, or register with --force"
+            f"{_cells(scores)}), but {numbers}; improve the model, or register with --force"
         )
 
 
@@ -197,25 +205,17 @@ def example(bundle: Bundle) -> list[dict]:
 def _files(bundle: Bundle, cell: Cell) -> Mapping[str, bytes]:
     import torch
 
-    recommender = bundle.recommender
-    fold_in, model, task = recommender.fold_in, recommender.model, CATALOG.tasks[cell.task]
+    recommender, task = bundle.recommender, CATALOG.tasks[cell.task]
     held = {
         # Transferred here and now: what is known of these users does not change until the next training.
         "users": recommender.transfer(bundle.users),
-        "liked": torch.from_numpy(bundle.known),
-        "source_items": fold_in.item_factors,
-        "prior_mean": fold_in.mean,
-        "prior_covariance": fold_in.covariance,
-        "noise": torch.tensor(fold_in.noise, dtype=torch.float64),
-        "target_items": recommender.target_items,
-        "popularity": recommender.popularity,
-        "allowed": recommender.allowed,
+        "known": torch.from_numpy(bundle.known),
+        **recommender.tensors(),
     }
     config = {
         "name": bundle.name,
-        "model": model.name,
-        "hyperparameters": model.hyperparameters(),
-        "liked_above": recommender.liked_above,
+        "recommender": recommender.kind,
+        "settings": recommender.settings(),
         "source_scale": bundle.scale,
         "target_scale": CATALOG.domains[task.target].scale,
         "cell": cell.key,
@@ -224,7 +224,7 @@ def _files(bundle: Bundle, cell: Cell) -> Mapping[str, bytes]:
     ids["target_item_ids"] = bundle.target_ids
     return {
         "tensors.safetensors": tensors(held),
-        "weights.safetensors": tensors(model.state_dict()),
+        "weights.safetensors": tensors(recommender.model.state_dict()),
         "config.json": json.dumps(config, indent=1).encode(),
         **{f"{name}.parquet": parquet(pd.DataFrame({"id": values})) for name, values in ids.items()},
     }
@@ -233,9 +233,9 @@ def _files(bundle: Bundle, cell: Cell) -> Mapping[str, bytes]:
 # The model card.
 
 
-def model_card(store: Store, profile: Profile, cell: Cell, best: str, scores: pd.DataFrame) -> str:
-    """Markdown: data, protocol, metrics beside the trivial predictors, overlap and known limits."""
-    task = CATALOG.tasks[cell.task]
+def model_card(store: Store, profile: Profile, cell: Cell, bundle: Bundle, scores: pd.DataFrame) -> str:
+    """Markdown: data, protocol, metrics beside the simple predictors, overlap and known limits."""
+    task, best = CATALOG.tasks[cell.task], bundle.name
     overlap, split = store.overlap(cell.task).require(), store.split(cell).require()
     roles = ", ".join(f"{count} {role}" for role, count in split["counts"].items())
     liked_above = CATALOG.domains[task.source].liked_above
@@ -268,9 +268,9 @@ def model_card(store: Store, profile: Profile, cell: Cell, best: str, scores: pd
             "## Known limits",
             "",
             "- Offline errors on held-out ratings; users do not rate a random sample of items.",
-            f"- Users without a source rating above {liked_above:g} get popular items, the same for all.",
+            f"- {bundle.recommender.strangers} get popular items, the same for all.",
             "- Items without a rating in training are never recommended; their predicted ratings are noise.",
-            "- A new user is folded in with the item factors as they are: few ratings leave them near the "
+            "- A new user is folded in with the source items as they are: few ratings leave them near the "
             "mean user. Ratings that arrive later change nothing until the next training.",
         ]
     )
@@ -287,7 +287,7 @@ def _domain_rows(store: Store, domains: Mapping[str, str]) -> list[str]:
 
 
 def _metric_rows(store: Store, profile: Profile, task: str, best: str, scores: pd.DataFrame) -> list[str]:
-    """Mean validation RMSE, and test MAE and RMSE, of every model over the compared cells, best first."""
+    """Mean validation RMSE, and test metrics, of every model over the compared cells, best first."""
     results = read_results(store, task, profile.name)
     keys = [Cell(task, Trial(b, s)).key for b, s in zip(results["beta"], results["seed"], strict=True)]
     compared = (
@@ -297,9 +297,15 @@ def _metric_rows(store: Store, profile: Profile, task: str, best: str, scores: p
         & np.isin(keys, scores.index)
     )
     tested = results[compared].pivot_table(index="model", columns="metric", values="value")
-    rows = ["| model | validation RMSE | test RMSE | test MAE |", "|---|---:|---:|---:|"]
+    shown = {"rmse": "RMSE", "mae": "MAE"}
+    shown |= {name: title for name, title in OF_DISTRIBUTIONS.items() if name in tested}
+    rows = [f"| model | validation RMSE | {' | '.join(f'test {title}' for title in shown.values())} |"]
+    rows.append("|---|---:|" + "---:|" * len(shown))
+    simple = rivals(profile)
     for name, value in scores.mean().sort_values().items():
-        test = [tested[m].get(name, math.nan) if m in tested else math.nan for m in ("rmse", "mae")]
-        shown = f"**{name}**" if name == best else f"{name} (trivial)" if name in TRIVIAL else name
-        rows.append(f"| {shown} | {value:.4f} | {test[0]:.4f} | {test[1]:.4f} |")
+        test = [tested[m].get(name, math.nan) if m in tested else math.nan for m in shown]
+        title = f"**{name}**" if name == best else f"{name} (simple)" if name in simple else name
+        rows.append(f"| {title} | {' | '.join(f'{number:.4f}' for number in (value, *test))} |")
+    if len(shown) > 2:
+        rows += ["", "RMSE is that of the predicted mean. Of a model with a CRPS, MAE is that of the median."]
     return rows

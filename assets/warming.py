@@ -86,19 +86,29 @@ def _of_model(store: Store, profile: Profile, cell: Cell, name: str) -> pd.DataF
     """Errors by method and n; what does not depend on the model is measured beside the first one only."""
     from ml.distribution.warming import error_by_n
 
-    model = _restored(store.model(profile.name, name, cell))
+    model, most = _restored(store.model(profile.name, name, cell)), first_ratings(store, cell)
     newcomers = _newcomers(store, profile, cell, TEST)
     if name == diffusions(profile)[0]:
         members, ratings = held_out_ratings(store, profile, cell, TEST)
         known = evidence(store, profile, cell, source_of(store, cell.task))
         shifts = _shifts(known, members, ratings)
-        rows = error_by_n(model, newcomers, _newcomers(store, profile, cell, VALIDATION), shifts)
+        rows = error_by_n(model, newcomers, _newcomers(store, profile, cell, VALIDATION), shifts, most=most)
     else:
-        rows = error_by_n(model, newcomers)
-    columns = ["method", "n", "users", "ratings", "mae", "rmse", "crps"]
+        rows = error_by_n(model, newcomers, most=most)
+    columns = ["method", "n", "most", "users", "ratings", "mae", "rmse", "crps"]
     frame = pd.DataFrame(rows, columns=columns)
     frame["method"] = frame["method"].replace("samples", name)
     return frame
+
+
+def first_ratings(store: Store, cell: Cell) -> int:
+    """How many first ratings are set aside: the most that enough test users may be expected to exceed, and at
+    least one. The same for all seeds, whose means would else be over different ratings."""
+    from ml.distribution.warming import COUNTS, ENOUGH_USERS
+
+    rated = store.overlap(cell.task).table("users.parquet")["target_ratings"]
+    enough = [n for n in COUNTS if cell.beta * (rated > n).sum() >= ENOUGH_USERS]
+    return max([1, *enough])
 
 
 def _restored(entry: Entry) -> "StarDiffusion":

@@ -317,7 +317,7 @@ def _styled(cell: str) -> str:
 @app.command()
 def register(
     task: Annotated[str, typer.Option(help="Task of the catalogue.")],
-    profile: Annotated[str, typer.Option(help="Profile whose models are compared.")] = "strict",
+    profile: Annotated[str, typer.Option(help="Profile whose models are compared.")] = "tuned",
     force: Annotated[bool, typer.Option(help="Promote a model that beats nothing trivial, too.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -344,7 +344,7 @@ def recommend(
     task: Annotated[str, typer.Option(help="Task of the catalogue.")],
     users: Annotated[Path, typer.Option(help="Parquet: user_id, or user_id, item_id and rating.")],
     output: Annotated[Path, typer.Option(help="Parquet file to write.")],
-    profile: Annotated[str, typer.Option(help="Profile of settings.")] = "strict",
+    profile: Annotated[str, typer.Option(help="Profile of settings.")] = "tuned",
     cell: Annotated[
         str, typer.Option(help="β and seed, such as b20-s0; default: the first that is trained.")
     ] = "",

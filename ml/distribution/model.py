@@ -114,6 +114,8 @@ class StarDiffusion:
             self.state_ |= {f"diffusion.{name}": value for name, value in parameters.items()}
         alignment = self._fit_alignment(effects, data, condition.float())
         self.state_ |= {f"alignment.{name}": value for name, value in alignment.items()}
+        # As they will be stored: products of another layout round otherwise, and a restored model would differ.
+        self.state_ = {name: value.contiguous() for name, value in self.state_.items()}
         return self
 
     def _fit_diffusion(self, effects: Effects, condition: Tensor, users: Tensor) -> dict[str, Tensor]:
@@ -254,9 +256,7 @@ class StarDiffusion:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that prediction needs besides the hyper-parameters, as plain tensors."""
-        return {
-            name: value.clone(memory_format=torch.contiguous_format) for name, value in self.state_.items()
-        }
+        return {name: value.clone() for name, value in self.state_.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> StarDiffusion:
         """Take over the tensors of `state_dict` and return self."""

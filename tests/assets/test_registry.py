@@ -106,7 +106,7 @@ def test_the_champion_is_registered_with_its_card(house):
     test = test.query("stage == 'cold' and selection == 'validation'").set_index("metric")["value"]
     best = f"| **{done.model}** | {scores.min():.4f} | {test['rmse']:.4f} | {test['mae']:.4f} |"
     assert best in done.card
-    assert "| item_mean (trivial) | 8.0000 | nan | nan |" in done.card
+    assert "| item_mean (simple) | 8.0000 | nan | nan |" in done.card
     assert "## Known limits" in done.card
 
     assert client.get_logged_model(logged).source_run_id == version.run_id

@@ -37,6 +37,7 @@ TUNED = load_profiles()["tuned"]
 QUICK = {"model": "star_diffusion", "epochs": 1, "diffusion": {"steps": 60}}
 PROFILE = dataclasses.replace(
     TUNED,
+    name="served",
     models=("emcdr", "diffcdr"),
     ablations=(),
     controls=("ridge_source", "star_logit"),
@@ -49,7 +50,7 @@ BEATEN = ("global_mean", "item_mean", "item_source_bias", "ridge_source", "star_
 def house():
     made = trained_house()
     assets = [effects_asset(PROFILE), model_asset(PROFILE, "diffcdr"), recommendations_asset(PROFILE)]
-    names = ["tuned/source_effects", "tuned/diffcdr", "tuned/recommendations"]
+    names = ["served/source_effects", "served/diffcdr", "served/recommendations"]
     made.make(names, CELL.key, *assets)
     return made
 
@@ -61,7 +62,7 @@ def bundle(house) -> Bundle:
 
 @pytest.fixture(scope="module")
 def written(house) -> pd.DataFrame:
-    return house.store.recommendations("tuned", CELL).table("recommendations.parquet")
+    return house.store.recommendations("served", CELL).table("recommendations.parquet")
 
 
 def test_with_biased_factors_only_the_distribution_recommends(house):
@@ -92,15 +93,15 @@ def test_every_cold_user_gets_the_items_of_the_highest_mean(house, bundle, writt
 
 
 def test_other_effects_make_the_recommendations_stale(house):
-    entry = house.store.source_effects("tuned", "tiny_video", CELL.seed)
-    before = house.store.recommendations("tuned", CELL).require()
+    entry = house.store.source_effects("served", "tiny_video", CELL.seed)
+    before = house.store.recommendations("served", CELL).require()
     recommend_cell(house.store, house.compute, PROFILE, CELL, RecommendationConfig())
-    assert house.store.recommendations("tuned", CELL).require() == before
+    assert house.store.recommendations("served", CELL).require() == before
     facts = entry.require()
     content = (entry.path / "effects.safetensors").read_bytes()
     entry.write({"effects.safetensors": content}, "others", users=facts["users"], items=facts["items"])
     recommend_cell(house.store, house.compute, PROFILE, CELL, RecommendationConfig())
-    after = house.store.recommendations("tuned", CELL).require()
+    after = house.store.recommendations("served", CELL).require()
     assert after["fingerprint"] != before["fingerprint"]
 
 
@@ -164,13 +165,13 @@ def test_folding_by_hand_is_what_the_file_gets(house, bundle):
 
 
 def judged(house, **rmse: float) -> None:
-    own = house.store.model("tuned", "diffcdr", CELL).table("curves.parquet")["validation_rmse"].min()
+    own = house.store.model("served", "diffcdr", CELL).table("curves.parquet")["validation_rmse"].min()
     for name in BEATEN:
         curves = pd.DataFrame({"epoch": [1], "validation_rmse": [rmse.get(name, own + 0.1)]})
         rows = [(*where, value, 1) for where, value in errors(0.8, 1.0, "validation").items()]
         metrics = pd.DataFrame(rows, columns=["stage", "selection", "metric", "value", "epoch"])
         files = {"curves.parquet": parquet(curves), "metrics.parquet": parquet(metrics)}
-        house.store.model("tuned", name, Cell.parse(CELL.key)).write(files, "made by hand")
+        house.store.model("served", name, Cell.parse(CELL.key)).write(files, "made by hand")
 
 
 def test_what_does_not_beat_the_logit_is_not_promoted(house):
@@ -178,7 +179,7 @@ def test_what_does_not_beat_the_logit_is_not_promoted(house):
     judged(house, star_logit=0.001)
     with pytest.raises(NotPromoted, match=r"but star_logit has 0\.0010"):
         register(house.store, house.tracking, "tiny", PROFILE)
-    (house.store.model("tuned", "star_logit", CELL).path / "manifest.json").unlink()
+    (house.store.model("served", "star_logit", CELL).path / "manifest.json").unlink()
     with pytest.raises(NotPromoted, match="there is no validation RMSE of star_logit"):
         register(house.store, house.tracking, "tiny", PROFILE)
 
@@ -189,7 +190,7 @@ def test_the_distribution_is_registered_with_its_scores(house):
     assert done.model == "diffcdr"
     card = done.card
     assert "| model | validation RMSE | test RMSE | test MAE | test CRPS | test calibration error |" in card
-    test = house.store.model("tuned", "diffcdr", CELL).table("metrics.parquet")
+    test = house.store.model("served", "diffcdr", CELL).table("metrics.parquet")
     test = test.query("stage == 'cold' and selection == 'validation'").set_index("metric")["value"]
     shown = " | ".join(f"{test[name]:.4f}" for name in ("rmse", "mae", "crps", "calibration_error"))
     assert f" | {shown} |" in card
