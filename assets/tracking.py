@@ -63,11 +63,10 @@ class CellRun:
     """One open MLflow run. `url` is its page in the MLflow UI."""
 
     def __init__(self, client: Any, run_id: str, url: str, params: Mapping[str, object]) -> None:
-        from mlflow.entities import Param
-
         self.run_id, self.url = run_id, url
         self.client = client
-        self._params = [Param(name, str(value)) for name, value in params.items()]
+        self._params: list = []
+        self.params(params)
         self._metrics: list = []
         self._nonfinite: set[str] = set()
         self._flushed = time.monotonic()
@@ -89,6 +88,12 @@ class CellRun:
             self._metrics.append(Metric(name, value, now, step))
         if len(self._metrics) >= BATCH or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Add hyper-parameters that were not known when the run began."""
+        from mlflow.entities import Param
+
+        self._params += [Param(name, str(value)) for name, value in values.items()]
 
     def text(self, text: str, name: str) -> None:
         """Attach `text` as the artifact `name`, for example `table.md`."""

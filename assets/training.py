@@ -16,7 +16,7 @@ import importlib.util
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -28,8 +28,6 @@ from assets.controls import PERMUTED, PERMUTED_MODEL, PREDICTORS, VECTORS, evide
 from assets.distributions import (
     DIFFUSION,
     DISTRIBUTIONS,
-    Predicted,
-    calibration,
     describe,
     overlap_codes,
     predict,
@@ -37,6 +35,7 @@ from assets.distributions import (
     transfer_ratings,
 )
 from assets.factors import EVALUATION, FactorJudge, source_config
+from assets.outcomes import SIDES, Outcome, error_files, fine_tune_held_out, metric_rows, target_scale
 from assets.partitions import CATALOG, Cell, span
 from assets.problems import (
     CellData,
@@ -45,14 +44,11 @@ from assets.problems import (
     domain_ratings,
     held_out_ratings,
     joined,
-    training_rows,
-    warm_halves,
 )
 from assets.profiles import Profile
 from assets.progress import Stopwatch, epochs, fastest
 from assets.store import Entry, Store, code_version, fingerprint, parquet, tensors
 from assets.tracking import CellRun, DatasetRecord, MlflowTracking, log_diffcdr
-from ml.splits import TEST, VALIDATION
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,9 +57,9 @@ if TYPE_CHECKING:
     from ml.models.base import Epoch, Ratings, TransferModel
 
 log = logging.getLogger("diffcdr")
-SIDES = {"validation": VALIDATION, "test": TEST}
 SHARED_CODE = (
     "assets/training.py",
+    "assets/outcomes.py",
     "assets/problems.py",
     "ml/training.py",
     "ml/warm_start.py",
@@ -100,41 +96,8 @@ def _own_code(registered: str) -> tuple[str, ...]:
     return OWN_CODE.get(registered, (file,))
 
 
-@dataclass
-class Outcome:
-    """What training leaves of one cell. `held` and `weights` are those of the epoch chosen so far.
-
-    held: target factors of the validation and test users by side; items: the item factors they go with;
-    predicted: of the test ratings, where there are no such factors; model, settings: what `weights` belong
-    to; warm: metrics by epoch of fine-tuning, and `before` it, by side; trials: all that were tried; speed:
-    samples and seconds.
-    """
-
-    items: "Tensor | None" = None
-    model: str = ""
-    settings: dict[str, object] = field(default_factory=dict)
-    curves: list[dict] = field(default_factory=list)
-    held: "dict[str, Tensor]" = field(default_factory=dict)
-    predicted: Predicted | None = None
-    trials: list[dict] = field(default_factory=list)
-    weights: "dict[str, Tensor]" = field(default_factory=dict)
-    before: dict[str, dict] = field(default_factory=dict)
-    warm: list[dict] = field(default_factory=list)
-    warm_left_out: int = 0
-    speed: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def judged(self) -> list[dict]:
-        """The curves as `ml.evaluation.selection` takes them."""
-        return [{side: _of_side(row, side) for side in SIDES} for row in self.curves]
-
-
 # Trains a group of cells with settings, recording epochs in the runs that are given.
 Attempt = Callable[["ModelTraining", list[Cell], dict[str, object], "list[CellRun | None]"], list[Outcome]]
-
-
-def _of_side(row: Mapping, side: str) -> dict | None:
-    return {k.removeprefix(f"{side}_"): v for k, v in row.items() if k.startswith(f"{side}_")} or None
 
 
 @dataclass
@@ -169,7 +132,8 @@ class ModelTraining:
             runs = [stack.enter_context(self._mlflow_run(cell)) for cell in cells]
             outcomes = train(cells, runs)
             if self._warms(cells[0].task):
-                self._warm_up(cells, outcomes)
+                clip = self._clip(cells[0])
+                fine_tune_held_out(self.store, self.profile, self.objective, cells, outcomes, clip)
             for cell, run, outcome in zip(cells, runs, outcomes, strict=True):
                 self._write(cell, pending[cell], run, outcome)
 
@@ -189,7 +153,7 @@ class ModelTraining:
         return self.profile.clips(PERMUTED_MODEL if self.registered == PERMUTED else self.name)
 
     def _clip(self, cell: Cell) -> tuple[float, float] | None:
-        return _target_scale(cell) if self.clips else None
+        return target_scale(cell) if self.clips else None
 
     @property
     def title(self) -> str:
@@ -435,7 +399,7 @@ class ModelTraining:
         ]
         for row in outcome.curves:
             run.metrics({name: value for name, value in row.items() if name != "epoch"}, int(row["epoch"]))
-        run.metrics({"trial": best + 1})
+        run.params(_hyperparameters(trials[best]))
         return outcome
 
     def _cmf(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
@@ -610,45 +574,6 @@ class ModelTraining:
         for outcome in outcomes:
             outcome.speed = speed
 
-    def _warm_up(self, group: list[Cell], outcomes: list[Outcome]) -> None:
-        """Fine-tune every held-out user on the earlier half of their ratings, and judge on the later half.
-
-        Validation users are fine-tuned in the same way, so that the number of epochs can be chosen on them.
-        """
-        from ml.evaluation.cold_start import measure
-        from ml.warm_start import fine_tune
-
-        parts = [
-            (cell, outcome, side, halves)
-            for cell, outcome in zip(group, outcomes, strict=True)
-            for side in outcome.held
-            if (halves := warm_halves(self.store, self.profile, cell, SIDES[side], self.objective))
-            is not None
-        ]
-        if not parts:
-            return
-        clip = self._clip(group[0])
-        for _, outcome, side, halves in parts:
-            outcome.warm_left_out = halves.left_out if side == "test" else outcome.warm_left_out
-            outcome.before[side] = measure(
-                self.objective, outcome.held[side], outcome.items, halves.later, halves.known, clip
-            )
-        settings = self.profile.factors(group[0].task)
-        tuned = fine_tune(
-            [outcome.held[side] for _, outcome, side, _ in parts],
-            [outcome.items for _, outcome, _, _ in parts],
-            [halves.tuning for *_, halves in parts],
-            [cell.seed for cell, *_ in parts],
-            **{key: settings[key] for key in ("epochs", "batch", "lr")},
-        )
-        for users in tuned:
-            for outcome in outcomes:
-                outcome.warm.append(dict.fromkeys(SIDES))
-            for (_, outcome, side, halves), factors in zip(parts, users, strict=True):
-                outcome.warm[-1][side] = measure(
-                    self.objective, factors, outcome.items, halves.later, halves.known, clip
-                )
-
     # What is written.
 
     def _mlflow_run(self, cell: Cell) -> contextlib.AbstractContextManager[CellRun]:
@@ -676,19 +601,14 @@ class ModelTraining:
 
     def _parameters(self, task: str) -> dict[str, object]:
         """Every hyper-parameter with its value, defaults included, as MLflow shows it."""
-        from ml.distribution import registry as distributions
-        from ml.models.registry import MODELS, build
-
-        settings = self.profile.model(self.name, task)
-        if self.registered in MODELS or ":" in self.registered:
-            settings = build(self.registered, **settings).hyperparameters()
-        if self.registered in distributions.MODELS:
-            settings = distributions.hyperparameters(distributions.build(self.registered, **settings))
         factors = {f"factors.{k}": v for k, v in self.profile.factors(task).items()}
+        trials = self.profile.trials(self.name, task)
+        # Of several trials the chosen one's are added when it is known.
+        settings = _hyperparameters(trials[0]) if len(trials) == 1 else {}
         return {**factors, **settings, "clip": self.clips}
 
     def _write(self, cell: Cell, mark: str, run: CellRun, outcome: Outcome) -> None:
-        rows = self._metric_rows(outcome)
+        rows = metric_rows(outcome, self.objective)
         last = int(outcome.curves[-1]["epoch"])
         run.metrics(
             {f"{row['stage']}.{row['selection']}.{row['metric']}": row["value"] for row in rows}, last
@@ -697,9 +617,15 @@ class ModelTraining:
         files = {
             "metrics.parquet": parquet(pd.DataFrame(rows)),
             "curves.parquet": parquet(pd.DataFrame(outcome.curves)),
-            **self._factor_files(cell, outcome),
             **self._weight_files(cell, run, outcome),
         }
+        if outcome.held:
+            own_items = {"items": outcome.items} if self.registered in ("cmf", *PREDICTORS) else {}
+            files["users.safetensors"] = tensors({"users": outcome.held["test"], **own_items})
+        if self.objective.name == "rating":
+            files |= error_files(self.store, self.profile, cell, outcome, self.clips)
+        if outcome.trials:
+            files["trials.parquet"] = parquet(pd.DataFrame(outcome.trials))
         if outcome.speed:
             files["throughput.parquet"] = parquet(pd.DataFrame([outcome.speed]))
         self.entry(cell).write(
@@ -710,82 +636,6 @@ class ModelTraining:
             test_users=len(self._held_out(cell)["test"][0]),
             warm_left_out=outcome.warm_left_out,
         )
-
-    def _metric_rows(self, outcome: Outcome) -> list[dict]:
-        """Cold: all held-out ratings. Warm: the later half after fine-tuning. Cold, `_later`: it before."""
-        from ml.evaluation.selection import select
-
-        cold = select(outcome.judged, self.objective)
-        rows = [{"stage": "cold", **asdict(selected)} for selected in cold]
-        if outcome.before.get("test"):
-            rules = dict.fromkeys(selected.selection for selected in cold)
-            rows += [
-                {"stage": "cold", "selection": rule, "metric": f"{metric}_later", "value": value, "epoch": 0}
-                for rule in rules
-                for metric, value in outcome.before["test"].items()
-            ]
-            rows += [{"stage": "warm", **asdict(s)} for s in select(outcome.warm, self.objective)]
-        return rows
-
-    def _factor_files(self, cell: Cell, outcome: Outcome) -> dict[str, bytes]:
-        files = {}
-        if outcome.held:
-            own_items = {"items": outcome.items} if self.registered in ("cmf", *PREDICTORS) else {}
-            files["users.safetensors"] = tensors({"users": outcome.held["test"], **own_items})
-        if self.objective.name == "rating":
-            files |= self._error_files(cell, outcome)
-        if outcome.trials:
-            files["trials.parquet"] = parquet(pd.DataFrame(outcome.trials))
-        return files
-
-    def _error_files(self, cell: Cell, outcome: Outcome) -> dict[str, bytes]:
-        """Where the errors on the test users are: by user, by what is known, by what was predicted."""
-        from ml.evaluation.cold_start import user_error_sums
-
-        members, ratings = self._held_out(cell)["test"]
-        raw = outcome.predicted or self._points(outcome, ratings)
-        clip = self._clip(cell)
-        shown = Predicted(raw.mean.clamp(*clip), raw.median.clamp(*clip)) if clip else raw
-        sums = user_error_sums(shown.mean, shown.median, shown.crps(ratings), ratings, len(members))
-        frame = pd.DataFrame({"user": members, **{name: s.numpy() for name, s in sums.items()}})
-        files = {
-            "user_errors.parquet": parquet(frame),
-            "coverage.parquet": parquet(self._coverage(cell, raw, members, ratings)),
-        }
-        if raw.probabilities is not None:
-            files["calibration.parquet"] = parquet(calibration(raw, ratings))
-        return files
-
-    @staticmethod
-    def _points(outcome: Outcome, ratings: "Ratings") -> Predicted:
-        from ml.evaluation import ratings as points
-
-        predicted = points.predict(outcome.held["test"], outcome.items, ratings)
-        return Predicted(predicted, predicted)
-
-    def _coverage(
-        self, cell: Cell, predicted: Predicted, members: np.ndarray, ratings: "Ratings"
-    ) -> pd.DataFrame:
-        """The test users' errors by training ratings of the item, by source history and by prediction."""
-        import torch
-
-        from ml.evaluation.coverage import coverage
-
-        target = domain_ratings(self.store, CATALOG.tasks[cell.task].target)
-        rows = training_rows(self.store, self.profile, cell)
-        of_item = np.bincount(target.items[rows], minlength=target.n_items)
-        liked = self.store.overlap(cell.task).table("liked.parquet")["user"]
-        history = np.bincount(liked, minlength=members.max() + 1)[members]
-        sums = coverage(
-            predicted.mean,
-            ratings.values,
-            torch.from_numpy(of_item)[ratings.items],
-            torch.from_numpy(history)[ratings.users],
-            _target_scale(cell),
-            self.clips,
-            None if predicted.median is predicted.mean else predicted.median,
-        )
-        return pd.DataFrame(sums)
 
     def _weight_files(self, cell: Cell, run: CellRun, outcome: Outcome) -> dict[str, bytes]:
         if not outcome.weights:
@@ -798,8 +648,18 @@ class ModelTraining:
         return {"weights.safetensors": weights, "config.json": json.dumps(config, indent=1).encode()}
 
 
-def _target_scale(cell: Cell) -> tuple[float, float]:
-    return CATALOG.domains[CATALOG.tasks[cell.task].target].scale
+def _hyperparameters(settings: Mapping[str, object]) -> dict[str, object]:
+    """The `model` of these settings and all its hyper-parameters, defaults included."""
+    from ml.distribution import registry as distributions
+    from ml.models.registry import MODELS, build
+
+    given = {name: value for name, value in settings.items() if name != "model"}
+    model = str(settings["model"])
+    if model in MODELS or ":" in model:
+        given = build(model, **given).hyperparameters()
+    if model in distributions.MODELS:
+        given = distributions.hyperparameters(distributions.build(model, **given))
+    return {"model": model, **given}
 
 
 def _domains(cell: Cell) -> dict[str, str]:
