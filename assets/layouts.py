@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from assets import tables
+from assets import tables, verdicts
 from assets.catalog import Catalog
 from assets.formats import STAR, Layout, layout
 from assets.tables import OURS, Metric
@@ -191,7 +191,7 @@ def _paper_cells(part: pd.DataFrame, paper: pd.Series, names: Names, metric: Met
 def verdict(frame: pd.DataFrame, recommended: pd.DataFrame, names: Names) -> list[Layout]:
     """Sentences, then numbers: rows task × β × metric × question."""
     rows = []
-    for head, _, part in _groups(frame, names, tables.ERRORS):
+    for head, _, part in _groups(frame, names, verdicts.METRICS):
         for row in part.itertuples():
             cells = {
                 "Question": row.question,

@@ -106,8 +106,9 @@ def verdict_part(store: Store, profile: Profile) -> Part:
         "users, pooled over seeds. Interval: paired bootstrap of whole users, "
         f"{tables.RESAMPLES:,} resamples, 95 %. yes: all of it is below 0; no: all above; open: neither.",
         "Transfer: what knows the user's source ratings against what knows nothing of the user. Learning: "
-        "trained models against simple statistics of the source. Diffusion: DiffCDR against every other "
-        "trained model.",
+        "trained models against simple statistics of the source. Baselines: DiffCDR against every other "
+        "trained model. Diffusion: DiffCDR against the same without its diffusion. CRPS: of distributions "
+        "alone.",
     )
     shown = _verdict_layouts(store, profile, frame)
     gaps = _gaps(

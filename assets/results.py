@@ -14,7 +14,7 @@ THROUGHPUT += ["train_samples", "train_seconds", "test_samples", "test_users", "
 USER_ERRORS = ["task", "beta", "seed", "model", "user", "absolute", "squared", "crps", "count"]
 CALIBRATION = ["task", "beta", "seed", "model", "kind", "level", "bin", "count", "stated", "observed"]
 WARMING = ["task", "beta", "seed", "method", "n", "users", "ratings", "mae", "rmse", "crps"]
-VALIDATION = ["task", "beta", "seed", "model", "mae", "rmse"]
+VALIDATION = ["task", "beta", "seed", "model", "mae", "rmse", "crps"]
 COVERAGE = ["task", "beta", "seed", "model", "by", "bucket", "position", "count"]
 COVERAGE += ["absolute", "squared", "predicted", "actual", "outside"]
 DISTANCES = ["task", "beta", "seed", "model", "side", "nfe", "frechet", "mmd", "euclidean", "cosine"]
@@ -83,12 +83,10 @@ def read_validation(store: Store, profile: str) -> pd.DataFrame:
     Empty for a profile without validation users.
     """
     folder = f"models/profile={profile}/model=*/objective=rating/task=*"
-    columns = [*VALIDATION[:4], "epoch", "validation_mae", "validation_rmse"]
+    columns = [*VALIDATION[:4], "epoch", *(f"validation_{metric}" for metric in VALIDATION[4:])]
     curves = _read(store.artifact_root, folder, "curves.parquet", columns, _KEYS)
     curves = curves.dropna(subset="validation_rmse").sort_values("validation_rmse", kind="stable")
-    chosen = curves.drop_duplicates(VALIDATION[:4]).rename(
-        columns={"validation_mae": "mae", "validation_rmse": "rmse"}
-    )
+    chosen = curves.drop_duplicates(VALIDATION[:4]).rename(columns=lambda c: c.removeprefix("validation_"))
     return chosen[VALIDATION].sort_values(VALIDATION[:4]).reset_index(drop=True)
 
 

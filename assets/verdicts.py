@@ -1,11 +1,12 @@
 """The verdict of a task: does transfer help here, by how much, and which model to use.
 
 Models are chosen by their validation error alone; what is said of them is then measured on the test users,
-with a paired bootstrap interval over users. Three questions, each a comparison of the best of two families:
+with a paired bootstrap interval over users. Four questions, each a comparison of the best of two families:
 
 - transfer: what knows the user's source ratings, against what knows nothing of the user;
 - learning: trained models, against predictors from simple statistics of the source;
-- diffusion: DiffCDR, against every other trained model.
+- baselines: DiffCDR, against every other trained model;
+- diffusion: DiffCDR, against the same model without its diffusion.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,9 @@ from assets.tables import ERRORS, OURS, RESAMPLES, Metric, pooled_users
 
 WITHOUT_USER = ("global_mean", "item_mean", *VECTORS, "tgt")
 SIMPLE = ("item_source_bias", "ridge_source", *DISCRIMINATIVE)
-QUESTIONS = ("transfer", "learning", "diffusion")
+# A distribution's CRPS is compared with that of other distributions alone.
+METRICS = (*ERRORS, Metric("crps", "CRPS"))
+SUMS = {"mae": "absolute", "rmse": "squared", "crps": "crps"}
 COLUMNS = ["task", "beta", "metric", "question", "model", "against", "value", "value_against", "difference"]
 COLUMNS += ["low", "high", "users", "seeds", "answer"]
 
@@ -45,8 +48,14 @@ def families(profile: Profile) -> dict[str, Families]:
     return {
         "transfer": Families([*trained, *simple], blind),
         "learning": Families(trained, simple),
-        "diffusion": Families([OURS], [name for name in trained if name != OURS]),
+        "baselines": Families([OURS], [name for name in trained if name != OURS]),
+        "diffusion": Families([OURS], [n for n in profile.ablations if _without_diffusion(profile, n)]),
     }
+
+
+def _without_diffusion(profile: Profile, name: str) -> bool:
+    settings = profile.model(name, "")
+    return settings.get("parts") == "at" or settings.get("vectors") in ("gaussian", "mean")
 
 
 def candidates(profile: Profile) -> list[str]:
@@ -69,7 +78,7 @@ def verdicts(store: Store, profile: Profile, catalog: Catalog) -> pd.DataFrame:
             of_beta = errors[errors["beta"] == beta]
             rows += [
                 {"task": task, "beta": beta, "metric": metric.name, "question": question, **row}
-                for metric in ERRORS
+                for metric in METRICS
                 for question, pair in families(profile).items()
                 if (row := _compared(part, of_beta, pair, metric)) is not None
             ]
@@ -104,8 +113,8 @@ def _compared(judged: pd.DataFrame, errors: pd.DataFrame, pair: Families, metric
     theirs = best_validated(judged, pair.theirs, metric.name)
     if ours is None or theirs is None:
         return None
-    column, root = {"mae": ("absolute", False), "rmse": ("squared", True)}[metric.name]
-    pairs = pooled_users(errors, ours, theirs, column)
+    root = metric.name == "rmse"
+    pairs = pooled_users(errors, ours, theirs, SUMS[metric.name])
     if pairs.empty:
         return None
     sums = [pairs[name].to_numpy(float) for name in ("ours", "other", "count")]

@@ -54,13 +54,34 @@ def test_the_best_by_validation_is_compared_on_the_test_users(store):
     assert transfer["low"] < transfer["difference"] < transfer["high"] < 0
     assert transfer["answer"] == "yes"
     assert frame.loc[("rmse", "learning")][["model", "against"]].tolist() == ["diffcdr", "ridge_source"]
-    assert frame.loc[("rmse", "diffusion")][["model", "against"]].tolist() == ["diffcdr", "cmf"]
+    assert frame.loc[("rmse", "baselines")][["model", "against"]].tolist() == ["diffcdr", "cmf"]
 
 
 def test_rmse_is_the_root_of_the_pooled_squares(store):
     row = verdicts(store, TUNED, CATALOG).set_index(["metric", "question"]).loc[("rmse", "transfer")]
     sums = store.model("tuned", "diffcdr", CELL).table("user_errors.parquet")
     assert row["value"] == pytest.approx((sums["squared"].sum() / sum(COUNT)) ** 0.5)
+
+
+def test_distributions_are_compared_by_crps_with_distributions_alone(store):
+    for model, crps in (("diffcdr", 0.4), ("star_logit", 0.45), ("diffcdr_gaussian", 0.41)):
+        cell(store, model, (0.6, 0.88), 0.5)
+        entry = store.model("tuned", model, CELL)
+        files = {name: entry.table(name) for name in ("curves.parquet", "user_errors.parquet")}
+        files["curves.parquet"]["validation_crps"] = crps
+        files["user_errors.parquet"]["crps"] = crps * files["user_errors.parquet"]["count"]
+        finish(store, model, CELL.key, errors(0.5, 0.5, "validation"), profile="tuned", files=files)
+    frame = verdicts(store, TUNED, CATALOG)
+    frame = frame[frame["metric"] == "crps"].set_index("question")
+    assert frame["against"].to_dict() == {"learning": "star_logit", "diffusion": "diffcdr_gaussian"}
+    assert frame.loc["learning", "difference"] == pytest.approx(-0.05)
+    assert frame.loc["diffusion", "difference"] == pytest.approx(-0.01)
+
+
+def test_the_ablations_without_diffusion_are_known():
+    profiles = load_profiles()
+    assert families(profiles["strict"])["diffusion"].theirs == ["diffcdr_at"]
+    assert families(profiles["tuned"])["diffusion"].theirs == ["diffcdr_gaussian", "diffcdr_mean"]
 
 
 def test_a_model_that_harms_is_said_to(tmp_path):
