@@ -287,8 +287,9 @@ class ModelTraining:
             log.info("%s %s: fitted in %.1f s", self.title, cell.key, watch.seconds)
             outcome = self._judged_distribution(cell, run, model, description)
             outcome.weights, outcome.model, outcome.settings = model.state_dict(), self.registered, settings
+            trained = {"train_samples": len(data.target), "train_seconds": watch.seconds}
+            outcome.speed = {"device": "cpu", "replicas": 1, **trained, **outcome.speed}
             outcomes.append(outcome)
-            self._time_distribution(cell, outcome, model, description, len(data.target), watch.seconds)
         return outcomes
 
     def _permuted_distribution(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
@@ -300,7 +301,9 @@ class ModelTraining:
         for cell, run in zip(group, runs, strict=True):
             model.load_state_dict(self._permuted_model(cell).tensors("weights.safetensors"))
             description = describe(self.store, self.profile, cell, DIFFUSION)
-            outcomes.append(self._judged_distribution(cell, run, model, description, shuffled))
+            outcome = self._judged_distribution(cell, run, model, description, shuffled)
+            outcome.speed = {}  # nothing was trained
+            outcomes.append(outcome)
         return outcomes
 
     def _judged_distribution(
@@ -318,30 +321,15 @@ class ModelTraining:
         for side, (members, ratings) in self._held_out(cell).items():
             rows = codes[torch.from_numpy(members)]
             rows = rows if moved is None else rows[moved(len(rows), cell.seed, side)]
-            predicted = predict(model, description[rows], ratings, levels)
+            with Stopwatch() as watch:
+                predicted = predict(model, description[rows], ratings, levels)
             judged |= {f"{side}_{name}": value for name, value in predicted.metrics(ratings).items()}
-            if self.registered == DIFFUSION:
-                joint = model.joint_log_likelihood(description[rows], ratings).sum().item() / len(ratings)
-                judged[f"{side}_joint_log_likelihood"] = joint
+        if self.registered == DIFFUSION:
+            joint = model.joint_log_likelihood(description[rows], ratings).sum().item() / len(ratings)
+            judged["test_joint_log_likelihood"] = joint
         run.metrics(judged, 1)
-        return Outcome(curves=[{"epoch": 1, **judged}], predicted=predicted)
-
-    def _time_distribution(
-        self, cell: Cell, outcome: Outcome, model, description: "Tensor", samples: int, seconds: float
-    ) -> None:
-        members, ratings = self._held_out(cell)["test"]
-        rows = overlap_codes(self.store, cell.task, "source")[members]
-        outcome.speed = {
-            "device": "cpu",
-            "replicas": 1,
-            "train_samples": samples,
-            "train_seconds": seconds,
-            "test_samples": len(ratings),
-            "test_users": len(members),
-            "test_seconds": fastest(
-                lambda: model.predict(description[rows], ratings.users, ratings.items), 1
-            ),
-        }
+        speed = {"test_samples": len(ratings), "test_users": len(members), "test_seconds": watch.seconds}
+        return Outcome(curves=[{"epoch": 1, **judged}], predicted=predicted, speed=speed)
 
     def _judged_once(
         self,

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("diffcdr")
 CODE = code_version("assets/warming.py", "assets/controls.py", "ml/distribution", "ml/models/controls.py")
+# Users a cell: enough for the picture, and the same share of work at every β.
+USERS = 300
 # The predictors whose residuals are shrunk, and what that is called.
 SHIFTS = {"ridge_source": "gaussian_prior", "item_source_bias": "shrunk_bias"}
 
@@ -89,7 +91,7 @@ def _of_model(store: Store, profile: Profile, cell: Cell, name: str) -> pd.DataF
     model, most = _restored(store.model(profile.name, name, cell)), first_ratings(store, cell)
     newcomers = _newcomers(store, profile, cell, TEST)
     if name == diffusions(profile)[0]:
-        members, ratings = held_out_ratings(store, profile, cell, TEST)
+        members, ratings = _some(store, profile, cell, TEST)
         known = evidence(store, profile, cell, source_of(store, cell.task))
         shifts = _shifts(known, members, ratings)
         rows = error_by_n(model, newcomers, _newcomers(store, profile, cell, VALIDATION), shifts, most=most)
@@ -107,7 +109,8 @@ def first_ratings(store: Store, cell: Cell) -> int:
     from ml.distribution.warming import COUNTS, ENOUGH_USERS
 
     rated = store.overlap(cell.task).table("users.parquet")["target_ratings"]
-    enough = [n for n in COUNTS if cell.beta * (rated > n).sum() >= ENOUGH_USERS]
+    share = min(cell.beta, USERS / len(rated))
+    enough = [n for n in COUNTS if share * (rated > n).sum() >= ENOUGH_USERS]
     return max([1, *enough])
 
 
@@ -123,9 +126,27 @@ def _newcomers(store: Store, profile: Profile, cell: Cell, role: int) -> "Newcom
     """The users of a role; their ratings are stored in order of time, where there is time."""
     from ml.distribution.warming import Newcomers
 
-    members, ratings = held_out_ratings(store, profile, cell, role)
+    members, ratings = _some(store, profile, cell, role)
     description = source_effects(store, profile, cell).tensors("effects.safetensors")["description"]
     return Newcomers(description[overlap_codes(store, cell.task, "source")[members]], ratings)
+
+
+def _some(store: Store, profile: Profile, cell: Cell, role: int) -> "tuple[np.ndarray, Ratings]":
+    """Overlap rows and ratings of the users of a role, of USERS drawn ones where there are more."""
+    import torch
+
+    from ml.models.base import Ratings
+    from ml.training import replica_generator
+
+    members, ratings = held_out_ratings(store, profile, cell, role)
+    order = torch.randperm(len(members), generator=replica_generator(cell.seed, f"warming {role}"))
+    kept = order[:USERS].sort().values
+    place = torch.full((len(members),), -1)
+    place[kept] = torch.arange(len(kept))
+    rows = place[ratings.users] >= 0
+    return members[kept.numpy()], Ratings(
+        place[ratings.users[rows]], ratings.items[rows], ratings.values[rows]
+    )
 
 
 def _shifts(known: "Evidence", members: np.ndarray, ratings: "Ratings") -> "dict[str, UserShift]":
