@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -76,34 +78,51 @@ class ReplicaAdam:
         eps: float = 1e-8,
         max_norm: float | None = None,
     ) -> None:
-        self.parameters = list(parameters)
-        self.lr, self.betas, self.eps, self.max_norm = lr, betas, eps, max_norm
+        self.parameters, self.max_norm = list(parameters), max_norm
         # One row of moments a replica: the arithmetic runs once a step, not once a parameter.
-        self.sizes = [p[0].numel() for p in self.parameters]
         replicas, like = len(self.parameters[0]), self.parameters[0]
-        self.first = like.new_zeros(replicas, sum(self.sizes))
-        self.second = torch.zeros_like(self.first)
-        # Counted in float64: 1 − 0.999 loses five digits in float32.
-        self.steps = torch.zeros(replicas, 1, dtype=torch.float64, device=like.device)
+        sizes = [p[0].numel() for p in self.parameters]
+        self.gradient, self.change, self.first, self.second = like.new_zeros(4, replicas, sum(sizes))
+        self.gradients, self.changes = (
+            [part.view_as(p) for part, p in zip(row.split(sizes, 1), self.parameters, strict=True)]
+            for row in (self.gradient, self.change)
+        )
+        self.steps = torch.zeros(replicas, dtype=torch.int64, device=like.device)
+        self.rates = adam_rates(lr, betas, eps, like.dtype, like.device)
 
     @torch.no_grad()
     def update(self, gradients: Sequence[Tensor], active: Tensor) -> None:
         """Move the `active` (R,) replicas' parameters by `gradients`, one for each parameter."""
-        gradient = torch.cat([g.reshape(len(g), -1) for g in gradients], 1)
+        torch._foreach_copy_(self.gradients, gradients)
+        gradient = self.gradient
         if self.max_norm is not None:
             gradient = clip_by_replica(gradient, self.max_norm)
-        on = active.view(-1, 1).to(self.steps.dtype)
-        self.steps += on
-        beta1, beta2 = self.betas
-        count = self.steps.clamp(min=1)
-        size = (on * self.lr / (1 - beta1**count)).to(gradient.dtype)
-        root = (1 - beta2**count).sqrt().to(gradient.dtype)
-        gate = on.to(gradient.dtype)
-        self.first.lerp_(gradient, gate * (1 - beta1))
-        self.second.lerp_(gradient.square(), gate * (1 - beta2))
-        change = size * self.first / (self.second.sqrt() / root + self.eps)
-        for parameter, part in zip(self.parameters, change.split(self.sizes, 1), strict=True):
-            parameter -= part.view_as(parameter)
+        self.steps += active
+        count = (self.steps * active).clamp_(max=len(self.rates) - 1)
+        rate1, rate2, scale, floor = self.rates.index_select(0, count).unbind(1)
+        self.first.lerp_(gradient, rate1)
+        self.second.lerp_(gradient.square(), rate2)
+        torch.div(self.first, self.second.sqrt().mul_(scale).add_(floor), out=self.change)
+        torch._foreach_sub_(self.parameters, self.changes)
+
+
+@lru_cache(maxsize=8)
+def adam_rates(
+    lr: float, betas: tuple[float, float], eps: float, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """What Adam's step t multiplies with, in row t: 1 − β₁, 1 − β₂, s_t and f_t (rows, 4, 1).
+
+    A parameter moves by m / (s_t √v + f_t), which is torch's lr / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε).
+    Row 0 moves nothing, not even the moments. In the last row the corrections have become 1.
+    """
+    last = math.ceil(max(math.log(torch.finfo(dtype).eps / 4) / math.log(beta) for beta in betas))
+    # In float64: 1 − 0.999 loses five digits in float32.
+    step = torch.arange(last + 1, dtype=torch.float64)
+    first, second = (1 - beta**step for beta in betas)
+    rates = [torch.full_like(step, 1 - beta) for beta in betas]
+    table = torch.stack([*rates, first / second.sqrt() / lr, eps * first / lr], 1)
+    table[0] = torch.tensor([0, 0, 0, torch.inf])
+    return table[..., None].to(device, dtype)
 
 
 def clip_by_replica(gradient: Tensor, max_norm: float) -> Tensor:

@@ -14,14 +14,14 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ml.training import EpochPlan, ReplicaAdam, replica_generator
-
 
 BLOCK = 8192  # training rows gathered at once: what a step reads of them stays in the processor's cache
 
@@ -163,7 +163,7 @@ class Batch:
     rows: Tensor
     weight: Tensor
     draws: dict[str, Tensor]
-    inputs: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def share(self) -> Tensor:
@@ -215,19 +215,41 @@ class Stack:
     """R problems side by side, short tables padded with zeros, so that one gather serves all replicas.
 
     source, target: (R, n, k); target_items: (R, items, k); source_items: (R, source items, k);
-    users, items: (R, m) int64 and values: (R, m) float32 are the ratings.
+    users, items: (R, m) int64 and values: (R, m) float32 are the ratings. A table that no model reads is
+    never stacked.
     """
 
     def __init__(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> None:
         self.problems, self.device = list(problems), device
-        self.source = self.pad([p.source.factors for p in problems])
-        self.target = self.pad([p.target_factors for p in problems])
-        self.target_items = self.pad([p.target_items for p in problems])
-        self.source_items = self.pad([p.source.item_factors for p in problems])
-        self.users = self.pad([p.ratings.users for p in problems])
-        self.items = self.pad([p.ratings.items for p in problems])
-        self.values = self.pad([p.ratings.values for p in problems])
         self.extra: dict[str, Tensor] = {}
+
+    @cached_property
+    def source(self) -> Tensor:
+        return self.pad([p.source.factors for p in self.problems])
+
+    @cached_property
+    def target(self) -> Tensor:
+        return self.pad([p.target_factors for p in self.problems])
+
+    @cached_property
+    def target_items(self) -> Tensor:
+        return self.pad([p.target_items for p in self.problems])
+
+    @cached_property
+    def source_items(self) -> Tensor:
+        return self.pad([p.source.item_factors for p in self.problems])
+
+    @cached_property
+    def users(self) -> Tensor:
+        return self.pad([p.ratings.users for p in self.problems])
+
+    @cached_property
+    def items(self) -> Tensor:
+        return self.pad([p.ratings.items for p in self.problems])
+
+    @cached_property
+    def values(self) -> Tensor:
+        return self.pad([p.ratings.values for p in self.problems])
 
     def pad(self, tables: list[Tensor]) -> Tensor:
         """One table (n_r, ...) of each replica as (R, max n_r, ...), zero where padded."""
@@ -323,8 +345,7 @@ class TransferModel(ABC):
 
     def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss (R,) of a batch and its gradients by name; a model may have them in closed form."""
-        with torch.enable_grad():
-            loss = self.loss(stack, batch)
+        loss = self.loss(stack, batch)
         gradients = torch.autograd.grad(loss.sum(), list(self.parameters_.values()))
         return loss.detach(), dict(zip(self.parameters_, gradients, strict=True))
 

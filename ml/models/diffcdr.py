@@ -16,7 +16,7 @@ from torch import Tensor
 from ml.diffusion import affine, network
 from ml.diffusion.schedule import TRAINING_STEPS, training_levels
 from ml.diffusion.solver import SOLVERS, plan
-from ml.models.base import Batch, Epoch, Problem, SourceUsers, Stack, TransferModel, linear, weighted_mean
+from ml.models.base import Batch, Epoch, Problem, SourceUsers, Stack, TransferModel, linear
 from ml.training import ReplicaAdam, replica_generator
 
 CHOICES = {
@@ -179,70 +179,81 @@ class DiffCDR(TransferModel):
             return Optimizers(None, alignment)
         return Optimizers(ReplicaAdam(list(self.dim_.values()), self.lr, max_norm=self.clip), alignment)
 
+    def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
+        """x: x_t = √ᾱ_t u_t + √(1 − ᾱ_t) ε (Equation 5), (R, B, k); embedding: τ(t), (R, B, hidden)."""
+        users = stack.gather(stack.users, batch.rows, -2)
+        source, target = (stack.gather(table, users, -2) for table in (stack.source, stack.target))
+        inputs = {"source": source, "target": target, "share": batch.share}
+        if self.parts != "da":
+            items = stack.gather(stack.items, batch.rows, -2)
+            inputs["item"] = stack.gather(stack.target_items, items, -2)
+            inputs["value"] = stack.gather(stack.values, batch.rows, -2)
+        if self.parts != "at":
+            signal, level, embedding = (
+                torch.nn.functional.embedding(batch.draws["time"], stack.extra[name])
+                for name in ("signal", "level", "embedding")
+            )
+            inputs["x"] = signal * target + level * batch.draws["noise"]
+            inputs["embedding"] = embedding
+        return inputs
+
     def step(self, stack: Stack, batch: Batch, optimizer: Optimizers) -> dict[str, Tensor]:
         """A step of DIM, then a step of ALM on the output of the DIM just updated (Algorithm 1)."""
         active = batch.weight.any(1)
-        users = stack.gather(stack.users, batch.rows)
-        source, target = stack.gather(stack.source, users), stack.gather(stack.target, users)
-        losses, moved = {}, source
+        inputs = batch.inputs or self.inputs(stack, batch)
+        losses, moved = {}, inputs["source"]
         if optimizer.dim is not None:
-            loss, gradients = self._dim_gradients(stack, batch, source, target)
+            loss, gradients = self._dim_gradients(inputs, batch.draws)
             losses["dim"] = loss.expand(self.replicas)
             optimizer.dim.update(gradients, active)
-            moved = self._transport(self.parameters_, batch.draws.get("start", source), source)
-        alignment, gradient = self._alignment_gradient(stack, batch, moved, target)
+            start = batch.draws.get("start", inputs["source"])
+            moved = self._transport(self.parameters_, start, inputs["source"])
+        alignment, gradient = self._alignment_gradient(stack, inputs, moved)
         optimizer.alignment.update([gradient], active)
         return losses | alignment
 
     def loss(self, stack: Stack, batch: Batch) -> Tensor:
         """DIM's loss (R,): smooth L1 between the noise and its plain masked prediction (section 3.3)."""
-        users = stack.gather(stack.users, batch.rows)
-        source, target = stack.gather(stack.source, users), stack.gather(stack.target, users)
-        inputs = self._dim_inputs(stack, batch, source, target)
-        predicted = network.noise(self.dim_, *inputs, self.activation)
-        value, _ = smooth_l1(predicted - batch.draws["noise"])
-        return weighted_mean(value.mean(2), batch.weight)
+        return self._dim_loss(batch.inputs or self.inputs(stack, batch), batch.draws)
 
-    def _dim_inputs(self, stack: Stack, batch: Batch, source: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        """x_t = √ᾱ_t u_t + √(1 − ᾱ_t) ε (Equation 5), τ(t), condition and mask."""
-        signal, level, embedding = (
-            torch.nn.functional.embedding(batch.draws["time"], stack.extra[name])
-            for name in ("signal", "level", "embedding")
-        )
-        return signal * target + level * batch.draws["noise"], embedding, source, batch.draws["mask"]
+    def _dim_loss(self, inputs: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
+        x, embedding, condition = (inputs[name] for name in ("x", "embedding", "source"))
+        predicted = network.noise(self.dim_, x, embedding, condition, draws["mask"], self.activation)
+        value, _ = smooth_l1(predicted - draws["noise"])
+        return (value.mean(2) * inputs["share"]).sum(1)
 
     def _dim_gradients(
-        self, stack: Stack, batch: Batch, source: Tensor, target: Tensor
+        self, inputs: dict[str, Tensor], draws: dict[str, Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """DIM's loss (R,) and its gradients, in the order of `network.NAMES`."""
         if self.activation != "none":
-            loss = self.loss(stack, batch)
+            loss = self._dim_loss(inputs, draws)
             gradients = torch.autograd.grad(loss.sum(), list(self.dim_.values()))
             return loss.detach(), list(gradients)
         with torch.no_grad():
-            inputs = self._dim_inputs(stack, batch, source, target)
-            predicted, trace = affine.forward(self.dim_, *inputs)
-            value, slope = smooth_l1(predicted - batch.draws["noise"])
-            by_name = affine.backward(self.dim_, trace, slope * row_scale(batch.weight, slope))
-            return weighted_mean(value.mean(2), batch.weight), [by_name[name] for name in network.NAMES]
+            x, embedding, condition = (inputs[name] for name in ("x", "embedding", "source"))
+            predicted, trace = affine.forward(self.dim_, x, embedding, condition, draws["mask"])
+            value, slope = smooth_l1(predicted - draws["noise"])
+            by_name = affine.backward(self.dim_, trace, slope * row_scale(inputs["share"], slope))
+            loss = (value.mean(2) * inputs["share"]).sum(1)
+            return loss, [by_name[name] for name in network.NAMES]
 
     @torch.no_grad()
     def _alignment_gradient(
-        self, stack: Stack, batch: Batch, moved: Tensor, target: Tensor
+        self, stack: Stack, inputs: dict[str, Tensor], moved: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Alignment and task loss (R,) on DIM's output `moved`, and the gradient of Equation 7 by ALM."""
         squared = self.alignment_loss == "l2" or self.parts == "da"
-        aligned = moved @ self.parameters_["alignment.weight"].mT
-        value, slope = (squared_error if squared else smooth_l1)(aligned - target)
-        losses = {"alignment": weighted_mean(value.mean(2), batch.weight)}
+        aligned, share = moved @ self.parameters_["alignment.weight"].mT, inputs["share"]
+        value, slope = (squared_error if squared else smooth_l1)(aligned - inputs["target"])
+        losses = {"alignment": (value.mean(2) * share).sum(1)}
         if self.parts != "da":
-            items = stack.gather(stack.target_items, stack.gather(stack.items, batch.rows))
-            residual = (aligned * items).sum(2) - stack.gather(stack.values, batch.rows)
-            losses["task"] = weighted_mean(residual.square(), batch.weight)
+            residual = (aligned * inputs["item"]).sum(2) - inputs["value"]
+            losses["task"] = (residual.square() * share).sum(1)
             # Times k, for `row_scale` divides by it and the task loss is no mean over the width.
             weight = 2 * slope.shape[2] * stack.extra.get("task_weight", self.task_weight)
-            slope = slope + weight * residual[..., None] * items
-        return losses, (slope * row_scale(batch.weight, slope)).mT @ moved
+            slope = slope + weight * residual[..., None] * inputs["item"]
+        return losses, (slope * row_scale(share, slope)).mT @ moved
 
     @torch.no_grad()
     def _transport(self, parameters: dict[str, Tensor], x: Tensor, c: Tensor) -> Tensor:
@@ -289,6 +300,6 @@ def squared_error(error: Tensor) -> tuple[Tensor, Tensor]:
     return error.square(), 2 * error
 
 
-def row_scale(weight: Tensor, values: Tensor) -> Tensor:
-    """(R, B, 1): what each entry of `values` (R, B, k) counts in the weighted mean over rows and width."""
-    return (weight / (weight.sum(1, keepdim=True).clamp(min=1) * values.shape[2]))[..., None]
+def row_scale(share: Tensor, values: Tensor) -> Tensor:
+    """(R, B, 1): what each entry of `values` (R, B, k) counts in the mean over rows, by share, and width."""
+    return (share / values.shape[2])[..., None]

@@ -32,15 +32,17 @@ class EMCDR(TransferModel):
     def loss(self, stack: Stack, batch: Batch) -> Tensor:
         return self.gradients(stack, batch)[0]
 
+    def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
+        source, target = (stack.columns(table, batch.rows) for table in (stack.source, stack.target))
+        return {"source": source, "target": target, "share": batch.share.unsqueeze(-2) / target.shape[-2]}
+
     @torch.no_grad()
     def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss (R,) and its gradient in closed form: autograd costs more than the step itself."""
-        source = stack.gather(stack.source, batch.rows)
-        error = source @ self.parameters_["map"].mT - stack.gather(stack.target, batch.rows)
-        rows = batch.weight.sum(1).clamp(min=1) * error.shape[2]
-        weighted = error * batch.weight.unsqueeze(2)
-        loss = (weighted * error).sum((1, 2)) / rows
-        return loss, {"map": (weighted.mT @ source) * (2 / rows).view(-1, 1, 1)}
+        source, target, share = (batch.inputs or self.inputs(stack, batch)).values()
+        error = torch.baddbmm(target, self.parameters_["map"], source, beta=-1)
+        shared = error * share
+        return (shared * error).sum((1, 2)), {"map": 2 * shared @ source.mT}
 
     def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
         return users.factors @ parameters["map"].T

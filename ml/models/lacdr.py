@@ -44,30 +44,33 @@ class LACDR(TransferModel):
         optimizer.update([gradients[name] for name in self.parameters_], batch.weight.any(1))
         return {"loss": total / batch.weight.sum(1).clamp(min=1)}
 
+    def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
+        users = stack.gather(stack.users, batch.rows, -2)
+        return {"source": stack.columns(stack.source, users), "target": stack.columns(stack.target, users)}
+
     @torch.no_grad()
     def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss (R,) and its gradients in closed form: autograd costs more than the step itself."""
-        users = stack.gather(stack.users, batch.rows)
-        tables = {"source": stack.source, "target": stack.target}
-        vectors = {side: stack.gather(table, users) for side, table in tables.items()}
-        codes = {side: rows @ self.parameters_[f"{side}_encoder"].mT for side, rows in vectors.items()}
-        apart, between = weighted_norm(codes["source"] - codes["target"], 2 * batch.weight)
+        vectors = batch.inputs or self.inputs(stack, batch)
+        codes = {side: self.parameters_[f"{side}_encoder"] @ columns for side, columns in vectors.items()}
+        apart, between = weighted_norm(codes["source"] - codes["target"], 2 * batch.weight, 1)
         total, gradients = apart.sum(1), {}
         for side, on_code in (("source", between), ("target", -between)):
             decoder = self.parameters_[f"{side}_decoder"]
-            missed, on_error = weighted_norm(codes[side] @ decoder.mT - vectors[side], batch.weight)
+            error = torch.baddbmm(vectors[side], decoder, codes[side], beta=-1)
+            missed, on_error = weighted_norm(error, batch.weight, 1)
             total = total + missed.sum(1)
-            gradients[f"{side}_decoder"] = on_error.mT @ codes[side]
-            gradients[f"{side}_encoder"] = torch.baddbmm(on_code, on_error, decoder).mT @ vectors[side]
+            gradients[f"{side}_decoder"] = on_error @ codes[side].mT
+            gradients[f"{side}_encoder"] = torch.baddbmm(on_code, decoder.mT, on_error) @ vectors[side].mT
         return total, gradients
 
     def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
         return users.factors @ parameters["source_encoder"].T @ parameters["target_decoder"].T
 
 
-def weighted_norm(error: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight · ‖error‖ (R, B) of each row of `error` (R, B, n), and its gradient, which is 0 at 0."""
-    norm = torch.linalg.vector_norm(error, dim=2)
+def weighted_norm(error: Tensor, weight: Tensor, dim: int = 2) -> tuple[Tensor, Tensor]:
+    """weight · ‖error‖ (R, B) of each vector along `dim` of `error`, and its gradient, which is 0 at 0."""
+    norm = error.square().sum(dim).sqrt_()
     # A perfect row gives 0 / tiny = 0 and not NaN.
     scale = weight / norm.clamp(min=torch.finfo(norm.dtype).tiny)
-    return weight * norm, error * scale.unsqueeze(2)
+    return weight * norm, error * scale.unsqueeze(dim)

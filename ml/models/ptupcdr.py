@@ -8,17 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ml.models.base import (
-    Batch,
-    Problem,
-    SourceUsers,
-    Stack,
-    TransferModel,
-    bias,
-    dense,
-    linear,
-    weighted_mean,
-)
+from ml.models.base import Batch, Problem, SourceUsers, Stack, TransferModel, bias, linear
 
 CHUNK = 8192  # users per pass of `apply`: their gathered histories take 20 MB at k = 10, length 20
 
@@ -52,12 +42,26 @@ class PTUPCDR(TransferModel):
 
     def prepare(self, stack: Stack) -> None:
         rows = [p.source.history.last(self.length) for p in stack.problems]
-        # The liked factors of a user side by side: one row to gather in place of `length`.
-        stack.extra["liked"] = stack.gather(stack.source_items, stack.pad([items for items, _ in rows]))
-        stack.extra["present"] = stack.pad([present for _, present in rows])
+        stack.extra["slots"] = stack.pad([items.int() for items, _ in rows])
+        stack.extra["filled"] = stack.pad([present.sum(1) for _, present in rows])
 
     def loss(self, stack: Stack, batch: Batch) -> Tensor:
         return self.gradients(stack, batch)[0]
+
+    def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
+        """slots: the liked items (R, length, B), whose factors are too many to be gathered ahead;
+        present: as `attention` has it."""
+        users, items = (stack.gather(table, batch.rows, -2) for table in (stack.users, stack.items))
+        slot = torch.arange(self.length, device=users.device).unsqueeze(1)
+        present = slot < stack.gather(stack.extra["filled"], users, -2).unsqueeze(-2)
+        return {
+            "slots": stack.columns(stack.extra["slots"], users),
+            "present": present.to(stack.source.dtype),
+            "source": stack.columns(stack.source, users),
+            "item": stack.columns(stack.target_items, items),
+            "values": stack.gather(stack.values, batch.rows, -2),
+            "share": batch.share,
+        }
 
     @torch.no_grad()
     def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -66,67 +70,71 @@ class PTUPCDR(TransferModel):
         û_t · v is a sum over B's entries, so the bridge meets the products u_s ⊗ v without being written out.
         """
         parameters = self.parameters_
-        users = stack.gather(stack.users, batch.rows)
-        liked, present = (stack.gather(stack.extra[name], users) for name in ("liked", "present"))
+        slots, present, source, item, values, share = (batch.inputs or self.inputs(stack, batch)).values()
+        liked = stack.columns(stack.source_items, slots.flatten(1))
         inner, weight = attention(parameters, liked, present)
-        characteristic = (weight.unsqueeze(2) @ liked).squeeze(2)
-        hidden = dense(characteristic, parameters["decoder"], parameters["decoder_bias"]).relu_()
-        products = self._products(stack, batch, users)
-        met = products @ parameters["bridge"]
-        offset = (products @ parameters["bridge_bias"].unsqueeze(2)).squeeze(2)
-        error = (met * hidden).sum(2) + offset - stack.gather(stack.values, batch.rows)
+        by_slot = liked.unflatten(2, present.shape[1:])
+        characteristic = (by_slot * weight.unsqueeze(1)).sum(2)
+        hidden = decoded(parameters, characteristic)
+        products = (source.unsqueeze(2) * item.unsqueeze(1)).flatten(1, 2)
+        met = parameters["bridge"].mT @ products
+        offset = (parameters["bridge_bias"].unsqueeze(1) @ products).squeeze(1)
+        error = (met * hidden).sum(1) + offset - values
 
-        rows = batch.weight.sum(1, keepdim=True).clamp(min=1)
-        on_predicted = (2 * error * batch.weight / rows).unsqueeze(2)
+        on_predicted = (2 * error * share).unsqueeze(1)
         on_bridge = products * on_predicted
-        on_hidden = met * on_predicted * (hidden > 0)
-        on_characteristic = on_hidden @ parameters["decoder"]
-        on_weight = (liked @ on_characteristic.unsqueeze(3)).squeeze(3)
-        on_score = weight * (on_weight - (weight * on_weight).sum(2, keepdim=True))
-        on_score = on_score.flatten(1).unsqueeze(2)
-        on_inner = (on_score * parameters["score"]).mul_(inner > 0)
-        return weighted_mean(error.square(), batch.weight), {
-            "attention": on_inner.mT @ liked.flatten(1, 2),
-            "attention_bias": on_inner.sum(1),
-            "score": on_score.mT @ inner,
-            "decoder": on_hidden.mT @ characteristic,
-            "decoder_bias": on_hidden.sum(1),
-            "bridge": on_bridge.mT @ hidden,
-            "bridge_bias": on_bridge.sum(1),
+        on_hidden = met * on_predicted * hidden.sign()
+        on_characteristic = parameters["decoder"].mT @ on_hidden
+        on_weight = (by_slot * on_characteristic.unsqueeze(2)).sum(1)
+        # Σ weight · on_weight over the slots, by which softmax's gradient is centred.
+        centre = (characteristic * on_characteristic).sum(1, keepdim=True)
+        on_score = (weight * (on_weight - centre)).flatten(1).unsqueeze(1)
+        # The gradient by W v + b, but for the factor w of each row.
+        on_inner = inner.sign().mul_(on_score)
+        score = parameters["score"].mT
+        return (error.square() * share).sum(1), {
+            "attention": score * (on_inner @ liked.mT),
+            "attention_bias": (score * on_inner.sum(2, keepdim=True)).squeeze(2),
+            "score": on_score @ inner.mT,
+            "decoder": on_hidden @ characteristic.mT,
+            "decoder_bias": on_hidden.sum(2),
+            "bridge": on_bridge @ hidden.mT,
+            "bridge_bias": on_bridge.sum(2),
         }
-
-    def _products(self, stack: Stack, batch: Batch, users: Tensor) -> Tensor:
-        """u_s ⊗ v of each row, row-major as the bridge: (R, B, source width · target width)."""
-        items = stack.gather(stack.target_items, stack.gather(stack.items, batch.rows))
-        return (stack.gather(stack.source, users).unsqueeze(3) * items.unsqueeze(2)).flatten(2)
 
     def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
         stacked = {name: value.unsqueeze(0) for name, value in parameters.items()}
-        chunks = zip(
-            *(t.split(CHUNK) for t in (users.factors, *users.history.last(self.length))), strict=True
-        )
-        moved = [
-            bridged(stacked, factors[None], users.item_factors[items][None], present[None])[0]
-            for factors, items, present in chunks
-        ]
+        items, present = users.history.last(self.length)
+        moved = []
+        for chunk in torch.arange(len(users)).split(CHUNK):
+            liked = users.item_factors[items[chunk].T.flatten()].T
+            columns = (users.factors[chunk].T, liked, present[chunk].T.to(liked))
+            moved.append(bridged(stacked, *(c[None] for c in columns))[0].T)
         return torch.cat(moved)
 
 
 def attention(parameters: dict[str, Tensor], liked: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """ReLU(W v + b) (R, B · L, k) of `liked` item factors (R, B, L, k), and their weights (R, B, L)."""
-    inner = liked.flatten(1, 2) @ parameters["attention"].mT
-    inner.add_(parameters["attention_bias"].unsqueeze(1)).relu_()
-    score = (inner @ parameters["score"].mT).view(present.shape)
+    """ReLU(W v + b) of `liked` item factors (R, k, L · B), and their weights (R, L, B).
+
+    present: (R, L, B), 1 where a slot holds an item and 0 where the history is shorter.
+    """
+    inner = torch.baddbmm(parameters["attention_bias"].unsqueeze(2), parameters["attention"], liked).relu_()
+    score = (parameters["score"] @ inner).view(present.shape)
     # A finite floor and not -inf: an empty history then gets weights times zero instead of NaN.
-    floor = torch.finfo(score.dtype).min
-    return inner, score.masked_fill(~present, floor).softmax(2) * present
+    floor = torch.finfo(score.dtype).max * (present - 1)
+    return inner, (score + floor).softmax(1) * present
+
+
+def decoded(parameters: dict[str, Tensor], characteristic: Tensor) -> Tensor:
+    """The decoder's hidden layer (R, hidden, B) on characteristics (R, k, B)."""
+    bias = parameters["decoder_bias"].unsqueeze(2)
+    return torch.baddbmm(bias, parameters["decoder"], characteristic).relu_()
 
 
 def bridged(parameters: dict[str, Tensor], factors: Tensor, liked: Tensor, present: Tensor) -> Tensor:
-    """Source user `factors` (R, B, k) through each user's bridge: (R, B, k target)."""
+    """Source user `factors` (R, k, B) through each user's bridge: (R, k target, B)."""
     _, weight = attention(parameters, liked, present)
-    characteristic = (weight.unsqueeze(2) @ liked).squeeze(2)
-    hidden = dense(characteristic, parameters["decoder"], parameters["decoder_bias"]).relu()
-    bridge = dense(hidden, parameters["bridge"], parameters["bridge_bias"])
-    bridge = bridge.unflatten(2, (factors.shape[2], -1))
-    return (factors.unsqueeze(2) @ bridge).squeeze(2)
+    characteristic = (liked.unflatten(2, present.shape[1:]) * weight.unsqueeze(1)).sum(2)
+    hidden = decoded(parameters, characteristic)
+    bridge = torch.baddbmm(parameters["bridge_bias"].unsqueeze(2), parameters["bridge"], hidden)
+    return (bridge.unflatten(1, (factors.shape[1], -1)) * factors.unsqueeze(2)).sum(1)

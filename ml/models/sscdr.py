@@ -8,18 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ml.models.base import (
-    Batch,
-    History,
-    Problem,
-    SourceUsers,
-    Stack,
-    TransferModel,
-    bias,
-    dense,
-    linear,
-    weighted_mean,
-)
+from ml.models.base import Batch, History, Problem, SourceUsers, Stack, TransferModel, bias, linear
 
 
 @dataclass
@@ -46,23 +35,30 @@ class SSCDR(TransferModel):
     def loss(self, stack: Stack, batch: Batch) -> Tensor:
         return self.gradients(stack, batch)[0]
 
+    def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
+        """vectors: what is mapped, (R, k source, 3 B): users, then i⁺, then i⁻."""
+        users = stack.gather(stack.users, batch.rows, -2)
+        items = [stack.columns(stack.source_items, batch.draws[name]) for name in ("positive", "negative")]
+        return {
+            "vectors": torch.cat([stack.columns(stack.source, users), *items], -1),
+            "target": stack.columns(stack.target, users),
+            "liked": batch.draws["liked"],
+            "share": batch.share,
+        }
+
     @torch.no_grad()
     def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss (R,) and its gradients in closed form: autograd costs more than the step itself."""
-        users = stack.gather(stack.users, batch.rows)
-        positive = stack.gather(stack.source_items, batch.draws["positive"])
-        negative = stack.gather(stack.source_items, batch.draws["negative"])
-        inputs = torch.cat([stack.gather(stack.source, users), positive, negative], 1)
-        mapped = dense(inputs, self.parameters_["map"], self.parameters_["bias"])
-        error = mapped.unflatten(1, (3, -1)) - stack.gather(stack.target, users).unsqueeze(1)
-        user, near, far = error.square().sum(3).unbind(1)
-        ranking = batch.draws["liked"] * (self.margin + near - far).relu()
-        loss = weighted_mean(user + ranking, batch.weight)
+        vectors, target, liked, share = (batch.inputs or self.inputs(stack, batch)).values()
+        mapped = torch.baddbmm(self.parameters_["bias"].unsqueeze(2), self.parameters_["map"], vectors)
+        error = mapped.unflatten(2, (3, -1)) - target.unsqueeze(2)
+        user, near, far = error.square().sum(1).unbind(1)
+        ranking = liked * (self.margin + near - far).relu_()
         # The user, i⁺ where the hinge is open, and i⁻ there with the other sign.
-        one = 2 * batch.weight / batch.weight.sum(1, keepdim=True).clamp(min=1)
-        opened = torch.where(ranking > 0, one, 0)
-        on_mapped = (error * torch.stack([one, opened, -opened], 1).unsqueeze(3)).flatten(1, 2)
-        return loss, {"map": on_mapped.mT @ inputs, "bias": on_mapped.sum(1)}
+        opened = share * ranking.sign()
+        on_mapped = (error * torch.stack([share, opened, -opened], 1).unsqueeze(1)).flatten(2).mul_(2)
+        loss = ((user + ranking) * share).sum(1)
+        return loss, {"map": on_mapped @ vectors.mT, "bias": on_mapped.sum(2)}
 
     def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
         return users.factors @ parameters["map"].T + parameters["bias"]
