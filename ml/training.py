@@ -90,6 +90,10 @@ class ReplicaAdam:
         self.steps = torch.zeros(replicas, dtype=torch.int64, device=like.device)
         self.rates = adam_rates(lr, betas, eps, like.dtype, like.device)
 
+    def state(self) -> list[Tensor]:
+        """Every tensor that an update changes for good: parameters, moments and step counts."""
+        return [*self.parameters, self.first, self.second, self.steps]
+
     @torch.no_grad()
     def update(self, gradients: Sequence[Tensor], active: Tensor) -> None:
         """Move the `active` (R,) replicas' parameters by `gradients`, one for each parameter."""

@@ -189,8 +189,7 @@ def solve_stepwise(
     parameters: dict[str, Tensor], plan: Plan, guidance: float | Tensor, activation: str, x: Tensor, c: Tensor
 ) -> Tensor:
     """`transport` by evaluating the guided network at every stage of the plan, with any activation."""
-    labels = torch.tensor(plan.labels, dtype=torch.float64, device=x.device)
-    embedding = network.time_embedding(labels, parameters["time.weight"].shape[2]).to(x.dtype)
+    embedding = polynomials(plan, parameters["time.weight"].shape[2], x.dtype, x.device).embedding
     time = network.affine(parameters, "time", embedding.expand(len(x), -1, -1))
     shift = network.affine(parameters, "condition", c)
 

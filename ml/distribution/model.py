@@ -114,7 +114,7 @@ class StarDiffusion:
             self.state_ |= {f"diffusion.{name}": value for name, value in parameters.items()}
         alignment = self._fit_alignment(effects, data, condition.float())
         self.state_ |= {f"alignment.{name}": value for name, value in alignment.items()}
-        # As they will be stored: products of another layout round otherwise, and a restored model would differ.
+        # As they will be stored: in another layout products round otherwise, and a restored model differs.
         self.state_ = {name: value.contiguous() for name, value in self.state_.items()}
         return self
 

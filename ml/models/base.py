@@ -21,6 +21,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ml import capture
+from ml.capture import CapturedStep, Step
 from ml.training import EpochPlan, ReplicaAdam, replica_generator
 
 BLOCK = 8192  # training rows gathered at once: what a step reads of them stays in the processor's cache
@@ -169,6 +171,15 @@ class Batch:
     def share(self) -> Tensor:
         """What each row counts in the mean over its batch: as `weight`."""
         return self.weight / self.weight.sum(-1, keepdim=True).clamp(min=1)
+
+    def tensors(self) -> list[Tensor]:
+        """All of it, in one order."""
+        return [self.rows, self.weight, *self.draws.values(), *self.inputs.values()]
+
+    def clone(self) -> Batch:
+        """The same in memory of its own."""
+        draws, inputs = ({n: t.clone() for n, t in d.items()} for d in (self.draws, self.inputs))
+        return Batch(self.rows.clone(), self.weight.clone(), draws, inputs)
 
     def steps(self) -> list[Batch]:
         """The steps of a block."""
@@ -362,16 +373,25 @@ class TransferModel(ABC):
         }
         stack = Stack(problems, device)
         self.prepare(stack)
-        optimizer = self.optimizer()
+        step = self._stepper(stack, self.optimizer())
         for number in range(1, self.epochs + 1):
-            yield Epoch(number, self._epoch(stack, generators, optimizer))
+            yield Epoch(number, self._epoch(stack, generators, step))
 
     def optimizer(self) -> ReplicaAdam:
         return ReplicaAdam(list(self.parameters_.values()), self.lr)
 
-    def _epoch(
-        self, stack: Stack, generators: list[torch.Generator], optimizer: ReplicaAdam
-    ) -> dict[str, list[float]]:
+    def _stepper(self, stack: Stack, optimizer: ReplicaAdam | tuple[ReplicaAdam | None, ...]) -> Step:
+        """A step by its batch, as a CUDA graph where that is wanted."""
+
+        def step(batch: Batch) -> dict[str, Tensor]:
+            return self.step(stack, batch, optimizer)
+
+        if not capture.wanted(torch.device(stack.device)):
+            return step
+        optimizers = optimizer if isinstance(optimizer, tuple) else (optimizer,)
+        return CapturedStep(step, [tensor for each in optimizers if each for tensor in each.state()])
+
+    def _epoch(self, stack: Stack, generators: list[torch.Generator], step: Step) -> dict[str, list[float]]:
         plan = EpochPlan.draw([self.rows(p) for p in stack.problems], self.batch, generators)
         draws = plan.spread(
             [
@@ -380,11 +400,7 @@ class TransferModel(ABC):
             ]
         )
         plan, draws = plan.to(stack.source.device), {k: v.to(stack.source.device) for k, v in draws.items()}
-        losses = [
-            self.step(stack, batch, optimizer)
-            for block in self._blocks(stack, plan, draws)
-            for batch in block.steps()
-        ]
+        losses = [step(batch) for block in self._blocks(stack, plan, draws) for batch in block.steps()]
         rows = plan.weight.sum(2)
         return {
             name: ((torch.stack([loss[name] for loss in losses], 1) * rows).sum(1) / rows.sum(1)).tolist()
