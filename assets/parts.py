@@ -138,7 +138,7 @@ def distribution_part(store: Store, profile: Profile) -> Part:
         "what DiffCDR gains over them is what diffusion adds.",
     )
     shown = layouts.distribution(frame, NAMES, profile.trained)
-    pictures = figures.reliability(read_calibration(store, profile.name), NAMES, profile.trained)
+    pictures = figures.reliability(read_calibration(store, profile.name), NAMES, _distributions(profile))
     title = f"Distributions. {profile.title}"
     return Part("distribution", title, frame, tuple(shown), notes, "", tuple(pictures))
 

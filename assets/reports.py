@@ -14,6 +14,7 @@ from assets import plots
 from assets.formats import Part, markdown, page, read_part, write_part
 from assets.parts import KINDS, Kind, summary_part, table1_part
 from assets.profiles import Profile
+from assets.results import read_results
 from assets.splits import overlap
 from assets.store import PROJECT, Store, code_version
 
@@ -224,7 +225,9 @@ class Chapter:
 
 
 def report_chapters(store: Store, profiles: Mapping[str, Profile]) -> list[Chapter]:
-    """What was run, the data, then the sections that some profile has."""
+    """What was run, the data, then the sections that some profile has; of profiles, those with any result."""
+    finished = set(read_results(store)["profile"])
+    profiles = {name: p for name, p in profiles.items() if not finished or name in finished}
     wanted = {kind.name: kind.wanted for kind in KINDS}
     run = "Finished cells of each model; a cell is one β and one seed of a task."
     chapters = [

@@ -62,6 +62,7 @@ SHARED_CODE = (
     "assets/outcomes.py",
     "assets/problems.py",
     "ml/training.py",
+    "ml/capture.py",
     "ml/warm_start.py",
     "ml/negatives.py",
     "ml/models/base.py",
