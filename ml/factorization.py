@@ -28,24 +28,37 @@ where e(t) = eps·√(1−β₂ᵗ). To first order in eps/√v that scales term
 touch it is (c(t)·e(t) + E(t)) / (c(t) + T(t)) = √β₂·ē(t−1). What remains is of the second order. A row that
 never had a gradient has m = v = 0 and stays where it is, to the bit.
 
-Replicas lie flat below each other in one table, users then items: row r·(U+I) + u, and r·(U+I) + U + i. One
-step is the concatenation of the replicas' batches, so replicas of different length need no padding.
+Kept of a row are x, m / (1−β₁) and √(v / (1−β₂)), the root so that a step takes only one. A touch in step t
+first decays both: m = β₁·m(t−1) and √v = √β₂·√v(t−1). By these the way ahead p − x after step t−1 is
+
+    lr · m / (√v + √β₂·ē(t−1)) · T(t−1)/ρ
+
+and by the m, v with the new gradient the same expression is p − x of the second line above. So a touch adds
+it to x, which is p, takes the gradient there, and subtracts it.
+
+Replicas lie flat below each other in one table, users, items and one row of filling: with W = U + I + 1, user
+u of replica r is row r·W + u and item i is r·W + U + i. Ratings of 0 of the filling by itself, which change
+nothing, make the last batch of an epoch as long as the others. So a step is one block (2 sides, replicas,
+batch), in which what differs by replica only is the same along long runs of memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, pad
 
 from ml.models.base import Epoch
 from ml.training import replica_generator
 
-# Ratings planned at a time: bounds the memory of the plan and keeps its sort in cache; no effect on results.
+# Ratings planned at a time: bounds the memory of the plan; no effect on results.
 BLOCK = 1 << 18
+# The lower half of a stamp.
+_POSITION = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,26 @@ def remaining_path(steps: int, betas: tuple[float, float] = (0.9, 0.999)) -> tup
     return path, path_eps / path
 
 
+@dataclass(frozen=True)
+class Touch:
+    """What is known of a step before it is taken, by `DeferredAdam.plan`, for c rows of shape (*m).
+
+    rows: (c,) int64, which may repeat; first: (c,) int64, the position of the one among the repeats of a row
+    that stands for all; again: (d,) int64, the positions of the others; decay1, root_decay2: (c,), β₁ʲ and
+    √β₂ʲ since the row's last touch; eps, pace: √β₂·ē and ρ / (lr·T) of the way ahead, in the units of the
+    moments kept, with as many dimensions as (*m, k).
+    """
+
+    shape: torch.Size
+    rows: Tensor
+    first: Tensor
+    again: Tensor
+    decay1: Tensor
+    root_decay2: Tensor
+    eps: Tensor
+    pace: Tensor
+
+
 class DeferredAdam:
     """Adam over the rows of one table (n, k), equal to dense Adam, at the cost of the touched rows.
 
@@ -124,81 +157,115 @@ class DeferredAdam:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        self.betas = betas
+        beta1, beta2 = betas
         self.rest = parameters.clone()
         self.first = torch.zeros_like(parameters)
-        self.second = torch.zeros_like(parameters)
-        self.last = torch.zeros(len(parameters), dtype=torch.int64, device=parameters.device)
-        t = torch.arange(steps + 1, dtype=torch.float64)
-        decay1, decay2 = betas[0] ** t, betas[1] ** t
+        self.root_second = torch.zeros_like(parameters)
+        # Of a row's last touch: the step number, times 2³², and the row's position in the step.
+        self.stamps = torch.zeros(len(parameters), dtype=torch.int64, device=parameters.device)
+        t = torch.arange(steps + 2, dtype=torch.float64)
+        decay1 = beta1**t
         # What has decayed that far moves nothing, and denormal numbers would make a CPU crawl.
         self.decay1 = torch.where(decay1 < 1e-25, 0, decay1).to(parameters)
-        self.decay2 = decay2.to(parameters)
+        self.root_decay2 = (beta2 ** (t / 2)).to(parameters)
         path, path_eps = remaining_path(steps, betas)
-        self.path, self.eps = (lr * path).to(parameters), (eps * path_eps).to(parameters)
+        root2, unit2 = beta2**0.5, (1 - beta2) ** 0.5
+        self.pace = (beta1 / root2 * unit2 / (lr * (1 - beta1) * path)).to(parameters)
+        self.eps = (eps * root2 / unit2 * path_eps).to(parameters)
 
-    def read(self, rows: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Parameters, first and second moments (m, k) of `rows` (m,) as dense Adam has them after step
-        `time` (m,) int64, which must not lie before the row's last touch."""
-        gap = time - self.last.index_select(0, rows)
-        first = self.first.index_select(0, rows).mul_(_column(self.decay1, gap))
-        second = self.second.index_select(0, rows).mul_(_column(self.decay2, gap))
-        ahead = first / second.sqrt().add_(_column(self.eps, time))
-        return ahead.mul_(_column(self.path, time)).add_(self.rest.index_select(0, rows)), first, second
+    def read(self, rows: Tensor, time: Tensor) -> Tensor:
+        """Parameters (*m, k) of `rows` (*m) int64 as dense Adam has them after step `time` int64, which
+        broadcasts to (*m) and must not lie before the row's last touch, planned ones included."""
+        gap = time + 1 - (self.stamps[rows] >> 32)
+        first = self.decay1[gap][..., None] * self.first[rows]
+        root_second = self.root_decay2[gap][..., None] * self.root_second[rows]
+        return self.rest[rows] + first / _pace(root_second, *self._at(time))
 
-    def touch(
-        self, rows: Tensor, time: Tensor, state: tuple[Tensor, Tensor, Tensor], gradient: Tensor
-    ) -> None:
-        """Step `time` + 1 of Adam on distinct `rows` (m,) with `gradient` (m, k), taken at `state`, which is
-        what `read(rows, time)` returned; its tensors are overwritten."""
-        parameters, first, second = state
-        beta1, beta2 = self.betas
-        root2 = beta2**0.5
-        first.mul_(beta1).add_(gradient, alpha=1 - beta1)
-        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        ahead = first / second.sqrt().add_(_column(self.eps, time), alpha=root2)
-        parameters.sub_(ahead.mul_(_column(self.path, time)), alpha=root2 / beta1)
-        self.rest.index_copy_(0, rows, parameters)
-        self.first.index_copy_(0, rows, first)
-        self.second.index_copy_(0, rows, second)
-        self.last.index_copy_(0, rows, time + 1)
+    def plan(self, rows: Tensor, time: Tensor) -> list[Touch]:
+        """S steps to be taken by `touch` in this order: `rows` (S, *m) int64 and the numbers of steps done
+        before each, `time` int64, which broadcasts to it."""
+        shape, rows = rows.shape[1:], rows.flatten(1)
+        clock = ((time + 1) << 32).expand(-1, *shape).flatten(1)
+        stamps = clock + torch.arange(rows.shape[1], device=rows.device)
+        before, after = torch.empty_like(rows), torch.empty_like(rows)
+        for step, stamp, old, new in zip(rows, stamps, before, after, strict=True):
+            torch.index_select(self.stamps, 0, step, out=old)
+            # Of the repeats of a row any may be left; it is their first.
+            self.stamps.scatter_(0, step, stamp)
+            torch.index_select(self.stamps, 0, step, out=new)
+        gap = torch.sub(clock, before, out=before).add_(_POSITION).bitwise_right_shift_(32).view(-1)
+        step, again = (after != stamps).nonzero(as_tuple=True)
+        columns = (
+            rows,
+            after.bitwise_and_(_POSITION),
+            again.split(torch.bincount(step, minlength=len(rows)).tolist()),
+            self.decay1.index_select(0, gap).view_as(rows),
+            self.root_decay2.index_select(0, gap).view_as(rows),
+            *self._at(time),
+        )
+        return [Touch(shape, *parts) for parts in zip(*columns, strict=True)]
+
+    def touch(self, touch: Touch, gradient: Callable[[Tensor], Tensor]) -> None:
+        """One step of Adam. `gradient` gets the parameters (*m, k) and returns as many gradients, which are
+        summed over the repeats of a row. Both tensors are overwritten later."""
+        rows, shape = touch.rows, (*touch.shape, -1)
+        rest = self.rest.index_select(0, rows).view(shape)
+        first = _gather(self.first, rows, touch.decay1).view(shape)
+        root_second = _gather(self.root_second, rows, touch.root_decay2).view(shape)
+        rest.addcdiv_(first, _pace(root_second, touch.eps, touch.pace))
+        slope = _sum_repeats(gradient(rest).flatten(0, -2), touch).view(shape)
+        first.add_(slope)
+        root_second.square_().addcmul_(slope, slope).sqrt_()
+        rest.addcdiv_(first, _pace(root_second, touch.eps, touch.pace), value=-1)
+        self.rest.index_copy_(0, rows, rest.flatten(0, -2))
+        self.first.index_copy_(0, rows, first.flatten(0, -2))
+        self.root_second.index_copy_(0, rows, root_second.flatten(0, -2))
+
+    def _at(self, time: Tensor) -> tuple[Tensor, Tensor]:
+        return self.eps[time][..., None], self.pace[time][..., None]
 
 
-def _column(table: Tensor, index: Tensor) -> Tensor:
-    return table.index_select(0, index)[:, None]
+def _gather(table: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
+    """`table[rows] * scale[:, None]` in one pass, as bags of one row each."""
+    each = torch.arange(len(rows), device=rows.device)
+    return embedding_bag(rows, table, each, mode="sum", per_sample_weights=scale)
+
+
+def _pace(root_second: Tensor, eps: Tensor, pace: Tensor) -> Tensor:
+    """What m is divided by to give the way ahead of a row."""
+    return (root_second + eps).mul_(pace)
+
+
+def _sum_repeats(slope: Tensor, touch: Touch) -> Tensor:
+    """Give every repeat of a row the sum of all: the order in which they are stored is then of no matter."""
+    firsts = touch.first.index_select(0, touch.again)
+    slope.index_put_((firsts,), slope.index_select(0, touch.again), accumulate=True)
+    return slope.index_select(0, touch.first)
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One step of all replicas. T distinct rows are touched; every rating contributes to two of them, and the
-    2n contributions are sorted by the row they go to.
+    """One step of R replicas, each with a batch of B ratings of which some may be mere filling.
 
-    rows, time: (T,) int64, the touched rows and the steps done before in their replica; starts: (T,) int64,
-    each row's first contribution; own, other: (2n,) int64, the row a contribution goes to and the row it is
-    multiplied with, as positions in `rows`; values, weight: (2n,), the rating and 1 / batch size.
+    touch: user rows and item rows (2, R, B); values: (R, B); weight: (R, 1), 2 / ratings in the batch.
     """
 
-    rows: Tensor
-    time: Tensor
-    starts: Tensor
-    own: Tensor
-    other: Tensor
+    touch: Touch
     values: Tensor
     weight: Tensor
 
 
 def _step(adam: DeferredAdam, step: _Step) -> Tensor:
-    """One Adam step on the weighted squared error; returns the errors (2n,), each rating's twice."""
-    state = adam.read(step.rows, step.time)
-    factors = state[0]
-    product = factors.index_select(0, step.own).mul_(factors.index_select(0, step.other))
-    error = product.sum(1).sub_(step.values)
-    # d/du Σ w (u·v − r)² = Σ 2 w e v: a weighted sum of the other side's factors, row by row.
-    gradient = embedding_bag(
-        step.other, factors, step.starts, mode="sum", per_sample_weights=2 * error * step.weight
-    )
-    adam.touch(step.rows, step.time, state, gradient)
-    return error
+    """One Adam step on the mean squared error of each replica's batch; returns the errors (R, B)."""
+    errors = torch.empty_like(step.values)
+
+    def gradient(factors: Tensor) -> Tensor:
+        torch.sub(torch.linalg.vecdot(factors[0], factors[1]), step.values, out=errors)
+        # d/du Σ w (u·v − r)² / 2 = Σ w e v
+        return factors.flip(0).mul_((errors * step.weight)[..., None])
+
+    adam.touch(step.touch, gradient)
+    return errors
 
 
 @dataclass
@@ -251,7 +318,7 @@ class MatrixFactorization:
         initial = [self._initial(t, g) for t, g in zip(tables, generators, strict=True)]
         longest = max(self._steps(table) for table in tables)
         adam = DeferredAdam(torch.cat(initial).to(device), self.lr, self.epochs * longest)
-        flat = _FlatTables(tables, device)
+        flat = _FlatTables(tables, self.batch, device)
         for number in range(1, self.epochs + 1):
             orders = [torch.randperm(len(t), generator=g) for t, g in zip(tables, generators, strict=True)]
             losses = self._epoch(adam, flat, orders, number)
@@ -261,7 +328,7 @@ class MatrixFactorization:
     def _initial(self, table: RatingTable, generator: torch.Generator) -> Tensor:
         users = torch.randn(table.n_users, self.k, generator=generator)
         items = torch.randn(table.n_items, self.k, generator=generator)
-        return self.init_std * torch.cat([users, items]).to(table.values.dtype)
+        return pad(self.init_std * torch.cat([users, items]).to(table.values.dtype), (0, 0, 0, 1))
 
     def _steps(self, table: RatingTable) -> int:
         return -(-len(table) // self.batch)
@@ -269,91 +336,67 @@ class MatrixFactorization:
     @torch.no_grad()
     def _epoch(self, adam: DeferredAdam, flat: _FlatTables, orders: list[Tensor], number: int) -> list[float]:
         loss = torch.zeros(len(orders), dtype=torch.float64, device=adam.rest.device)
-        block = max(1, BLOCK // (self.batch * len(orders))) * self.batch
-        for begin in range(0, max(map(len, orders)), block):
-            ratings = flat.take(orders, begin, block, self.batch, number)
-            steps = _plan(ratings, len(adam.rest))
-            errors = torch.cat([_step(adam, step) for step in steps])
-            owners = torch.cat([(step.rows // flat.width).index_select(0, step.own) for step in steps])
-            loss.index_add_(0, owners, errors.double().square())
-        return [total / (2 * len(order)) for total, order in zip(loss.tolist(), orders, strict=True)]
+        for begin, end in flat.blocks():
+            active = [r for r, steps in enumerate(flat.steps) if steps > begin]
+            steps = flat.plan(adam, active, orders, begin, end, number)
+            errors = torch.stack([_step(adam, step) for step in steps])
+            loss[active] += errors.double().square().sum((0, 2))
+        return [total / len(order) for total, order in zip(loss.tolist(), orders, strict=True)]
 
     def _publish(self, adam: DeferredAdam, tables: list[RatingTable], epochs_done: int) -> None:
         n_users, width = tables[0].n_users, tables[0].n_users + tables[0].n_items
         device = adam.rest.device
         done = torch.tensor([epochs_done * self._steps(table) for table in tables], device=device)
-        rows = torch.arange(len(adam.rest), device=device)
-        factors = adam.read(rows, done.repeat_interleave(width))[0].view(len(tables), width, self.k)
+        rows = torch.arange(len(adam.rest), device=device).view(len(tables), width + 1)
+        factors = adam.read(rows[:, :width], done[:, None])
         self.user_factors_, self.item_factors_ = factors[:, :n_users], factors[:, n_users:]
 
 
-@dataclass(frozen=True)
-class _Ratings:
-    """n ratings of some consecutive steps: step (n,) from 0 in this block, time (n,) the steps done before in
-    the replica, rows of both sides (n,) in the flat table, values and weight (n,)."""
-
-    step: Tensor
-    time: Tensor
-    users: Tensor
-    items: Tensor
-    values: Tensor
-    weight: Tensor
-
-
 class _FlatTables:
-    """The replicas' ratings with rows of the flat table in place of user and item numbers."""
+    """The replicas' ratings with rows of the flat table in place of user and item numbers.
 
-    def __init__(self, tables: Sequence[RatingTable], device: torch.device | str) -> None:
-        n_users = tables[0].n_users
-        self.width = n_users + tables[0].n_items
-        self.users = [t.users.to(device) + r * self.width for r, t in enumerate(tables)]
-        self.items = [t.items.to(device) + r * self.width + n_users for r, t in enumerate(tables)]
-        self.values = [t.values.to(device) for t in tables]
+    The last rating of each is the filling of its last batch.
+    """
 
-    def take(self, orders: list[Tensor], begin: int, length: int, batch: int, number: int) -> _Ratings:
-        """Positions begin..begin + length of epoch `number`, all replicas one after the other."""
-        parts = [self._part(r, o, begin, length, batch, number) for r, o in enumerate(orders)]
-        return _Ratings(*map(torch.cat, zip(*parts, strict=True)))
+    def __init__(self, tables: Sequence[RatingTable], batch: int, device: torch.device | str) -> None:
+        n_users, width = tables[0].n_users, tables[0].n_users + tables[0].n_items
+        self.sizes = [len(t) for t in tables]
+        self.batch = batch = min(batch, max(self.sizes))
+        self.steps = [-(-size // batch) for size in self.sizes]
+        self.values = [pad(t.values.to(device), (0, 1)) for t in tables]
+        self.rows = [
+            pad(torch.stack([t.users, t.items + n_users]), (0, 1), value=width).to(device) + r * (width + 1)
+            for r, t in enumerate(tables)
+        ]
 
-    def _part(
-        self, r: int, order: Tensor, begin: int, length: int, batch: int, number: int
-    ) -> tuple[Tensor, ...]:
-        values = self.values[r]
-        chosen = order[begin : begin + length].to(values.device)
-        position = torch.arange(begin, begin + len(chosen), device=values.device)
-        step = position // batch
-        size = (len(order) - step * batch).clamp(max=batch)
-        time = step + (number - 1) * -(-len(order) // batch)
-        columns = (t.index_select(0, chosen) for t in (self.users[r], self.items[r], values))
-        return step - begin // batch, time, *columns, 1 / size.to(values.dtype)
+    def blocks(self) -> list[tuple[int, int]]:
+        """Begin and end of runs of steps in which the same replicas take part."""
+        stride = max(1, BLOCK // (self.batch * len(self.steps)))
+        bounds = sorted({*range(0, max(self.steps), stride), *self.steps})
+        return list(pairwise(bounds))
 
+    def plan(
+        self, adam: DeferredAdam, active: list[int], orders: list[Tensor], begin: int, end: int, number: int
+    ) -> list[_Step]:
+        """Steps begin..end of epoch `number` of the `active` replicas."""
+        parts = [self._take(r, orders[r], begin, end) for r in active]
+        rows = torch.stack([p[0] for p in parts], 2)
+        values = torch.stack([p[1] for p in parts], 1)
+        device = values.device
+        step = torch.arange(begin, end, device=device)[:, None]
+        sizes, steps = (torch.tensor([c[r] for r in active], device=device) for c in (self.sizes, self.steps))
+        weight = 2 / (sizes - step * self.batch).clamp(max=self.batch).to(values.dtype)
+        time = step + (number - 1) * steps
+        touches = adam.plan(rows, time[:, None, :, None])
+        return [_Step(*each) for each in zip(touches, values, weight[..., None], strict=True)]
 
-def _plan(ratings: _Ratings, rows: int) -> list[_Step]:
-    """Sort a block's contributions by step and row once, so that the loop over steps only slices."""
-    n = len(ratings.step)
-    key = torch.cat([ratings.users, ratings.items]) + ratings.step.repeat(2) * rows
-    key, order = torch.sort(key, stable=True)
-    touched, touch, count = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
-    step_of_touch = touched // rows
-    touches = torch.bincount(step_of_touch)
-    contributions = 2 * torch.bincount(ratings.step)
-
-    # Positions within the step: of each contribution's row, and of the row on the rating's other side.
-    first_touch = (touches.cumsum(0) - touches).index_select(0, step_of_touch)
-    own = touch - first_touch.index_select(0, touch)
-    by_rating = torch.empty_like(own).scatter_(0, order, own)
-    of_user = order < n
-    other = by_rating.index_select(0, torch.where(of_user, order + n, order - n))
-    begins = count.cumsum(0) - count
-    starts = begins - (contributions.cumsum(0) - contributions).index_select(0, step_of_touch)
-
-    rating = torch.where(of_user, order, order - n)
-    time = ratings.time.index_select(0, rating.index_select(0, begins))
-    values, weight = (t.index_select(0, rating) for t in (ratings.values, ratings.weight))
-    by_touch, by_contribution = touches.tolist(), contributions.tolist()
-    slices = [t.split(by_touch) for t in (touched - step_of_touch * rows, time, starts)]
-    slices += [t.split(by_contribution) for t in (own, other, values, weight)]
-    return [_Step(*parts) for parts in zip(*slices, strict=True)]
+    def _take(self, r: int, order: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Rows (steps, 2, B) and values (steps, B) of the replica's steps begin..end."""
+        chosen = order[begin * self.batch : end * self.batch]
+        chosen = pad(chosen, (0, (end - begin) * self.batch - len(chosen)), value=self.sizes[r])
+        chosen = chosen.to(self.values[r].device)
+        rows = self.rows[r].index_select(1, chosen).view(2, -1, self.batch)
+        return rows.transpose(0, 1), self.values[r].index_select(0, chosen).view(-1, self.batch)
 
 
 def _check(tables: list[RatingTable]) -> None:

@@ -15,7 +15,7 @@ from benchmarks.textbook import table2 as textbook
 from ml.evaluation.ratings import predict, rating_errors
 from ml.factorization import MatrixFactorization
 from ml.models.base import Ratings
-from ml.models.registry import MODELS, build
+from ml.models.registry import PAPER
 
 BETAS, SEEDS, EPOCHS = (0.2, 0.5, 0.8), (0, 1, 2, 3, 4), 10
 
@@ -77,10 +77,10 @@ def ours(data: Table) -> Callable[[], Result]:
         target_factors = target.user_factors_[index], target.item_factors_[index]
         problems.append(domains.problem(beta, seed, factors, target_factors))
         test_users.append(domains.source_users(members[index], factors))
-    for name in MODELS:
-        model = build(name, epochs=data.epochs)
+    for kind in PAPER:
+        model = kind(epochs=data.epochs)
         for _ in model.train(problems):
-            judge(name, model.transfer(test_users), [p.target_items for p in problems])
+            judge(kind.name, model.transfer(test_users), [p.target_items for p in problems])
     return lambda: _sampled(values, data)
 
 

@@ -57,7 +57,8 @@ def test_a_small_review_file_exactly(run):
         _review("A2", "B9", 4.0, 300, reviewText='a "quoted", long\ttext', helpful=[1, 2]),
         _review("A1", "B1", 1.0, 200),
         "\n",
-        _review("A1", "B9", 5, 100),
+        "   \n",
+        " " + _review("A1", "B9", 5, 100),
         _review("A2", "B1", 3.0, 300),
     ]
     got, database = run("".join(lines).removesuffix("\n"), AMAZON)
@@ -179,6 +180,7 @@ def test_parquet(tmp_path):
     ("row", "field", "reason"),
     [
         (_review(user=""), "reviewerID", "the user id is missing"),
+        (_review(user="   "), "reviewerID", "the user id is missing"),
         (_review(user=None), "reviewerID", "the user id is missing"),
         (_review(item="  "), "asin", "the item id is missing"),
         (_review(rating=None), "overall", "the rating is missing"),

@@ -141,6 +141,19 @@ def test_remaining_path_sums_the_idle_steps(start, idle, size, beta1):
     assert float(closed) == pytest.approx(moved, rel=1e-9, abs=1e-15)
 
 
+def touch(adam: DeferredAdam, rows: Tensor, time: Tensor, gradient: Tensor) -> Tensor:
+    """One step with a given gradient; returns the parameters that it is taken at."""
+    (planned,) = adam.plan(rows[None], time[None])
+    seen = []
+
+    def given(parameters: Tensor) -> Tensor:
+        seen.append(parameters.clone())
+        return gradient.clone()
+
+    adam.touch(planned, given)
+    return seen[0]
+
+
 @given(
     eps=st.sampled_from([1e-30, 1e-8]),
     scale=st.sampled_from([1e-6, 1e-3, 1.0]),
@@ -158,12 +171,14 @@ def test_deferred_adam_equals_adam_on_sparse_gradients(eps, scale, touched, seed
         sign = torch.randint(0, 2, (4, 2), generator=generator) * 2 - 1
         gradient = scale * sign * (0.5 + torch.rand(4, 2, dtype=torch.float64, generator=generator))
         gradient[[row for row in range(4) if row not in rows]] = 0
+        before = dense.clone()
         dense.grad = gradient.clone()
         adam.step()
         if rows:
             index, time = torch.tensor(rows), torch.full((len(rows),), t - 1)
-            deferred.touch(index, time, deferred.read(index, time), gradient[index])
-    now = deferred.read(torch.arange(4), torch.full((4,), len(touched)))[0]
+            at = touch(deferred, index, time, gradient[index])
+            assert float((at - before[index]).abs().max()) < 1e-12 + 5 * (eps / scale) ** 2
+    now = deferred.read(torch.arange(4), torch.full((4,), len(touched)))
     # Without eps the two are the same; with it they differ by its second order.
     assert float((now - dense).abs().max()) < 1e-12 + 5 * (eps / scale) ** 2
 
@@ -171,11 +186,46 @@ def test_deferred_adam_equals_adam_on_sparse_gradients(eps, scale, touched, seed
 def test_one_touch_moves_a_row_ten_times_as_far_as_its_own_step():
     deferred = DeferredAdam(torch.zeros(1, 1, dtype=torch.float64), lr=0.01, steps=30_000)
     row, time = torch.tensor([0]), torch.tensor([20_000])
-    deferred.touch(row, time, deferred.read(row, time), torch.ones(1, 1, dtype=torch.float64))
-    step = float(deferred.read(row, time + 1)[0])
-    settled = float(deferred.read(row, torch.tensor([30_000]))[0])
+    touch(deferred, row, time, torch.ones(1, 1, dtype=torch.float64))
+    step = float(deferred.read(row, time + 1))
+    settled = float(deferred.read(row, torch.tensor([30_000])))
     assert step == pytest.approx(-0.01 * 0.1 / 0.001**0.5)
     assert settled / step == pytest.approx(1 / (1 - 0.9 / 0.999**0.5), rel=1e-6)
+
+
+def test_gradients_of_a_row_that_repeats_are_summed():
+    generator = torch.Generator().manual_seed(0)
+    initial = torch.randn(5, 3, dtype=torch.float64, generator=generator)
+    once, often = (DeferredAdam(initial, lr=0.01, steps=40) for _ in range(2))
+    for t in range(40):
+        rows = torch.randint(5, (2, 6), generator=generator)
+        gradient = torch.randn(2, 6, 3, dtype=torch.float64, generator=generator)
+        summed = torch.zeros_like(initial).index_add_(0, rows.view(-1), gradient.view(-1, 3))
+        distinct, time = rows.unique(), torch.tensor([[t]])
+        touch(once, distinct, time[0], summed[distinct])
+        at = touch(often, rows, time, gradient)
+        assert torch.equal(at[rows == distinct[0]].unique(dim=0), at[rows == distinct[0]][:1])
+    every, end = torch.arange(5), torch.tensor([40])
+    torch.testing.assert_close(often.read(every, end), once.read(every, end), rtol=0, atol=1e-14)
+    assert float((once.read(every, end) - initial).abs().min()) > 0
+
+
+def test_steps_planned_ahead_equal_steps_planned_one_by_one():
+    generator = torch.Generator().manual_seed(1)
+    initial = torch.randn(6, 2, dtype=torch.float64, generator=generator)
+    rows = torch.randint(6, (30, 4), generator=generator)
+    # Two clocks, of which the second started later.
+    time = torch.arange(30)[:, None] + torch.tensor([70, 70, 0, 0])
+    rows[:, :2] %= 3
+    rows[:, 2:] = rows[:, 2:] % 3 + 3
+    gradient = torch.randn(30, 4, 2, dtype=torch.float64, generator=generator)
+    ahead, single = (DeferredAdam(initial, lr=0.01, steps=100) for _ in range(2))
+    for planned, step in zip(ahead.plan(rows, time), gradient, strict=True):
+        ahead.touch(planned, lambda _, step=step: step.clone())
+    for parts in zip(rows, time, gradient, strict=True):
+        touch(single, *parts)
+    every, end = torch.arange(6), torch.tensor([100, 100, 100, 30, 30, 30])
+    assert torch.equal(ahead.read(every, end), single.read(every, end))
 
 
 def test_merge_domains():
