@@ -594,7 +594,8 @@ class ModelTraining:
         trials = self.profile.trials(self.name, task)
         # Of several trials the chosen one's are added when it is known.
         settings = _hyperparameters(trials[0]) if len(trials) == 1 else {}
-        return {**factors, **settings, "clip": self.clips}
+        # Not `clip`: that is what DiffCDR calls its largest gradient norm.
+        return {**factors, **settings, "clip_predictions": self.clips}
 
     def _write(self, cell: Cell, mark: str, run: CellRun, outcome: Outcome) -> None:
         rows = metric_rows(outcome, self.objective)

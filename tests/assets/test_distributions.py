@@ -24,7 +24,7 @@ from ml.splits import TEST, VALIDATION
 from tests.assets.house import house
 
 CELL = Cell.parse("tiny|b20-s0")
-MODELS = ("cmf", "emcdr", "diffcdr")
+MODELS = ("cmf", "emcdr", "diffcdr_vector", "diffcdr")
 SMALL = {"epochs": 1, "samples": 16, "diffusion": {"steps": 20}}
 
 
@@ -33,7 +33,7 @@ def small():
     tuned = load_profiles()["tuned"]
     settings = {**tuned.settings, "diffcdr": {"model": "star_diffusion", **SMALL}}
     settings["diffcdr_gaussian"] = {**settings["diffcdr"], "vectors": "gaussian"}
-    for name in ("cmf", "emcdr"):
+    for name in ("cmf", "emcdr", "diffcdr_vector"):
         settings[name] = {**settings[name], "trials": settings[name]["trials"][:2]}
     controls = ("item_mean", "star_logit", "star_boosting", "shared_vector", "permuted_source")
     return dataclasses.replace(
@@ -148,7 +148,7 @@ def test_calibration_counts_every_rating_once_a_level():
 def test_the_trial_is_chosen_on_validation_users_alone():
     made, profile = tuned()
     judged = read_validation(made.store, "tuned").set_index("model")
-    for model in ("cmf", "emcdr"):
+    for model in ("cmf", "emcdr", "diffcdr_vector"):
         trials = made.store.model("tuned", model, CELL).table("trials.parquet")
         assert len(trials) == len(profile.settings[model]["trials"])
         assert trials["chosen"].sum() == 1
@@ -156,6 +156,18 @@ def test_the_trial_is_chosen_on_validation_users_alone():
         assert chosen["validation_rmse"] == trials["validation_rmse"].min()
         assert chosen["validation_rmse"] == pytest.approx(judged.loc[model, "rmse"])
         assert not [name for name in trials if name.startswith("test_")]
+
+
+def test_mlflow_shows_the_settings_of_the_chosen_trial():
+    made, _ = tuned()
+    entry = made.store.model("tuned", "diffcdr_vector", CELL)
+    trials = entry.table("trials.parquet")
+    chosen = trials[trials["chosen"]].iloc[0]
+    client, _ = made.tracking.connect()
+    params = client.get_run(entry.require()["mlflow_run_id"]).data.params
+    assert params["model"] == "diffcdr"
+    assert float(params["task_weight"]) == chosen["task_weight"]
+    assert (params["clip_predictions"], params["clip"]) == ("True", "1.0")
 
 
 def test_biased_factors_predict_by_a_plain_product():
