@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from ml.models.base import Ratings
 
 DIFFUSION = "star_diffusion"
-# Named for what they are: controls on star histograms.
-DISCRIMINATIVE = ("star_logit", "star_boosting")
+# Named for what they are: controls on star histograms, the first of which knows nothing of the user.
+BLIND = "item_stars"
+DISCRIMINATIVE = (BLIND, "star_logit", "star_boosting")
 DISTRIBUTIONS = (DIFFUSION, *DISCRIMINATIVE)
 
 
@@ -78,11 +79,9 @@ def describe(store: Store, profile: Profile, cell: Cell, registered: str) -> "Te
 
 def star_description_of(store: Store, domain: str) -> "Tensor":
     from ml.distribution.discriminative import star_description
-    from ml.distribution.effects import rating_levels
 
     ratings = domain_ratings(store, domain)
-    everything = ratings.tensors()
-    return star_description(everything, ratings.n_users, ratings.n_items, rating_levels(everything.values))
+    return star_description(ratings.tensors(), ratings.n_users, ratings.n_items, levels_of(store, domain))
 
 
 def overlap_codes(store: Store, task: str, side: str) -> np.ndarray:
@@ -90,11 +89,29 @@ def overlap_codes(store: Store, task: str, side: str) -> np.ndarray:
     return store.overlap(task).table("users.parquet")[f"{side}_user"].to_numpy(dtype=np.int64)
 
 
+def target_levels(store: Store, cell: Cell) -> "Tensor":
+    """The levels (L,) float64 of the target domain's scale. Raises ValueError where it has too many."""
+    return levels_of(store, CATALOG.tasks[cell.task].target)
+
+
+def levels_of(store: Store, domain: str) -> "Tensor":
+    """The levels (L,) float64 of a domain's scale, whoever's ratings have them."""
+    import torch
+
+    from ml.distribution.effects import rating_levels
+
+    try:
+        return rating_levels(torch.from_numpy(domain_ratings(store, domain).values))
+    except ValueError as error:
+        raise ValueError(
+            f"domain {domain}: {error}; or run without distributions, naming the models wanted with --model"
+        ) from None
+
+
 def transfer_ratings(store: Store, profile: Profile, cell: Cell, description: "Tensor") -> "TransferRatings":
     """What a cell's models may learn from; of target ratings, those of `training_rows`."""
     import torch
 
-    from ml.distribution.effects import rating_levels
     from ml.distribution.model import TransferRatings
 
     target = domain_ratings(store, CATALOG.tasks[cell.task].target)
@@ -109,7 +126,7 @@ def transfer_ratings(store: Store, profile: Profile, cell: Cell, description: "T
         description=description,
         seed=cell.seed,
         # The scale, not the ratings: a level that only held-out users gave is a level all the same.
-        levels=rating_levels(torch.from_numpy(target.values)),
+        levels=levels_of(store, CATALOG.tasks[cell.task].target),
     )
 
 

@@ -4,6 +4,7 @@ import logging
 
 import dagster as dg
 
+from assets.distributions import levels_of
 from assets.partitions import CATALOG, SEEDS_TOGETHER, Cell, cells
 from assets.problems import domain_ratings
 from assets.profiles import Profile
@@ -12,7 +13,13 @@ from assets.splits import overlap
 from assets.store import Store, code_version, fingerprint, tensors
 
 log = logging.getLogger("diffcdr")
-CODE = code_version("assets/effects.py", "ml/distribution/effects.py")
+CODE = code_version(
+    "assets/effects.py",
+    "assets/problems.py",
+    "ml/distribution/effects.py",
+    "ml/models/base.py",
+    "ml/training.py",
+)
 
 
 def effects_asset(profile: Profile) -> dg.AssetsDefinition:
@@ -53,7 +60,8 @@ def fit_source(store: Store, profile: Profile, domain: str, seed: int) -> dict:
             return entry.require()
         ratings = domain_ratings(store, domain)
         with Stopwatch() as watch:
-            effects = fit_effects(ratings.tensors(), ratings.n_users, ratings.n_items, seed)
+            levels = levels_of(store, domain)
+            effects = fit_effects(ratings.tensors(), ratings.n_users, ratings.n_items, seed, levels=levels)
         log.info("%s: fitted in %.1f s", title, watch.seconds)
         held = {
             "description": effects.description(),

@@ -175,7 +175,7 @@ def _warming(frame: pd.DataFrame, task: str, names: Names) -> Picture:
         for j, beta in enumerate(betas):
             for position, method in enumerate(methods):
                 line = frame[(frame["beta"] == beta) & (frame["method"] == method)].sort_values("n")
-                style = {"color": COLOURS[-1 - position], "label": method_title(method, names)}
+                style = {"color": COLOURS[-1 - position % len(COLOURS)], "label": method_title(method, names)}
                 panels[i, j].plot(range(len(line)), line[metric], "o-", linewidth=1.2, markersize=3, **style)
                 panels[i, j].set_xticks(range(len(line)), [f"{n}" for n in line["n"]])
             _plain_axes(panels[i, j], f"{title}, β = {beta:.0%}")

@@ -204,10 +204,9 @@ def verdict(frame: pd.DataFrame, recommended: pd.DataFrame, names: Names) -> lis
             rows.append({**head, **cells})
     if not rows:
         return []
-    return [
-        _sentences(frame, recommended, names),
-        layout("The numbers behind it", rows, keys=3, sections=True),
-    ]
+    numbers = layout("The numbers behind it", rows, keys=3, sections=True)
+    sentences = _sentences(frame, recommended, names)
+    return [sentences, numbers] if sentences.rows else [numbers]
 
 
 def _sentences(frame: pd.DataFrame, recommended: pd.DataFrame, names: Names) -> Layout:

@@ -4,10 +4,10 @@ import dagster as dg
 
 from assets import plots
 from assets.compute import Compute
-from assets.controls import PERMUTED, PERMUTED_MODEL, PREDICTORS
-from assets.distributions import DIFFUSION, DISCRIMINATIVE
+from assets.controls import PERMUTED, PERMUTED_MODEL, PREDICTORS, VECTORS
+from assets.distributions import DIFFUSION, DISCRIMINATIVE, DISTRIBUTIONS
 from assets.partitions import SEEDS_TOGETHER, Cell, by_task, cells
-from assets.profiles import Profile
+from assets.profiles import Profile, ProfileError
 from assets.splits import split
 from assets.store import Store
 from assets.tracking import MlflowTracking
@@ -26,6 +26,7 @@ TITLES = {
     "diffcdr_vector": "DiffCDR, paper",
     "diffcdr_gaussian": "Gaussian",
     "diffcdr_mean": "Mean vector only",
+    "item_stars": "Item's stars",
     "star_logit": "Logit",
     "star_boosting": "Boosting",
     "global_mean": "Global mean",
@@ -50,6 +51,8 @@ SUMMARIES = {
     "permuted_source": "trained DiffCDR with the sources of test users mixed up; worse if the source helps.",
     "star_diffusion": "a distribution over ratings from diffusion samples of the user's vector "
     "(`ml/distribution/model.py`, docs/tuned.md).",
+    "item_stars": "the item's star shares, shrunk to the domain's: a distribution that knows nothing of the "
+    "user.",
     "star_logit": "multinomial logit on the item's and the user's source star histograms.",
     "star_boosting": "boosted trees on the same features for the absolute error; its MAE alone counts.",
     "popularity": "ranking by the number of training ratings, for every user.",
@@ -60,14 +63,15 @@ HEADLINES = {"rating": ("mae", "rmse"), "ranking": ("ndcg@20", "recall@20")}
 
 
 def model_asset(profile: Profile, name: str) -> dg.AssetsDefinition:
-    """The asset of one model of a profile."""
+    """The asset of one model of a profile. Raises ProfileError for settings that the model cannot have."""
     registered = profile.registered(name)
+    _check(profile, name)
 
     @dg.asset(
         name=name,
         key_prefix=profile.name,
         partitions_def=cells,
-        deps=[split, *_upstream(profile, registered)],
+        deps=[split, *(dg.AssetKey([profile.name, key]) for key in upstream(profile, registered))],
         group_name="models",
         kinds={"pytorch", "mlflow"},
         owners=["team:recsys"],
@@ -97,7 +101,23 @@ def model_asset(profile: Profile, name: str) -> dg.AssetsDefinition:
     return trained
 
 
-def _upstream(profile: Profile, registered: str) -> list[dg.AssetKey]:
+def _check(profile: Profile, name: str) -> None:
+    registered = profile.registered(name)
+    if registered in DISTRIBUTIONS and "ranking" in profile.objectives_of(name):
+        raise ProfileError(
+            f"profile {profile.name}: {name} is a distribution over ratings and cannot be trained for "
+            "ranking; give it `objectives: [rating]`"
+        )
+    untried = ("random", "tgt", *PREDICTORS, *VECTORS, PERMUTED)
+    if registered in untried and "trials" in profile.settings[name]:
+        raise ProfileError(f"profile {profile.name}: {name} has no settings to try; take its trials out")
+
+
+BASES = ("source_factors", "target_factors", "source_effects")
+
+
+def upstream(profile: Profile, registered: str) -> list[str]:
+    """What of the profile a registered model is made from: some of BASES, and models."""
     factors = ["source_factors", "target_factors"]
     needed = {
         **{name: [] for name in ("cmf", "random", *PREDICTORS, *DISCRIMINATIVE)},
@@ -106,8 +126,8 @@ def _upstream(profile: Profile, registered: str) -> list[dg.AssetKey]:
         PERMUTED: [*factors, PERMUTED_MODEL],
     }
     if registered == PERMUTED and profile.registered(PERMUTED_MODEL) == DIFFUSION:
-        return [dg.AssetKey([profile.name, key]) for key in ("source_effects", PERMUTED_MODEL)]
-    return [dg.AssetKey([profile.name, key]) for key in needed.get(registered, factors)]
+        return ["source_effects", PERMUTED_MODEL]
+    return needed.get(registered, factors)
 
 
 def _summary(registered: str) -> str:

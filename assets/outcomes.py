@@ -1,7 +1,8 @@
 """What training leaves of one cell, and the tables that are made of it on the test users."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ from assets.distributions import Predicted, calibration
 from assets.partitions import CATALOG, Cell
 from assets.problems import domain_ratings, held_out_ratings, training_rows, warm_halves
 from assets.profiles import Profile
-from assets.store import Store, parquet
+from assets.store import Entry, Store, parquet
 from ml.splits import TEST, VALIDATION
 
 if TYPE_CHECKING:
@@ -56,6 +57,17 @@ def _of_side(row: Mapping, side: str) -> dict | None:
     return {k.removeprefix(f"{side}_"): v for k, v in row.items() if k.startswith(f"{side}_")} or None
 
 
+def restored(entry: Entry, device: str = "cpu"):
+    """The model whose weights and settings training left in `entry`."""
+    from ml.distribution import registry as distributions
+    from ml.models.registry import build
+
+    config = json.loads((entry.path / "config.json").read_text())
+    make = distributions.build if config["model"] in distributions.MODELS else build
+    weights = {name: value.to(device) for name, value in entry.tensors("weights.safetensors").items()}
+    return make(config["model"], **config["hyperparameters"]).load_state_dict(weights)
+
+
 def metric_rows(outcome: Outcome, objective: "Objective") -> list[dict]:
     """Cold: all held-out ratings. Warm: the later half after fine-tuning. Cold, `_later`: it before."""
     from ml.evaluation.selection import select
@@ -87,7 +99,7 @@ def error_files(
     members, ratings = held_out_ratings(store, profile, cell, TEST)
     raw = outcome.predicted or _points(outcome, ratings)
     scale = target_scale(cell)
-    shown = Predicted(raw.mean.clamp(*scale), raw.median.clamp(*scale)) if clips else raw
+    shown = replace(raw, mean=raw.mean.clamp(*scale), median=raw.median.clamp(*scale)) if clips else raw
     sums = user_error_sums(shown.mean, shown.median, shown.crps(ratings), ratings, len(members))
     frame = pd.DataFrame({"user": members, **{name: s.numpy() for name, s in sums.items()}})
     files = {

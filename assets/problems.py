@@ -316,9 +316,9 @@ def with_column(table: "Tensor", column: "Tensor | None") -> "Tensor":
 
 def joined(factors: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]":
     """User and item factors whose dot product is the predicted rating, from what a factorization wrote."""
-    users, items, offset = factors["users"], factors["items"], factors.get("offset")
-    ones = None if offset is None else users.new_ones(len(users))
-    return with_column(users, ones), with_column(items, offset)
+    from ml.biased_factorization import BiasedFactors
+
+    return BiasedFactors(**factors).joined() if "offset" in factors else (factors["users"], factors["items"])
 
 
 def cell_data(

@@ -5,7 +5,6 @@ of whom the model has nothing to go by get the most popular items. `recommend_fi
 a Parquet file, known ones and new ones with a history.
 """
 
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +24,7 @@ from pydantic import Field
 from assets.compute import Compute
 from assets.distributions import DIFFUSION, DISCRIMINATIVE, source_effects
 from assets.factors import source_config
+from assets.outcomes import restored
 from assets.partitions import CATALOG, SEEDS_TOGETHER, Cell, Trial, cells
 from assets.problems import domain_ratings, roles, training_rows
 from assets.profiles import Profile
@@ -232,6 +232,11 @@ def finished(store: Store, profile: Profile, cell: Cell) -> list[str]:
 
 
 def _objective(profile: Profile) -> str:
+    if not candidates(profile):
+        raise ValueError(
+            f"profile {profile.name} has no model that can recommend; with biased factors that is "
+            f"{DIFFUSION} alone: give one of its models `model: {DIFFUSION}`"
+        )
     return "ranking" if "ranking" in profile.objectives_of(candidates(profile)[0]) else "rating"
 
 
@@ -345,12 +350,10 @@ class Trained:
     objective: str
     device: str
 
-    def load(self, build: Callable, device: str):
-        """The model on a device, made by a registry's `build`."""
+    def load(self, device: str):
+        """The model on a device."""
         entry = self.store.model(self.profile.name, self.name, self.cell, self.objective)
-        config = json.loads((entry.path / "config.json").read_text())
-        weights = {name: value.to(device) for name, value in entry.tensors("weights.safetensors").items()}
-        return build(config["model"], **config["hyperparameters"]).load_state_dict(weights)
+        return restored(entry, device)
 
     @property
     def source(self) -> Entry:
@@ -364,14 +367,13 @@ def _of_factors(
     import torch
 
     from ml.fold_in import FoldIn
-    from ml.models.registry import build
     from ml.recommender import Recommender
 
     store, domain = trained.store, CATALOG.tasks[trained.cell.task].source
     source = trained.source.tensors("factors.safetensors")
     target = store.target_factors(trained.profile.name, trained.cell, trained.objective)
     recommender = Recommender(
-        trained.load(build, trained.device),
+        trained.load(trained.device),
         FoldIn.of(source["users"], source["items"], domain_ratings(store, domain).tensors()),
         target.tensors("factors.safetensors")["items"],
         torch.from_numpy(popularity),
@@ -388,12 +390,11 @@ def _of_distribution(
     import torch
 
     from ml.distribution.recommender import DescribedUsers, EffectsFoldIn, StarRecommender
-    from ml.distribution.registry import build
 
     source = trained.source.tensors("effects.safetensors")
     description = source.pop("description")
     recommender = StarRecommender(
-        trained.load(build, "cpu"),
+        trained.load("cpu"),
         EffectsFoldIn(**source),
         torch.from_numpy(popularity),
         torch.from_numpy(allowed),

@@ -4,7 +4,7 @@ Every cell ends as the same folder of the store:
 - `metrics.parquet`: one row per stage, selection rule and metric;
 - `curves.parquet`: losses and metrics by epoch;
 - `users.safetensors`: target user factors of the test users at the chosen epoch, with the item factors where
-  they are not the profile's target factors;
+  they are not the profile's target factors (biased ones are standardised over the training users);
 - `weights.safetensors` and `config.json`, where there are weights;
 - `user_errors.parquet`: each test user's sums of errors (rating); `coverage.parquet`: where the errors are
   (rating); `calibration.parquet`: of predicted distributions; `throughput.parquet`: how fast it was;
@@ -27,21 +27,30 @@ from assets.compute import Compute
 from assets.controls import PERMUTED, PERMUTED_MODEL, PREDICTORS, VECTORS, evidence, source_of
 from assets.distributions import (
     DIFFUSION,
+    DISCRIMINATIVE,
     DISTRIBUTIONS,
     describe,
     overlap_codes,
     predict,
     source_effects,
+    target_levels,
     transfer_ratings,
 )
 from assets.factors import EVALUATION, FactorJudge, source_config
-from assets.outcomes import SIDES, Outcome, error_files, fine_tune_held_out, metric_rows, target_scale
+from assets.outcomes import (
+    SIDES,
+    Outcome,
+    error_files,
+    fine_tune_held_out,
+    metric_rows,
+    restored,
+    target_scale,
+)
 from assets.partitions import CATALOG, Cell, span
 from assets.problems import (
     CellData,
     cell_data,
     collective_table,
-    domain_ratings,
     held_out_ratings,
     joined,
 )
@@ -67,16 +76,24 @@ SHARED_CODE = (
     "ml/negatives.py",
     "ml/models/base.py",
     "ml/evaluation/coverage.py",
+    "assets/distributions.py",
     *EVALUATION,
 )
 CONTROL_CODE = ("assets/controls.py", "ml/models/controls.py")
-DISTRIBUTION_CODE = ("assets/distributions.py", "ml/distribution", "ml/evaluation/distribution.py")
+DISTRIBUTION_CODE = (
+    "ml/distribution/model.py",
+    "ml/distribution/effects.py",
+    "ml/evaluation/distribution.py",
+)
 OWN_CODE = {
     "random": (),
     **dict.fromkeys((*PREDICTORS, *VECTORS, PERMUTED), CONTROL_CODE),
-    **dict.fromkeys(DISTRIBUTIONS, DISTRIBUTION_CODE),
+    DIFFUSION: (*DISTRIBUTION_CODE, "ml/distribution/diffusion.py", "ml/diffusion"),
+    **dict.fromkeys(
+        DISCRIMINATIVE, (*DISTRIBUTION_CODE, "ml/distribution/discriminative.py", "ml/models/controls.py")
+    ),
     "tgt": ("ml/factorization.py", "ml/biased_factorization.py"),
-    "cmf": ("ml/factorization.py", "ml/biased_factorization.py"),
+    "cmf": ("assets/factors.py", "ml/factorization.py", "ml/biased_factorization.py"),
     "diffcdr": ("ml/models/diffcdr.py", "ml/diffusion"),
     **dict.fromkeys(
         ("emcdr_ridge", "emcdr_mlp", "sscdr_rejecting", "lacdr_wide"),
@@ -173,8 +190,12 @@ class ModelTraining:
             validation=self.profile.validation,
             inputs={name: entry.require()["fingerprint"] for name, entry in self._inputs(cell).items()},
             # Fine-tuning and CMF use the settings of the factorizations.
-            factors=self.profile.factors(cell.task),
+            factors=None if self._without_factors else self.profile.factors(cell.task),
         )
+
+    @property
+    def _without_factors(self) -> bool:
+        return self.registered in ("random", *PREDICTORS, *DISTRIBUTIONS)
 
     def _inputs(self, cell: Cell) -> dict[str, Entry]:
         task = CATALOG.tasks[cell.task]
@@ -256,16 +277,14 @@ class ModelTraining:
     def _permuted(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
         """A trained model at its chosen epoch, on held-out users who each have the source of another."""
         from ml.models.controls import permuted
-        from ml.models.registry import build
 
-        registered = self.profile.registered(PERMUTED_MODEL)
-        if registered == DIFFUSION:
-            return self._permuted_distribution(group, runs)
-        model = build(registered, **self.profile.model(PERMUTED_MODEL, group[0].task))
         outcomes = []
         for cell, run in zip(group, runs, strict=True):
+            model = restored(self._permuted_model(cell))
+            if self.profile.registered(PERMUTED_MODEL) == DIFFUSION:
+                outcomes.append(self._permuted_distribution(cell, run, model))
+                continue
             data, sides = self._cell_data(cell), self._held_out(cell)
-            model.load_state_dict(self._permuted_model(cell).tensors("weights.safetensors"))
             held = {
                 side: data.complete(model.transfer([permuted(getattr(data, side).users, cell.seed, side)])[0])
                 for side in sides
@@ -275,48 +294,50 @@ class ModelTraining:
 
     def _distribution(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
         """A model of ratings given what is known of the user, which predicts without target factors."""
+        return self._best_trial(group, runs, ModelTraining._distribution_trial)
+
+    def _distribution_trial(
+        self, group: list[Cell], settings: dict[str, object], runs: "list[CellRun | None]"
+    ) -> list[Outcome]:
         from ml.distribution.registry import build
 
+        settings = dict(settings)
+        registered = str(settings.pop("model"))
         outcomes = []
         for cell, run in zip(group, runs, strict=True):
-            settings = self.profile.model(self.name, cell.task)
-            description = describe(self.store, self.profile, cell, self.registered)
+            description = describe(self.store, self.profile, cell, registered)
             data = transfer_ratings(self.store, self.profile, cell, description)
-            model, watch = build(self.registered, **settings), Stopwatch()
+            model, watch = build(registered, **settings), Stopwatch()
             with watch:
                 model.fit(data)
             log.info("%s %s: fitted in %.1f s", self.title, cell.key, watch.seconds)
             outcome = self._judged_distribution(cell, run, model, description)
-            outcome.weights, outcome.model, outcome.settings = model.state_dict(), self.registered, settings
+            outcome.weights, outcome.model, outcome.settings = model.state_dict(), registered, settings
             trained = {"train_samples": len(data.target), "train_seconds": watch.seconds}
             outcome.speed = {"device": "cpu", "replicas": 1, **trained, **outcome.speed}
             outcomes.append(outcome)
         return outcomes
 
-    def _permuted_distribution(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
-        from ml.distribution.registry import build
+    def _permuted_distribution(self, cell: Cell, run: CellRun, model) -> Outcome:
         from ml.models.controls import shuffled
 
-        model = build(DIFFUSION, **self.profile.model(PERMUTED_MODEL, group[0].task))
-        outcomes = []
-        for cell, run in zip(group, runs, strict=True):
-            model.load_state_dict(self._permuted_model(cell).tensors("weights.safetensors"))
-            description = describe(self.store, self.profile, cell, DIFFUSION)
-            outcome = self._judged_distribution(cell, run, model, description, shuffled)
-            outcome.speed = {}  # nothing was trained
-            outcomes.append(outcome)
-        return outcomes
+        description = describe(self.store, self.profile, cell, DIFFUSION)
+        outcome = self._judged_distribution(cell, run, model, description, shuffled)
+        outcome.speed = {}  # nothing was trained
+        return outcome
 
     def _judged_distribution(
-        self, cell: Cell, run: CellRun, model, description: "Tensor", moved: Callable | None = None
+        self,
+        cell: Cell,
+        run: "CellRun | None",
+        model,
+        description: "Tensor",
+        moved: Callable | None = None,
     ) -> Outcome:
         """The outcome of a fitted distribution; `moved` says whose description each user is given instead."""
         import torch
 
-        from ml.distribution.effects import rating_levels
-
-        target = domain_ratings(self.store, CATALOG.tasks[cell.task].target)
-        levels = rating_levels(torch.from_numpy(target.values))
+        levels = target_levels(self.store, cell)
         codes = torch.from_numpy(overlap_codes(self.store, cell.task, "source"))
         judged: dict[str, float] = {}
         for side, (members, ratings) in self._held_out(cell).items():
@@ -328,7 +349,8 @@ class ModelTraining:
         if self.registered == DIFFUSION:
             joint = model.joint_log_likelihood(description[rows], ratings).sum().item() / len(ratings)
             judged["test_joint_log_likelihood"] = joint
-        run.metrics(judged, 1)
+        if run is not None:
+            run.metrics(judged, 1)
         speed = {"test_samples": len(ratings), "test_users": len(members), "test_seconds": watch.seconds}
         return Outcome(curves=[{"epoch": 1, **judged}], predicted=predicted, speed=speed)
 
@@ -368,28 +390,49 @@ class ModelTraining:
         trials = self.profile.trials(self.name, group[0].task)
         if len(trials) == 1:
             return attempt(self, group, trials[0], runs)
-        tried = [attempt(self, group, settings, [None] * len(group)) for settings in trials]
-        return [self._chosen([outcomes[r] for outcomes in tried], trials, run) for r, run in enumerate(runs)]
+        for cell in group:
+            if "validation" not in self._held_out(cell):
+                raise ValueError(
+                    f"{cell.key}: the split leaves no validation user to choose one of the {len(trials)} "
+                    f"trials of {self.name} by; lower beta, add overlapping users or take the trials out of "
+                    "the profile"
+                )
+        # Only the best outcome so far is kept: each holds its factors.
+        best: list[Outcome | None] = [None] * len(group)
+        tried: list[list[dict]] = [[] for _ in group]
+        for settings in trials:
+            for r, outcome in enumerate(attempt(self, group, settings, [None] * len(group))):
+                tried[r].append({**settings, **self._validated(outcome)})
+                if best[r] is None or self._cost(tried[r][-1]) < self._cost(self._validated(best[r])):
+                    best[r] = outcome
+        for outcome, rows, run in zip(best, tried, runs, strict=True):
+            self._keep(outcome, rows, run)
+        return best
 
-    def _chosen(self, outcomes: list[Outcome], trials: list[dict], run: CellRun) -> Outcome:
-        """The outcome of the best trial, with its curves in the run and what was tried beside it."""
+    @property
+    def _criterion(self) -> str:
+        return f"validation_{self.objective.criterion}"
+
+    def _validated(self, outcome: Outcome) -> dict[str, float]:
+        """The chosen epoch of an outcome, and the criterion there: not what the test users say of it."""
         from ml.evaluation.selection import chosen_epoch
 
-        criterion = f"validation_{self.objective.criterion}"
-        sign = -1 if self.objective.higher_is_better else 1
-        at_chosen = [outcome.curves[chosen_epoch(outcome.judged, self.objective) - 1] for outcome in outcomes]
-        scores = [sign * row[criterion] for row in at_chosen]
-        best = min(range(len(trials)), key=lambda i: (np.isnan(scores[i]), scores[i]))
-        outcome = outcomes[best]
-        # Not what the test users say of each: nobody is to choose by that.
-        outcome.trials = [
-            {**settings, "epoch": row["epoch"], criterion: row[criterion], "chosen": number == best}
-            for number, (settings, row) in enumerate(zip(trials, at_chosen, strict=True))
-        ]
+        row = outcome.curves[chosen_epoch(outcome.judged, self.objective) - 1]
+        return {"epoch": row["epoch"], self._criterion: row[self._criterion]}
+
+    def _cost(self, row: Mapping[str, float]) -> float:
+        value = row[self._criterion]
+        return np.inf if np.isnan(value) else -value if self.objective.higher_is_better else value
+
+    def _keep(self, outcome: Outcome, rows: list[dict], run: CellRun) -> None:
+        """Say in the outcome what was tried beside it, and log it."""
+        costs = [self._cost(row) for row in rows]
+        chosen = costs.index(min(costs))
+        outcome.trials = [{**row, "chosen": number == chosen} for number, row in enumerate(rows)]
         for row in outcome.curves:
             run.metrics({name: value for name, value in row.items() if name != "epoch"}, int(row["epoch"]))
-        run.params(_hyperparameters(trials[best]))
-        return outcome
+        settings = {k: v for k, v in rows[chosen].items() if k not in ("epoch", self._criterion)}
+        run.params(_hyperparameters(settings))
 
     def _cmf(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
         return self._best_trial(
@@ -446,7 +489,7 @@ class ModelTraining:
         table, rows = collective_table(self.store, self.profile, cell, self.objective.name)
         first_item = self.store.ratings(task.source).require()["items"]
         ours = table.items >= first_item
-        weight = torch.where(ours, 1.0, float(settings["source_weight"]))
+        weight = torch.where(ours, 1.0, float(settings.get("source_weight", 1.0)))
         # Each domain's own mean, or the item biases would have to make up for it.
         means = [table.values[side].mean() for side in (~ours, ours)]
         offset = torch.where(ours, means[1], means[0])

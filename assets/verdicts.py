@@ -17,14 +17,14 @@ import pandas as pd
 
 from assets.catalog import Catalog
 from assets.controls import PERMUTED, VECTORS
-from assets.distributions import DISCRIMINATIVE
+from assets.distributions import BLIND, DISCRIMINATIVE
 from assets.profiles import Profile
 from assets.results import read_user_errors, read_validation
 from assets.store import Store
 from assets.tables import ERRORS, OURS, RESAMPLES, Metric, pooled_users
 
-WITHOUT_USER = ("global_mean", "item_mean", *VECTORS, "tgt")
-SIMPLE = ("item_source_bias", "ridge_source", *DISCRIMINATIVE)
+WITHOUT_USER = ("global_mean", "item_mean", BLIND, *VECTORS, "tgt")
+SIMPLE = ("item_source_bias", "ridge_source", *(name for name in DISCRIMINATIVE if name != BLIND))
 # A distribution's CRPS is compared with that of other distributions alone.
 METRICS = (*ERRORS, Metric("crps", "CRPS"))
 SUMS = {"mae": "absolute", "rmse": "squared", "crps": "crps"}
@@ -130,9 +130,13 @@ def _compared(judged: pd.DataFrame, errors: pd.DataFrame, pair: Families, metric
         "low": interval.low,
         "high": interval.high,
         "users": len(pairs),
-        "seeds": judged[judged["model"] == ours]["seed"].nunique(),
+        "seeds": len(_seeds(errors, ours) & _seeds(errors, theirs)),
         "answer": _answer(interval.low, interval.high),
     }
+
+
+def _seeds(errors: pd.DataFrame, model: str) -> set[int]:
+    return set(errors.loc[errors["model"] == model, "seed"])
 
 
 def _answer(low: float | None, high: float | None) -> str:

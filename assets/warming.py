@@ -4,7 +4,6 @@ Samples of the user's vector are weighted by the likelihood of what has been rat
 fine-tuning, and the shrunk residuals of two simple predictors (`ml.distribution.warming`).
 """
 
-import json
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,15 +14,15 @@ import pandas as pd
 
 from assets.controls import evidence, source_of
 from assets.distributions import DIFFUSION, overlap_codes, source_effects
+from assets.outcomes import restored
 from assets.partitions import SEEDS_TOGETHER, Cell, cells
 from assets.problems import held_out_ratings
 from assets.profiles import Profile
 from assets.progress import Stopwatch
-from assets.store import Entry, Store, code_version, fingerprint, parquet
+from assets.store import Store, code_version, fingerprint, parquet
 from ml.splits import TEST, VALIDATION
 
 if TYPE_CHECKING:
-    from ml.distribution.model import StarDiffusion
     from ml.distribution.warming import Newcomers, UserShift
     from ml.models.base import Ratings
     from ml.models.controls import Evidence
@@ -88,7 +87,7 @@ def _of_model(store: Store, profile: Profile, cell: Cell, name: str) -> pd.DataF
     """Errors by method and n; what does not depend on the model is measured beside the first one only."""
     from ml.distribution.warming import error_by_n
 
-    model, most = _restored(store.model(profile.name, name, cell)), first_ratings(store, cell)
+    model, most = restored(store.model(profile.name, name, cell)), first_ratings(store, cell)
     newcomers = _newcomers(store, profile, cell, TEST)
     if name == diffusions(profile)[0]:
         members, ratings = _some(store, profile, cell, TEST)
@@ -112,14 +111,6 @@ def first_ratings(store: Store, cell: Cell) -> int:
     share = min(cell.beta, USERS / len(rated))
     enough = [n for n in COUNTS if share * (rated > n).sum() >= ENOUGH_USERS]
     return max([1, *enough])
-
-
-def _restored(entry: Entry) -> "StarDiffusion":
-    from ml.distribution.registry import build
-
-    config = json.loads((entry.path / "config.json").read_text())
-    model = build(config["model"], **config["hyperparameters"])
-    return model.load_state_dict(entry.tensors("weights.safetensors"))
 
 
 def _newcomers(store: Store, profile: Profile, cell: Cell, role: int) -> "Newcomers":
@@ -157,7 +148,7 @@ def _shifts(known: "Evidence", members: np.ndarray, ratings: "Ratings") -> "dict
     """
     import torch
 
-    from ml.distribution.warming import UserShift
+    from ml.distribution.warming import Undetermined, UserShift
     from ml.evaluation.ratings import predict
     from ml.models.controls import PREDICTORS
 
@@ -174,5 +165,8 @@ def _shifts(known: "Evidence", members: np.ndarray, ratings: "Ratings") -> "dict
             for rows in (tested, training)
         ]
         predicted, fitted = (predict(users, items, rows) for rows in (tested, training))
-        shifts[method] = UserShift.learned(predicted, columns[0], training, fitted, columns[1])
+        try:
+            shifts[method] = UserShift.learned(predicted, columns[0], training, fitted, columns[1])
+        except Undetermined as reason:
+            log.info("warming up leaves out %s: %s", method, reason)
     return shifts

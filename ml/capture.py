@@ -23,8 +23,11 @@ Record = Callable[[Callable[[], dict[str, Tensor]]], tuple[dict[str, Tensor], Ca
 
 
 def wanted(device: torch.device) -> bool:
-    """Whether steps on `device` are to be recorded: on CUDA, where `DIFFCDR_CUDA_GRAPHS` is 1."""
-    return device.type == "cuda" and os.environ.get("DIFFCDR_CUDA_GRAPHS") == "1"
+    """Whether steps on `device` are to be recorded: on the first CUDA device, if `DIFFCDR_CUDA_GRAPHS` is 1.
+
+    Streams and graphs belong to the current device, which nothing here changes.
+    """
+    return device.type == "cuda" and not device.index and os.environ.get("DIFFCDR_CUDA_GRAPHS") == "1"
 
 
 def record_cuda(run: Callable[[], dict[str, Tensor]]) -> tuple[dict[str, Tensor], Callable[[], object]]:

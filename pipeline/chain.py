@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import dagster as dg
 
-from assets.distributions import needs_effects
+from assets.models import BASES, upstream
 from assets.partitions import CATALOG, Cell, Trial
 from assets.profiles import load_profiles
 from assets.warming import diffusions
@@ -68,10 +68,10 @@ class Chain:
             yield f"overlap of {task.name}", self._step("pair", task.name, task.name)
 
     def _training_steps(self, profile: str) -> Iterator[Step]:
-        settings = self.known[profile]
-        effects = ["source_effects"] if needs_effects(settings) else []
+        settings, models = self.known[profile], self.models[profile]
+        needed = [key for model in models for key in upstream(settings, settings.registered(model))]
         warming = ["warming_up"] if self.whole and diffusions(settings) else []
-        keys = ["source_factors", "target_factors", *effects, *self.models[profile], *warming]
+        keys = dict.fromkeys([*(key for key in needed if key in BASES), *models, *warming])
         assets = [dg.AssetKey("split"), *(dg.AssetKey([profile, key]) for key in keys)]
         for task in self.tasks:
             for first, last in self._ranges(task):

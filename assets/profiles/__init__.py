@@ -1,4 +1,4 @@
-"""Profiles: which models are trained with which settings. A third profile is a YAML file, not code.
+"""Profiles: which models are trained with which settings. Another profile is a YAML file, not code.
 
 Built-in profiles lie beside this file; a user's own in the folder that `DIFFCDR_PROFILES` names.
 """
@@ -118,6 +118,11 @@ def load_profiles(own: str | None = None) -> dict[str, Profile]:
     return {name: _resolve(name, raw, files) for name in raw}
 
 
+def _factors(base: Profile, own: Mapping[str, object]) -> dict[str, object]:
+    """The parent's settings with a profile's own; those of plain factors mean nothing to biased ones."""
+    return dict(own) if "trials" in own and not base.biased else {**base.base_factors, **own}
+
+
 def _read(path: Path) -> dict:
     try:
         content = yaml.safe_load(path.read_text())
@@ -150,10 +155,13 @@ def _resolve(
         objectives=tuple(content.get("objectives", base.objectives)),
         **{group: tuple(dict.fromkeys([*getattr(base, group), *own[group]])) for group in GROUPS},
         search=content.get("search", base.search),
-        base_factors={**base.base_factors, **content.get("factors", {})},
+        base_factors=_factors(base, content.get("factors", {})),
         settings={**base.settings, **{m: {**base.settings.get(m, {}), **s} for m, s in settings.items()}},
         overrides={**base.overrides, **content.get("tasks", {})},
     )
+    empty = [model for model in profile.settings if profile.settings[model].get("trials") == []]
+    if empty:
+        raise ProfileError(f"{files[name]}: trials of {', '.join(empty)} is an empty list; leave it out")
     tried = [model for model in profile.settings if "trials" in profile.settings[model]]
     if tried and not profile.validation:
         raise ProfileError(

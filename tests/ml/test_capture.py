@@ -69,4 +69,5 @@ def test_only_cuda_is_recorded_and_only_when_asked(monkeypatch):
     assert not wanted(torch.device("cuda"))
     monkeypatch.setenv("DIFFCDR_CUDA_GRAPHS", "1")
     assert wanted(torch.device("cuda"))
+    assert not wanted(torch.device("cuda:1"))
     assert not wanted(torch.device("cpu"))
