@@ -191,16 +191,12 @@ def choose(
     purpose: str,
     settings: Sequence[Mapping[str, object]],
     share: float = 0.1,
-    weight: Tensor | None = None,
-    offset: Tensor | None = None,
-    judged: Tensor | None = None,
 ) -> tuple[dict[str, object], list[dict[str, object]]]:
     """The one of `settings` (fields of BiasedFactorization) with the lowest RMSE on held-out ratings, the
     first of equals; and every one of them with its "rmse".
 
-    Held out is `share` of the `judged` (m,) bool ratings, by default of all, drawn from
-    `replica_generator(table.seed, f"{purpose}/held out")`; all others are trained on, with `weight` and
-    `offset` as in `train`. The RMSE is unweighted. Refit the chosen one on all ratings.
+    Held out is `share` of the ratings, drawn from `replica_generator(table.seed, f"{purpose}/held out")`; all
+    others are trained on. Refit the chosen one on all ratings.
 
     Raises ValueError without settings, for an unknown field, a share that leaves nothing to judge or to train
     on, and as `train` does.
@@ -211,36 +207,29 @@ def choose(
             raise ValueError(f"settings has unknown {sorted(unknown)}; known: {sorted(names)}")
     if not settings:
         raise ValueError("settings is empty: name at least one to choose from")
-    weight = torch.ones(len(table)) if weight is None else weight
-    offset = torch.zeros(len(table)) if offset is None else offset
-    _check(table, weight, offset)
-    test = _held_out(table, purpose, share, judged)
-    train = torch.ones(len(table), dtype=torch.bool).index_fill(0, test, False).nonzero()[:, 0]
+    _check(table, torch.ones(len(table)), torch.zeros(len(table)))
+    test, train = _held_out(table, purpose, share)
     kept = replace(table, users=table.users[train], items=table.items[train], values=table.values[train])
     tried = []
     for setting in settings:
-        factors = BiasedFactorization(**setting).fit(kept, purpose, weight[train], offset[train]).factors
-        error = factors.predict(table.users[test], table.items[test]) + offset[test] - table.values[test]
+        factors = BiasedFactorization(**setting).fit(kept, purpose).factors
+        error = factors.predict(table.users[test], table.items[test]) - table.values[test]
         tried.append({**setting, "rmse": error.double().square().mean().sqrt().item()})
     best = min(range(len(tried)), key=lambda i: tried[i]["rmse"])
     return dict(settings[best]), tried
 
 
-def _held_out(table: RatingTable, purpose: str, share: float, judged: Tensor | None) -> Tensor:
-    """Positions (p,) int64 of the ratings to judge by."""
-    if judged is not None and (judged.shape != table.values.shape or judged.dtype != torch.bool):
-        raise ValueError(
-            f"judged is {judged.dtype} {tuple(judged.shape)}; give one bool for each of {len(table)} ratings"
-        )
-    eligible = torch.arange(len(table)) if judged is None else judged.nonzero()[:, 0]
-    count = round(share * len(eligible))
+def _held_out(table: RatingTable, purpose: str, share: float) -> tuple[Tensor, Tensor]:
+    """Positions of the ratings to judge by (p,) and of all others in rising order (m − p,), int64."""
+    count = round(share * len(table))
     if not 0 < count < len(table):
         raise ValueError(
-            f"share {share} of {len(eligible)} judged ratings holds out {count} of {len(table)}; "
+            f"share {share} holds out {count} of {len(table)} ratings; "
             "both held-out and training ratings are needed"
         )
     generator = replica_generator(table.seed, f"{purpose}/held out")
-    return eligible[torch.randperm(len(eligible), generator=generator)[:count]]
+    test, train = torch.randperm(len(table), generator=generator).tensor_split([count])
+    return test, train.sort().values
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Controls that go from star histograms straight to a rating: what a transfer model must beat.
 
-For user u and item i, over L rating levels, both models see the same numbers,
+`ItemStars` knows of the item alone. For user u and item i, over L rating levels, the two others see the same
+numbers,
 
     x_ui = [h_i, log h_i, log(1 + n_i), d_u, δ_i log(1 + n_u), b_u log(1 + n_u)]                  (1)
     d_u = [b_u, s_u, log(1 + n_u), h_u, log h_u]                                                  (2)
@@ -81,24 +82,31 @@ def features(counts: Tensor, overall: Tensor, levels: Tensor, description: Tenso
     return torch.cat([shares, shares.log(), count, description, *products], 1)
 
 
+def target_levels(data: TransferRatings) -> tuple[Tensor, Tensor, Tensor]:
+    """Levels (L,) float64 of the target domain, that of each rating (m,) int64, and each item's count of
+    every level (n_items, L) float64. Raises ValueError for rows outside the tables or ratings that are no
+    levels."""
+    check_rows("target.users", data.target.users, data.n_users)
+    check_rows("target.items", data.target.items, data.n_items)
+    levels = (rating_levels(data.target.values) if data.levels is None else data.levels).double()
+    index = level_index(data.target.values, levels)
+    return levels, index, level_counts(data.target.items, index, data.n_items, len(levels))
+
+
 def training_rows(data: TransferRatings) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """What both models are fitted to: the target ratings of users with a source row.
+    """What `StarLogit` and `StarBoosting` are fitted to: the target ratings of users with a source row.
 
     Returns what `pair_features` needs of the target domain, the standardized features (m, f) float64 and the
     level (m,) int64 of each rating. Raises ValueError for rows outside the tables, ratings that are no
     levels, or a description that `star_description` did not give.
     """
-    check_rows("target.users", data.target.users, data.n_users)
-    check_rows("target.items", data.target.items, data.n_items)
+    levels, index, counts = target_levels(data)
     width = data.description.shape[1]
     if width < STATISTICS + 4 or (width - STATISTICS) % 2:
         raise ValueError(
             f"users are described by {width} numbers, not 3 and two a source level; "
             "give the rows of star_description of the source domain"
         )
-    levels = (rating_levels(data.target.values) if data.levels is None else data.levels).double()
-    index = level_index(data.target.values, levels)
-    counts = level_counts(data.target.items, index, data.n_items, len(levels))
     overall = overall_shares(counts)
     source = data.source_user[data.target.users]
     rows = source >= 0
@@ -118,8 +126,7 @@ def pair_features(domain: dict[str, Tensor], description: Tensor, users: Tensor,
     Raises RuntimeError where the model is not fitted, ValueError for rows outside the tables or descriptions
     of another width.
     """
-    if not domain:
-        raise RuntimeError("the model has no parameters yet: fit it or load its state first")
+    _check_fitted(domain)
     width = len(domain["center"]) - 2 * len(domain["levels"]) - 3
     if description.shape[1] != width:
         raise ValueError(
@@ -131,6 +138,51 @@ def pair_features(domain: dict[str, Tensor], description: Tensor, users: Tensor,
     counts = domain["counts"][items]
     x = features(counts, domain["overall"], domain["levels"], description.double()[users])
     return (x - domain["center"]) / domain["spread"]
+
+
+def _check_fitted(state: dict[str, Tensor]) -> None:
+    if not state:
+        raise RuntimeError("the model has no parameters yet: fit it or load its state first")
+
+
+@dataclass
+class ItemStars:
+    """The blind control: p(r | i) = the item's shares of the levels, h_i of equation (1), for every user.
+
+    It has no settings. What does not beat it has learned nothing about users.
+    """
+
+    def __post_init__(self) -> None:
+        self.state_: dict[str, Tensor] = {}
+
+    def fit(self, data: TransferRatings) -> ItemStars:
+        """Take the shares of all known target ratings, also those of users without a source. Returns self.
+
+        Raises ValueError for rows outside the tables or ratings that are no levels.
+        """
+        _, _, counts = target_levels(data)
+        self.state_ = {"shares": shrunk_shares(counts, overall_shares(counts)).float()}
+        return self
+
+    def predict(self, description: Tensor, users: Tensor, items: Tensor) -> Tensor:
+        """p(r | i) of m pairs: (m, L) float32; an item without ratings has the domain's shares.
+
+        description: (n, f) of any width, only its number of rows counts; users: (m,) int64 in 0..n−1; items:
+        (m,) int64. Raises RuntimeError where the model is not fitted, ValueError for rows outside the tables.
+        """
+        _check_fitted(self.state_)
+        check_rows("users", users, len(description))
+        check_rows("items", items, len(self.state_["shares"]))
+        return self.state_["shares"][items]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that prediction needs, as plain tensors."""
+        return {name: value.clone() for name, value in self.state_.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> ItemStars:
+        """Take over the tensors of `state_dict` and return self."""
+        self.state_ = dict(state)
+        return self
 
 
 @dataclass

@@ -15,7 +15,7 @@ target domain. Users who rate harshly do not make their items look bad, since bo
 The fit is stochastic EM (Celeux and Diebolt, 1985): a sweep draws every user's vector from the Laplace
 approximation of its posterior given the items' last draw, then the items' given the users', and updates
 the priors by their closed forms. Means are taken over the sweeps after the burn-in; the draws themselves are
-kept, for they carry how uncertain the vector of a user with few ratings is.
+kept where asked, for they carry how uncertain the vector of a user with few ratings is.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ WIDTH = 4
 SWEEPS, BURN_IN = 25, 10
 # Pseudo-users and their variance in the update of a prior's covariance: keeps it proper where few users are.
 PRIOR_COUNT, PRIOR_VARIANCE = 2.0, 0.05
-CHUNK = 1 << 18  # ratings whose D x D curvatures are held at a time
+CHUNK = 1 << 14  # ratings whose D x D curvatures are held at a time
 RIDGE = 5.0  # on the standardized columns of c_u
 
 
 @dataclass(frozen=True)
 class Effects:
-    """A fitted domain. All tensors are float64; n users, m items, L levels, D = width of the vectors.
+    """A fitted domain. n users, m items, L levels, D = width of the vectors; float64, but for the draws.
 
     levels: (L,) the rating values; basis: (L, D), Q; intercept: (D,), b; users: (n, D) and items: (m, D), the
-    posterior modes of θ and φ; draws: (S, n, D), posterior draws of θ; prior_mean: (n, D) and
-    prior_covariance: (D, D), of θ; item_prior_mean: (m, D) and item_prior_covariance: (D, D), of φ;
+    posterior modes of θ and φ; draws: (S, n, D) float32, posterior draws of θ, or None; prior_mean: (n, D)
+    and prior_covariance: (D, D), of θ; item_prior_mean: (m, D) and item_prior_covariance: (D, D), of φ;
     counts: (n,) and item_counts: (m,), ratings of each.
     """
 
@@ -51,7 +51,7 @@ class Effects:
     intercept: Tensor
     users: Tensor
     items: Tensor
-    draws: Tensor
+    draws: Tensor | None
     prior_map: Tensor
     prior_mean: Tensor
     prior_covariance: Tensor
@@ -115,32 +115,39 @@ def posterior_modes(
     prior_covariance: Tensor,
     start: Tensor,
     iterations: int,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Newton's method for arg max_x Σ log softmax(offset + Q x_g)_index + log N(x_g; prior), of every group.
 
-    groups: (m,) int64 in 0..n−1; offset: (m, L); index: (m,) int64; prior_mean, start: (n, D).
+    groups: (m,) int64 in 0..n−1; offset: (m, L), or a shorter table whose row `rows` (m,) int64 is the
+    rating's; index: (m,) int64; prior_mean, start: (n, D).
     Returns the modes (n, D) and the inverse negative Hessians there (n, D, D), the Laplace covariances. The
     objective is strictly concave; steps are cut at 2 in each direction against overshooting.
     """
     precision = torch.linalg.inv(prior_covariance)
+    ratings = groups, torch.arange(len(groups)) if rows is None else rows, index
     x = start
     for _ in range(iterations):
-        gradient, curvature = _total_slopes(groups, offset, index, basis, x)
+        gradient, curvature = _total_slopes(*ratings, offset, basis, x)
         gradient = gradient - (x - prior_mean) @ precision
         step = torch.linalg.solve(curvature + precision, gradient)
         x = x + step.clamp(-2, 2)
-    curvature = _total_slopes(groups, offset, index, basis, x)[1]
+    curvature = _total_slopes(*ratings, offset, basis, x)[1]
     return x, torch.linalg.inv(curvature + precision)
 
 
 def _total_slopes(
-    groups: Tensor, offset: Tensor, index: Tensor, basis: Tensor, x: Tensor
+    groups: Tensor, rows: Tensor, index: Tensor, offset: Tensor, basis: Tensor, x: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The slopes summed over each group's ratings: (n, D) and (n, D, D)."""
+    """The slopes at x (n, D) summed over each group's ratings: (n, D) and (n, D, D).
+
+    Only of a chunk of ratings are there logits at a time: all of them are what takes memory.
+    """
+    own = x @ basis.T
     width = x.shape[1]
     gradient, curvature = x.new_zeros(len(x), width), x.new_zeros(len(x), width, width)
-    for group, base, level in zip(*(t.split(CHUNK) for t in (groups, offset, index)), strict=True):
-        first, second = slopes(base + (x @ basis.T)[group], level, basis)
+    for group, row, level in zip(*(t.split(CHUNK) for t in (groups, rows, index)), strict=True):
+        first, second = slopes(offset[row] + own[group], level, basis)
         gradient.index_add_(0, group, first)
         curvature.index_add_(0, group, second)
     return gradient, curvature
@@ -159,11 +166,17 @@ class _Side:
         self.covariance = torch.eye(width, dtype=torch.float64)
 
     def sweep(
-        self, offset: Tensor, index: Tensor, basis: Tensor, iterations: int, generator: torch.Generator
+        self,
+        offset: Tensor,
+        rows: Tensor,
+        index: Tensor,
+        basis: Tensor,
+        iterations: int,
+        generator: torch.Generator,
     ) -> None:
         mean = self.design @ self.map
         self.modes, covariance = posterior_modes(
-            self.groups, offset, index, basis, mean, self.covariance, self.modes, iterations
+            self.groups, offset, index, basis, mean, self.covariance, self.modes, iterations, rows
         )
         self._update_prior(covariance[self.rated])
         noise = torch.randn(*self.modes.shape, 1, dtype=torch.float64, generator=generator)
@@ -192,11 +205,13 @@ def fit_effects(
     description: Tensor | None = None,
     levels: Tensor | None = None,
     width: int = WIDTH,
+    keep_draws: bool = False,
 ) -> Effects:
     """Fit equations (1) and (2) to `ratings`.
 
     description: (n_users, q) standardized columns, c_u; none means q = 0. levels: (L,) the rating values,
-    those that occur where not given. Users and items without ratings get their prior mean.
+    those that occur where not given. keep_draws: give the users' draws too, 4 S n D bytes. Users and items
+    without ratings get their prior mean.
     Raises ValueError for rows outside the tables or ratings that are no levels.
     """
     check_rows("ratings.users", ratings.users, n_users)
@@ -215,20 +230,25 @@ def fit_effects(
     frequency = torch.bincount(index, minlength=len(levels)).double() + 1
     intercept = (frequency / frequency.sum()).log() @ basis
     constant = basis @ intercept
-    kept = []
+    kept = SWEEPS - BURN_IN
+    sums = [torch.zeros_like(value) for side in (users, items) for value in side.state()]
+    draws = torch.empty(kept, n_users, width) if keep_draws else None
     for sweep in range(SWEEPS):
         iterations = 2 if sweep else 4
-        users.sweep(constant + (items.draw @ basis.T)[items.groups], index, basis, iterations, generator)
-        items.sweep(constant + (users.draw @ basis.T)[users.groups], index, basis, iterations, generator)
-        if sweep >= BURN_IN:
-            kept.append((*users.state(), *items.state(), users.draw))
-    user_modes, user_map, user_covariance, item_modes, item_map, item_covariance = (
-        torch.stack(values).mean(0) for values in list(zip(*kept, strict=True))[:-1]
-    )
-    offset = constant + (user_modes @ basis.T)[users.groups]
+        for side, other in ((users, items), (items, users)):
+            offset = constant + other.draw @ basis.T
+            side.sweep(offset, other.groups, index, basis, iterations, generator)
+        if sweep < BURN_IN:
+            continue
+        for total, value in zip(sums, (*users.state(), *items.state()), strict=True):
+            total += value
+        if keep_draws:
+            draws[sweep - BURN_IN] = users.draw
+    user_modes, user_map, user_covariance, item_modes, item_map, item_covariance = (s / kept for s in sums)
+    offset = constant + user_modes @ basis.T
     item_mean = items.design @ item_map
     item_modes, _ = posterior_modes(
-        items.groups, offset, index, basis, item_mean, item_covariance, item_modes, iterations=6
+        items.groups, offset, index, basis, item_mean, item_covariance, item_modes, 6, users.groups
     )
     return Effects(
         levels=levels,
@@ -236,7 +256,7 @@ def fit_effects(
         intercept=intercept,
         users=user_modes,
         items=item_modes,
-        draws=torch.stack([state[-1] for state in kept]),
+        draws=draws,
         prior_map=user_map,
         prior_mean=users.design @ user_map,
         prior_covariance=user_covariance,
@@ -255,12 +275,13 @@ def items_without_own_rating(effects: Effects, ratings: Ratings) -> Tensor:
     the rating they are to predict would make a model trust them too much.
     """
     index, basis = level_index(ratings.values, effects.levels), effects.basis
-    offset = ((effects.intercept + effects.users) @ basis.T)[ratings.users]
-    total = _total_slopes(ratings.items, offset, index, basis, effects.items)[1]
+    offset, own = (effects.intercept + effects.users) @ basis.T, effects.items @ basis.T
+    columns = ratings.items, ratings.users, index
+    total = _total_slopes(*columns, offset, basis, effects.items)[1]
     total = total + torch.linalg.inv(effects.item_prior_covariance)
     out = []
-    for items, base, level in zip(*(t.split(CHUNK) for t in (ratings.items, offset, index)), strict=True):
-        gradient, curvature = slopes(base + (effects.items @ basis.T)[items], level, basis)
+    for items, users, level in zip(*(column.split(CHUNK) for column in columns), strict=True):
+        gradient, curvature = slopes(offset[users] + own[items], level, basis)
         step = torch.linalg.solve(total[items] - curvature, gradient)
         out.append(effects.items[items] - step)
     return torch.cat(out)

@@ -95,10 +95,20 @@ class StarDiffusion:
         known = data.source_user >= 0
         trained = known & (torch.bincount(data.target.users, minlength=data.n_users) > 0)
         described = data.description.double()[data.source_user[trained]]
-        center, scale = described.mean(0), described.std(0, correction=0).clamp(min=1e-9)
+        center, scale = described.mean(0), described.std(0, correction=0)
+        # A column that is constant in training says nothing, in prediction neither.
+        scale = torch.where(scale > 1e-9, scale, torch.inf)
         # A user without source ratings is given the average description.
         condition = (data.description.double()[data.source_user] - center) / scale * known[:, None]
-        effects = fit_effects(data.target, data.n_users, data.n_items, data.seed, condition, data.levels)
+        effects = fit_effects(
+            data.target,
+            data.n_users,
+            data.n_items,
+            data.seed,
+            condition,
+            data.levels,
+            keep_draws=self.vectors == "diffusion",
+        )
         self.state_ = {
             "seed": torch.tensor(data.seed),
             "levels": effects.levels,
@@ -120,9 +130,13 @@ class StarDiffusion:
 
     def _fit_diffusion(self, effects: Effects, condition: Tensor, users: Tensor) -> dict[str, Tensor]:
         factor = torch.linalg.cholesky(effects.prior_covariance)
-        residual = effects.draws[:, users] - effects.prior_mean[users]
-        whitened = torch.linalg.solve_triangular(factor, residual.mT, upper=False).mT
-        return self.diffusion.fit(whitened.float(), condition[users].float(), int(self.state_["seed"]))
+        mean = effects.prior_mean[users]
+        # One draw at a time: in float64 all of them are many times what is kept.
+        whitened = [
+            torch.linalg.solve_triangular(factor, (draw[users] - mean).T, upper=False).T.float()
+            for draw in effects.draws
+        ]
+        return self.diffusion.fit(torch.stack(whitened), condition[users].float(), int(self.state_["seed"]))
 
     def _fit_alignment(self, effects: Effects, data: TransferRatings, condition: Tensor) -> dict[str, Tensor]:
         """Equation (1) by the likelihood of the mixture, on the ratings of users with a source."""

@@ -5,14 +5,20 @@ from __future__ import annotations
 import dataclasses
 
 from ml.distribution.diffusion import VectorDiffusion
-from ml.distribution.discriminative import StarBoosting, StarLogit
+from ml.distribution.discriminative import ItemStars, StarBoosting, StarLogit
 from ml.distribution.model import StarDiffusion
 from ml.models.registry import check_type
 
-MODELS = {"star_diffusion": StarDiffusion, "star_logit": StarLogit, "star_boosting": StarBoosting}
+Model = StarDiffusion | ItemStars | StarLogit | StarBoosting
+MODELS = {
+    "star_diffusion": StarDiffusion,
+    "item_stars": ItemStars,
+    "star_logit": StarLogit,
+    "star_boosting": StarBoosting,
+}
 
 
-def build(name: str, **hyperparameters: object) -> StarDiffusion | StarLogit | StarBoosting:
+def build(name: str, **hyperparameters: object) -> Model:
     """The model `name` with `hyperparameters` in place of its defaults; `diffusion` is a mapping of its own.
 
     Raises ValueError for a model, a hyper-parameter or a type of value that does not exist there.
@@ -30,15 +36,14 @@ def _built(name: str, kind: type, hyperparameters: dict[str, object]):
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = [key for key in hyperparameters if key not in fields]
     if unknown:
-        raise ValueError(
-            f"{name}: unknown hyper-parameter {', '.join(map(repr, unknown))}; known: {', '.join(fields)}"
-        )
+        known = ", ".join(fields) or "none"
+        raise ValueError(f"{name}: unknown hyper-parameter {', '.join(map(repr, unknown))}; known: {known}")
     for key, value in hyperparameters.items():
         check_type(name, fields[key], value)
     return kind(**hyperparameters)
 
 
-def hyperparameters(model: StarDiffusion | StarLogit | StarBoosting) -> dict[str, object]:
+def hyperparameters(model: Model) -> dict[str, object]:
     """Every hyper-parameter with its value, those of the diffusion as `diffusion.…`."""
     flat: dict[str, object] = {}
     for name, value in dataclasses.asdict(model).items():

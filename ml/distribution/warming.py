@@ -27,6 +27,14 @@ SAMPLES = 512  # weighted samples thin out: ten ratings leave the weight on few 
 STEPS = 10
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3)  # of fine-tuning, the log-likelihood summed over the user's ratings
 ENOUGH_USERS, FEWEST_USERS = 50, 10
+ROUNDING = 1e-9  # a difference that is a smaller share of what it is taken of counts as 0
+
+
+class Undetermined(ValueError):
+    """Training ratings do not tell how users differ from noise: T or σ² of a `UserShift` cannot be learned.
+
+    Nothing is wrong with the ratings as such: a caller may leave that method out.
+    """
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,8 @@ class UserShift:
 
         training_predicted: (t,); training_columns: (t, p). A prediction that has seen its own rating makes
         the residuals smaller than a newcomer's; item means do so by little.
+        Raises ValueError where shapes disagree or numbers are not finite, and Undetermined as
+        `residual_moments` does.
         """
         _check_columns("training_predicted", training_predicted, training_columns)
         if len(training_predicted) != len(training):
@@ -280,8 +290,12 @@ def residual_moments(users: Tensor, columns: Tensor, residual: Tensor) -> tuple[
 
     Two residuals of a user have E y_a y_b = x_aᵀ T x_b: T is the least squares solution over all pairs a ≠ b,
     a user of k ratings weighing 1/k each, its negative eigenvalues set to 0; σ² = mean of y² − xᵀ T x.
-    Raises ValueError where the pairs do not determine T: no user has two ratings, or columns are dependent.
+    Raises Undetermined where the pairs do not determine T, for no user has two ratings or columns are
+    dependent, and where σ² is not positive; ValueError for columns or residuals that are not finite.
     """
+    for field, numbers in (("columns", columns), ("residual", residual)):
+        if not numbers.isfinite().all():
+            raise ValueError(f"{field} of a training rating is not finite; drop the rating or mend r̂")
     x, y, count = columns.double(), residual.double(), torch.bincount(users).double()
     n, p = len(count), x.shape[1]
     outer = x[:, :, None] * x[:, None]
@@ -289,20 +303,28 @@ def residual_moments(users: Tensor, columns: Tensor, residual: Tensor) -> tuple[
     total = x.new_zeros(n, p).index_add_(0, users, x * y[:, None])
     # Sums over pairs are those over all a, b less those of a = b; a row of the normal equations is T_ij.
     per_user, per_rating = 1 / count.clamp(min=1), 1 / count[users]
-    products = torch.einsum("u,uik,ujl->ijkl", per_user, gram, gram)
-    products = products - torch.einsum("m,mik,mjl->ijkl", per_rating, outer, outer)
+    everything = torch.einsum("u,uik,ujl->ijkl", per_user, gram, gram)
+    products = everything - torch.einsum("m,mik,mjl->ijkl", per_rating, outer, outer)
     values = torch.einsum("u,ui,uj->ij", per_user, total, total)
     values = values - torch.einsum("m,mij->ij", per_rating * y.square(), outer)
-    products = products.reshape(p * p, p * p)
-    if torch.linalg.matrix_rank(products) < p * p:
-        raise ValueError(
+    products, everything = (each.reshape(p * p, p * p) for each in (products, everything))
+    # In units of the columns, or one of small numbers would pass for rounding.
+    size = everything.diagonal().sqrt().clamp(min=torch.finfo(x.dtype).tiny)
+    if torch.linalg.matrix_rank(products / size / size[:, None], atol=ROUNDING, rtol=0) < p * p:
+        raise Undetermined(
             "the training ratings do not tell how users differ from noise: give users with two or more "
             "ratings, and columns that vary within a user and are not combinations of each other"
         )
     solution = torch.linalg.solve(products, values.flatten()).view(p, p)
     scale, axes = torch.linalg.eigh((solution + solution.T) / 2)
     covariance = (axes * scale.clamp(min=0)) @ axes.T
-    return covariance, (y.square() - torch.einsum("mp,pq,mq->m", x, covariance, x)).mean().item()
+    noise = (y.square() - torch.einsum("mp,pq,mq->m", x, covariance, x)).mean().item()
+    if noise <= ROUNDING * y.square().mean().item():
+        raise Undetermined(
+            f"the training residuals leave a noise variance of {noise:g}, which must be positive; take them "
+            "from ratings that r̂ misses, with more of them than columns"
+        )
+    return covariance, noise
 
 
 def cut_normal(mean: Tensor, variance: Tensor, levels: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.testing import assert_close
 
 from ml.distribution.discriminative import (
+    ItemStars,
     StarBoosting,
     StarLogit,
     features,
@@ -25,6 +26,7 @@ from ml.distribution.discriminative import (
     training_rows,
 )
 from ml.distribution.model import TransferRatings
+from ml.distribution.registry import build, hyperparameters
 from ml.evaluation.distribution import crps, log_loss
 from ml.models.base import Ratings
 from ml.models.controls import SHRINKAGE
@@ -75,6 +77,11 @@ def world() -> tuple[TransferRatings, Ratings]:
 @pytest.fixture(scope="module")
 def logit(world) -> StarLogit:
     return StarLogit().fit(world[0])
+
+
+@pytest.fixture(scope="module")
+def stars(world) -> ItemStars:
+    return ItemStars().fit(world[0])
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +178,55 @@ def test_features_are_standardized_and_constants_say_nothing(world):
     assert (found[:, constant] == 0).all()
 
 
+def test_item_stars_by_hand():
+    """Item 0: 5, 3 and 3, one of them by user 2, who has no source ratings; item 1: 1; item 2: nothing."""
+    target = ratings((0, 0, 5.0), (1, 0, 3.0), (1, 1, 1.0), (2, 0, 3.0))
+    source_user = torch.tensor([0, 1, -1])
+    data = TransferRatings(target, 3, 3, source_user, torch.zeros(2, 4), seed=0, levels=STARS)
+    overall = torch.tensor([2, 1, 3, 1, 2], dtype=torch.float64) / 9
+    expected = torch.stack(
+        [
+            (torch.tensor([0, 0, 2, 0, 1]) + SHRINKAGE * overall) / (3 + SHRINKAGE),
+            (torch.tensor([1, 0, 0, 0, 0]) + SHRINKAGE * overall) / (1 + SHRINKAGE),
+            overall,
+        ]
+    )
+    found = ItemStars().fit(data).predict(data.description, torch.tensor([1, 0, 0]), torch.tensor([2, 0, 1]))
+    assert_close(found, expected[[2, 0, 1]].float())
+
+
+def test_item_stars_give_all_users_the_same(world, stars):
+    data, held_out = world
+    other = torch.randint(400, (len(held_out),), generator=torch.Generator().manual_seed(0))
+    own = predicted(stars, world)
+    assert torch.equal(own, stars.predict(data.description, other, held_out.items))
+    assert torch.equal(own, stars.predict(0 * data.description[:, :2], held_out.users, held_out.items))
+    assert torch.equal(own, predicted(ItemStars().fit(shuffled(data)), world))
+
+
+def test_item_stars_beat_the_marginal_distribution(world, stars):
+    data, held_out = world
+    counts = torch.stack([(data.target.values == star).sum() for star in STARS])
+    marginal = (counts / counts.sum()).expand(len(held_out), 5)
+    for score in (crps, log_loss):
+        own, blind = (score(p, STARS, held_out.values).mean() for p in (predicted(stars, world), marginal))
+        assert own < blind
+
+
+def test_the_state_restores_item_stars(world, stars):
+    state = stars.state_dict()
+    assert all(isinstance(value, torch.Tensor) and value.is_contiguous() for value in state.values())
+    assert torch.equal(predicted(ItemStars().load_state_dict(state), world), predicted(stars, world))
+
+
+def test_item_stars_are_known_by_name_and_have_no_settings():
+    model = build("item_stars")
+    assert isinstance(model, ItemStars)
+    assert hyperparameters(model) == {}
+    with pytest.raises(ValueError, match="item_stars: unknown hyper-parameter 'penalty'; known: none"):
+        build("item_stars", penalty=1.0)
+
+
 @pytest.mark.parametrize("levels", [STARS, torch.tensor([0.0, 1.0]), torch.tensor([0.5, 2.0, 10.0])])
 def test_the_logit_is_scikit_learns(levels):
     kindness = 0.9 * torch.randn(60, generator=torch.Generator().manual_seed(0))
@@ -226,7 +282,7 @@ def test_the_state_restores_the_logit_without_scikit_learn(world, logit, monkeyp
     assert_close(predicted(restored, world), predicted(logit, world), atol=1e-7, rtol=0)
 
 
-@pytest.mark.parametrize("model", ["logit", "boosting"])
+@pytest.mark.parametrize("model", ["stars", "logit", "boosting"])
 def test_each_prediction_stands_alone(world, model, request):
     data, held_out = world
     model = request.getfixturevalue(model)
@@ -322,7 +378,7 @@ def test_shrunk_shares_are_distributions_between_own_and_overall(rows):
     assert_close(shares[~rated_rows], overall.expand((~rated_rows).sum(), 4))
 
 
-@pytest.mark.parametrize("kind", [StarLogit, StarBoosting])
+@pytest.mark.parametrize("kind", [ItemStars, StarLogit, StarBoosting])
 def test_bad_data(world, kind):
     data, _ = world
     target = data.target
@@ -334,12 +390,17 @@ def test_bad_data(world, kind):
         kind().fit(dataclasses.replace(data, target=dataclasses.replace(target, users=users)))
     with pytest.raises(ValueError, match="rating 5 is none of the levels"):
         kind().fit(dataclasses.replace(data, levels=STARS[:4]))
+
+
+@pytest.mark.parametrize("kind", [StarLogit, StarBoosting])
+def test_descriptions_that_are_none(world, kind):
+    data, _ = world
     for width in (5, 12):
         with pytest.raises(ValueError, match=f"described by {width} numbers, not 3 and two a source level"):
             kind().fit(dataclasses.replace(data, description=data.description[:, :width]))
 
 
-@pytest.mark.parametrize("model", ["logit", "boosting"])
+@pytest.mark.parametrize("model", ["stars", "logit", "boosting"])
 def test_bad_pairs(world, model, request):
     data, _ = world
     model, one = request.getfixturevalue(model), torch.tensor([0])
@@ -347,10 +408,16 @@ def test_bad_pairs(world, model, request):
         model.predict(data.description, torch.tensor([400]), one)
     with pytest.raises(ValueError, match="items has row 60"):
         model.predict(data.description, one, torch.tensor([60]))
-    with pytest.raises(ValueError, match="described by 11 numbers, trained on 13"):
-        model.predict(data.description[:, :11], one, one)
     with pytest.raises(RuntimeError, match="no parameters yet"):
         type(model)().predict(data.description, one, one)
+
+
+@pytest.mark.parametrize("model", ["logit", "boosting"])
+def test_descriptions_of_another_width(world, model, request):
+    data, _ = world
+    model, one = request.getfixturevalue(model), torch.tensor([0])
+    with pytest.raises(ValueError, match="described by 11 numbers, trained on 13"):
+        model.predict(data.description[:, :11], one, one)
 
 
 def test_bad_settings_and_descriptions(world):

@@ -8,6 +8,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
+from ml.distribution import effects
 from ml.distribution.effects import (
     fit_effects,
     items_without_own_rating,
@@ -88,7 +89,7 @@ def test_modes_are_what_scipy_finds():
 
 def test_vectors_and_priors_are_recovered():
     ratings, theta, phi = simulated()
-    fitted = fit_effects(ratings, 300, 60, seed=0)
+    fitted = fit_effects(ratings, 300, 60, seed=0, keep_draws=True)
     for found, true in ((fitted.users, theta), (fitted.items, phi)):
         correlation = torch.corrcoef(torch.stack([found.flatten(), true.flatten()]))[0, 1]
         assert correlation > 0.8
@@ -137,6 +138,60 @@ def test_equal_seeds_give_equal_fits_and_unrated_rows_their_prior():
     torch.testing.assert_close(fits[0].items[20], fits[0].item_prior_mean[20])
     assert fits[0].description().shape == (52, 5)
     assert fits[0].description()[51, 4] == 0
+
+
+def test_estimates_are_means_over_the_sweeps_after_the_burn_in(monkeypatch):
+    ratings, _, _ = simulated(users=50, items=20, each=5)
+    sweep, seen = effects._Side.sweep, []
+
+    def recorded(side, *arguments):
+        sweep(side, *arguments)
+        seen.append((side.modes, side.map, side.covariance, side.draw))
+
+    monkeypatch.setattr(effects._Side, "sweep", recorded)
+    fitted = fit_effects(ratings, 50, 20, seed=0, keep_draws=True)
+    assert len(seen) == 2 * effects.SWEEPS
+    users, items = (
+        [torch.stack(values) for values in zip(*seen[2 * effects.BURN_IN + side :: 2], strict=True)]
+        for side in (0, 1)
+    )
+    for found, kept in (
+        (fitted.users, users[0]),
+        (fitted.prior_map, users[1]),
+        (fitted.prior_covariance, users[2]),
+        (fitted.item_prior_covariance, items[2]),
+    ):
+        torch.testing.assert_close(found, kept.mean(0), atol=1e-12, rtol=1e-12)
+    assert torch.equal(fitted.draws, users[3].float())
+
+
+def test_draws_are_kept_only_where_asked():
+    ratings, _, _ = simulated(users=50, items=20, each=5)
+    without, fitted = (fit_effects(ratings, 50, 20, seed=0, keep_draws=keep) for keep in (False, True))
+    assert without.draws is None
+    assert torch.equal(without.users, fitted.users)
+    assert torch.equal(without.items, fitted.items)
+
+
+def test_a_table_of_offsets_is_one_row_a_rating():
+    groups, rows = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([1, 0, 1, 1, 2])
+    index, table, basis = torch.tensor([0, 4, 2, 3, 4]), normal(3, 5), level_basis(STARS)
+    zero, unit = torch.zeros(3, 4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
+    rest = index, basis, zero, unit, zero, 8
+    found, expected = posterior_modes(groups, table, *rest, rows), posterior_modes(groups, table[rows], *rest)
+    torch.testing.assert_close(found, expected)
+
+
+def test_chunks_have_no_effect(monkeypatch):
+    ratings, _, _ = simulated(users=50, items=20, each=5)
+
+    def everything() -> tuple[torch.Tensor, ...]:
+        fitted = fit_effects(ratings, 50, 20, seed=0)
+        return fitted.users, fitted.items, items_without_own_rating(fitted, ratings)
+
+    whole = everything()
+    monkeypatch.setattr(effects, "CHUNK", 7)
+    torch.testing.assert_close(everything(), whole, atol=1e-9, rtol=1e-9)
 
 
 def test_bad_ratings():

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from ml.distribution.diffusion import VectorDiffusion
 from ml.distribution.effects import fit_effects, level_basis
@@ -167,6 +169,33 @@ def test_users_of_the_target_domain_alone_tell_about_items(world, fitted):
     target = Ratings(data.target.users[kept], data.target.items[kept], data.target.values[kept])
     dropped = StarDiffusion(**FAST).fit(dataclasses.replace(data, target=target, source_user=without))
     assert scores(with_them, world)["crps"] < scores(dropped, world)["crps"]
+
+
+@pytest.fixture(scope="module")
+def fewer(world) -> TransferRatings:
+    """All users had 30 source ratings; now those who are held out have 3, which training never saw."""
+    data, _ = world
+    assert len(data.description[:, 4].unique()) == 1
+    held_out = (torch.arange(400) >= 300)[:, None] & (torch.arange(5) == 4)
+    return dataclasses.replace(data, description=data.description.where(~held_out, math.log(4)))
+
+
+def test_a_column_that_was_constant_in_training_counts_nothing(world, fewer, fitted):
+    data, held_out = world
+    assert not torch.equal(fewer.description, data.description)
+    assert scores(fitted, (fewer, held_out)) == scores(fitted, world)
+
+
+def test_without_a_diffusion_a_constant_column_is_no_column(world, fewer):
+    """Nothing is drawn for it there, so that the two fits must be equal; after saving too."""
+    none = dataclasses.replace(fewer, description=fewer.description[:, :4])
+    narrow, model = (StarDiffusion(vectors="gaussian", epochs=1).fit(each) for each in (none, fewer))
+    restored = StarDiffusion(vectors="gaussian").load_state_dict(load(save(model.state_dict())))
+    found, expected = (
+        each.predict(data.description, world[1].users, world[1].items)
+        for each, data in ((restored, fewer), (narrow, none))
+    )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_bad_input(world, fitted):

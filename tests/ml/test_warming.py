@@ -21,6 +21,7 @@ from ml.distribution.warming import (
     SAMPLES,
     STEPS,
     Newcomers,
+    Undetermined,
     UserShift,
     best_rate,
     choose_most,
@@ -262,7 +263,7 @@ def test_moments_are_the_least_squares_over_pairs():
     users = torch.tensor([0, 0, 0, 1, 1, 1, 1, 3, 4, 4, 4])
     x = torch.stack([torch.ones(11), torch.randn(11, generator=generator)], 1).double()
     b = 2 * torch.randn(5, 2, generator=generator).double()
-    y = (b[users] * x).sum(1) + 0.1 * torch.randn(11, generator=generator)
+    y = (b[users] * x).sum(1) + 2 * torch.randn(11, generator=generator)
     design, product = [], []
     for a in range(11):
         for c in range(11):
@@ -297,6 +298,38 @@ def test_users_who_do_not_differ_have_no_variance():
     )
     assert covariance.tolist() == [[0.0]]
     assert noise == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-4])
+def test_what_pairs_do_not_determine_is_said_so(size):
+    """Whatever the order of the rows and the unit of a column: rounding must not pass for information."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal() -> torch.Tensor:
+        return torch.randn(3000, generator=generator)
+
+    one, other, y = torch.ones(3000), size * normal(), normal()
+    alone, fives = torch.randperm(3000, generator=generator), torch.randperm(3000, generator=generator) % 600
+    for users, columns in (
+        (alone, [other]),  # one rating each
+        (alone, [one, other]),
+        (fives, [one, other[fives]]),  # the same for all of a user's ratings
+        (fives, [other, 3 * other]),  # dependent
+        (fives, [one, 0 * one]),
+    ):
+        with pytest.raises(Undetermined, match="do not tell how users differ from noise"):
+            residual_moments(users, torch.stack(columns, 1), y)
+    covariance, _ = residual_moments(fives, torch.stack([one, other], 1), y + one[fives] + other)
+    assert covariance.isfinite().all()
+
+
+def test_no_noise_is_undetermined_too():
+    """Residuals that are each user's own number, or none, leave nothing to σ²."""
+    users = torch.arange(3000) // 5
+    own = torch.randn(600, generator=torch.Generator().manual_seed(0))[users]
+    for residual in (own, 0 * own):
+        with pytest.raises(Undetermined, match=r"leave a noise variance of .*, which must be positive"):
+            residual_moments(users, torch.ones(3000, 1), residual)
 
 
 # All together.
@@ -381,10 +414,17 @@ def test_bad_input(planted):
             dataclasses.replace(shift, noise_variance=noise)
     singles = ratings([(0, 0, 1.0), (1, 0, 2.0)])
     ones, nothing = torch.ones(2, 1), torch.ones(0, 1)
-    with pytest.raises(ValueError, match="do not tell how users differ"):
+    with pytest.raises(Undetermined, match="do not tell how users differ"):
         UserShift.learned(ones[:, 0], ones, singles, ones[:, 0], ones)
-    with pytest.raises(ValueError, match="do not tell how users differ"):
+    with pytest.raises(Undetermined, match="do not tell how users differ"):
         UserShift.learned(ones[:, 0], ones, ratings([]), nothing[:, 0], nothing)
+    for predicted, columns, field in (
+        (ones[:, 0] * math.nan, ones, "residual"),
+        (ones[:, 0], ones * math.inf, "columns"),
+    ):
+        with pytest.raises(ValueError, match=f"{field} of a training rating is not finite") as found:
+            UserShift.learned(ones[:, 0], ones, singles, predicted, columns)
+        assert not isinstance(found.value, Undetermined)  # bad input must not be left out in silence
     with pytest.raises(ValueError, match="training_predicted has 3 rows for 2 ratings"):
         UserShift.learned(ones[:, 0], ones, singles, torch.ones(3), torch.ones(3, 1))
     halves = dataclasses.replace(newcomers.ratings, values=newcomers.ratings.values - 0.5)
