@@ -112,8 +112,8 @@ def verdict_part(store: Store, profile: Profile) -> Part:
         "alone.",
         "DiffCDR and the controls on stars predict medians for MAE, the other models means: where half the "
         "ratings are five stars this alone is worth a good deal, whatever is known of the user. RMSE and "
-        "CRPS compare like with like. Validation users of one seed may be test users of another, and nothing is "
-        "corrected for the number of comparisons.",
+        "CRPS compare like with like. Validation users of one seed may be test users of another, and "
+        "nothing is corrected for the number of comparisons.",
     )
     shown = _verdict_layouts(store, profile, frame)
     gaps = _gaps(

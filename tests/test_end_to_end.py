@@ -11,10 +11,12 @@ from pathlib import Path
 import dagster as dg
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from assets.results import COLUMNS, read_results
 from assets.store import Store
 from pipeline.chain import Chain, UnknownName
+from pipeline.cli import app
 from pipeline.definitions import build_defs, defs
 
 PAPER_MODELS = ["tgt", "cmf", "emcdr", "sscdr", "lacdr", "ptupcdr", "diffcdr"]
@@ -159,6 +161,26 @@ def test_another_beta_adds_cells_and_reuses_the_source_factors(house):
 def test_unknown_names_are_refused_before_anything_runs(house, asked, message):
     with pytest.raises(UnknownName, match=message):
         house.run(**asked)
+
+
+def test_a_run_makes_only_what_its_models_need(house):
+    house.run(profiles=["tuned"], models=["item_mean"])
+    made = [path for path in house.manifests() if "profile=tuned" in path]
+    assert {path.split("model=")[1].split("/")[0] for path in made} == {"item_mean"}
+
+
+def test_the_verdict_is_on_the_command_line(house):
+    done = CliRunner().invoke(app, ["verdict", "--task", "tiny", "--profile", "strict"])
+    assert done.exit_code == 0, done.output
+    assert "Does transfer help?" in done.output
+    assert "95 % interval" in done.output
+
+
+def test_a_verdict_without_cells_says_what_to_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFCDR_HOME", str(tmp_path))
+    done = CliRunner().invoke(app, ["verdict", "--task", "tiny"])
+    assert done.exit_code == 1
+    assert "diffcdr run --task … --profile tuned" in done.stderr
 
 
 def test_every_asset_is_described(house):

@@ -25,8 +25,9 @@ def build(name: str, **hyperparameters: object) -> Model:
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; known models: {', '.join(MODELS)}")
-    nested = hyperparameters.pop("diffusion", None)
-    model = _built(name, MODELS[name], hyperparameters)
+    kind = MODELS[name]
+    nested = hyperparameters.pop("diffusion", None) if hasattr(kind, "vectors") else None
+    model = _built(name, kind, hyperparameters)
     if nested is not None:
         model.diffusion = _built(f"{name}.diffusion", VectorDiffusion, nested)
     return model

@@ -234,6 +234,7 @@ def test_a_model_of_points_is_not_asked_for_probabilities():
             "star_diffusion.diffusion: unknown hyper-parameter 'step'",
         ),
         ("star_diffusion", {"samples": 1.5}, "samples must be of type int"),
+        ("star_logit", {"diffusion": {}}, "unknown hyper-parameter 'diffusion'"),
     ],
 )
 def test_what_a_distribution_does_not_have_is_named(name, values, message):
