@@ -20,7 +20,7 @@ from pipeline.definitions import defs
 
 CELL = "tiny|b20-s0"
 FACTORS = [dg.AssetKey(["strict", name]) for name in ("source_factors", "target_factors")]
-TRAINED = [dg.AssetKey("split"), *FACTORS, dg.AssetKey(["strict", "tgt"])]
+TRAINED = [dg.AssetKey("split"), *FACTORS, dg.AssetKey(["strict", "emcdr"])]
 
 
 class House:
@@ -67,7 +67,7 @@ def house(tmp_path_factory):
             synthetic.write_reviews(name.removeprefix("tiny_"), "tiny", files[name], seed=0)
             local = CATALOG.domains[name].model_copy(update={"url": str(files[name])})
             patch.setitem(CATALOG.domains, name, local)
-        for _, step in Chain(instance, ["tiny"], [0.2], [0], ["strict"], ["tgt"]).steps():
+        for _, step in Chain(instance, ["tiny"], [0.2], [0], ["strict"], ["emcdr"]).steps():
             step()
         yield House(home, files, instance)
 
