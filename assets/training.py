@@ -17,7 +17,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -114,8 +114,8 @@ def _own_code(registered: str) -> tuple[str, ...]:
     return OWN_CODE.get(registered, (file,))
 
 
-# Trains a group of cells with settings, recording epochs in the runs that are given.
-Attempt = Callable[["ModelTraining", list[Cell], dict[str, object], "list[CellRun | None]"], list[Outcome]]
+# Trains the cells of a group with settings, recording epochs in the runs that are given.
+Attempt = Callable[[dict[str, object], "list[CellRun | None]"], list[Outcome]]
 
 
 @dataclass
@@ -294,7 +294,7 @@ class ModelTraining:
 
     def _distribution(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
         """A model of ratings given what is known of the user, which predicts without target factors."""
-        return self._best_trial(group, runs, ModelTraining._distribution_trial)
+        return self._best_trial(group, runs, partial(self._distribution_trial, group))
 
     def _distribution_trial(
         self, group: list[Cell], settings: dict[str, object], runs: "list[CellRun | None]"
@@ -389,7 +389,7 @@ class ModelTraining:
         the profile's settings, with the curves in MLflow while it trains."""
         trials = self.profile.trials(self.name, group[0].task)
         if len(trials) == 1:
-            return attempt(self, group, trials[0], runs)
+            return attempt(trials[0], runs)
         for cell in group:
             if "validation" not in self._held_out(cell):
                 raise ValueError(
@@ -401,7 +401,7 @@ class ModelTraining:
         best: list[Outcome | None] = [None] * len(group)
         tried: list[list[dict]] = [[] for _ in group]
         for settings in trials:
-            for r, outcome in enumerate(attempt(self, group, settings, [None] * len(group))):
+            for r, outcome in enumerate(attempt(settings, [None] * len(group))):
                 tried[r].append({**settings, **self._validated(outcome)})
                 if best[r] is None or self._cost(tried[r][-1]) < self._cost(self._validated(best[r])):
                     best[r] = outcome
@@ -435,9 +435,8 @@ class ModelTraining:
         run.params(_hyperparameters(settings))
 
     def _cmf(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
-        return self._best_trial(
-            group, runs, ModelTraining._cmf_biased if self.profile.biased else ModelTraining._cmf_plain
-        )
+        attempt = self._cmf_biased if self.profile.biased else self._cmf_plain
+        return self._best_trial(group, runs, partial(attempt, group))
 
     def _cmf_plain(
         self, group: list[Cell], settings: dict[str, object], runs: "list[CellRun | None]"
@@ -509,10 +508,15 @@ class ModelTraining:
         return outcome
 
     def _transfer(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
-        return self._best_trial(group, runs, ModelTraining._transfer_trial)
+        data = [self._cell_data(cell) for cell in group]
+        return self._best_trial(group, runs, partial(self._transfer_trial, group, data))
 
     def _transfer_trial(
-        self, group: list[Cell], settings: dict[str, object], runs: "list[CellRun | None]"
+        self,
+        group: list[Cell],
+        data: list[CellData],
+        settings: dict[str, object],
+        runs: "list[CellRun | None]",
     ) -> list[Outcome]:
         """Train a registered transfer model and judge its map at each epoch."""
         from ml.models.registry import build
@@ -520,7 +524,6 @@ class ModelTraining:
         settings = dict(settings)
         registered = settings.pop("model")
         model = build(registered, **settings)
-        data = [self._cell_data(cell) for cell in group]
         sides = [self._held_out(cell) for cell in group]
         outcomes, watch = [Outcome(d.items, registered, settings) for d in data], Stopwatch()
         training = model.train([d.problem for d in data], self.compute.torch_device)
