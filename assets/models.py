@@ -58,6 +58,8 @@ SUMMARIES = {
     "popularity": "ranking by the number of training ratings, for every user.",
     "random": "the closed-form expectation of a uniformly random ranker; nothing is trained.",
 }
+# What models are made from.
+BASES = ("source_factors", "target_factors", "source_effects")
 # The metric an asset page shows by objective.
 HEADLINES = {"rating": ("mae", "rmse"), "ranking": ("ndcg@20", "recall@20")}
 
@@ -111,9 +113,6 @@ def _check(profile: Profile, name: str) -> None:
     untried = ("random", "tgt", *PREDICTORS, *VECTORS, PERMUTED)
     if registered in untried and "trials" in profile.settings[name]:
         raise ProfileError(f"profile {profile.name}: {name} has no settings to try; take its trials out")
-
-
-BASES = ("source_factors", "target_factors", "source_effects")
 
 
 def upstream(profile: Profile, registered: str) -> list[str]:

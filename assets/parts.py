@@ -116,9 +116,7 @@ def verdict_part(store: Store, profile: Profile) -> Part:
         "nothing is corrected for the number of comparisons.",
     )
     shown = _verdict_layouts(store, profile, frame)
-    gaps = _gaps(
-        read_results(store, profile=profile.name), profile, _trained_for(profile, "rating"), ("rating",)
-    )
+    gaps = _gaps(read_results(store, profile=profile.name), profile, _rated(profile), ("rating",))
     return Part("verdict", f"Verdict. {profile.title}", frame, tuple(shown), notes, gaps)
 
 
@@ -217,6 +215,11 @@ def _ablation_models(profile: Profile) -> list[str]:
 def _compared(profile: Profile) -> list[str]:
     """The models and those controls that some objective of the profile is measured on."""
     return [name for name in profile.trained if name not in profile.ablations]
+
+
+def _rated(profile: Profile) -> list[str]:
+    """All that is trained for ratings, ablations included."""
+    return [name for name in profile.trained if "rating" in profile.objectives_of(name)]
 
 
 def _trained_for(profile: Profile, objective: str) -> list[str]:
@@ -388,7 +391,7 @@ KINDS = (
         "verdict",
         "Whether transfer helps, by how much, and which model to use.",
         verdict_part,
-        lambda profile: [name for name in profile.trained if "rating" in profile.objectives_of(name)],
+        _rated,
         lambda profile: profile.validation,
     ),
     Kind(

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ml.evaluation.selection import Objective
+    from ml.factorization import RatingTable
     from ml.models.base import Epoch, Ratings, TransferModel
 
 log = logging.getLogger("diffcdr")
@@ -114,6 +115,8 @@ def _own_code(registered: str) -> tuple[str, ...]:
     return OWN_CODE.get(registered, (file,))
 
 
+# Both domains' ratings over one user table, and the rows of the overlapping users in it.
+Collective = tuple["RatingTable", np.ndarray]
 # Trains the cells of a group with settings, recording epochs in the runs that are given.
 Attempt = Callable[[dict[str, object], "list[CellRun | None]"], list[Outcome]]
 
@@ -435,19 +438,23 @@ class ModelTraining:
         run.params(_hyperparameters(settings))
 
     def _cmf(self, group: list[Cell], runs: list[CellRun]) -> list[Outcome]:
+        """One user table for both domains, trained by the same factorization; judged on the target items."""
+        merged = [collective_table(self.store, self.profile, cell, self.objective.name) for cell in group]
         attempt = self._cmf_biased if self.profile.biased else self._cmf_plain
-        return self._best_trial(group, runs, partial(attempt, group))
+        return self._best_trial(group, runs, partial(attempt, group, merged))
 
     def _cmf_plain(
-        self, group: list[Cell], settings: dict[str, object], runs: "list[CellRun | None]"
+        self,
+        group: list[Cell],
+        merged: list[Collective],
+        settings: dict[str, object],
+        runs: "list[CellRun | None]",
     ) -> list[Outcome]:
-        """One user table for both domains, trained by the same factorization; judged on the target items."""
         import torch
 
         from ml.factorization import MatrixFactorization
 
         task = CATALOG.tasks[group[0].task]
-        merged = [collective_table(self.store, self.profile, cell, self.objective.name) for cell in group]
         first_item = self.store.ratings(task.source).require()["items"]
         judges = [
             FactorJudge(
@@ -474,18 +481,26 @@ class ModelTraining:
         return outcomes
 
     def _cmf_biased(
-        self, group: list[Cell], settings: dict[str, object], runs: "list[CellRun | None]"
+        self,
+        group: list[Cell],
+        merged: list[Collective],
+        settings: dict[str, object],
+        runs: "list[CellRun | None]",
     ) -> list[Outcome]:
         """CMF with biases, a penalty and a weight of the source domain's ratings; one cell after another."""
-        return [self._cmf_biased_cell(cell, settings, run) for cell, run in zip(group, runs, strict=True)]
+        return [
+            self._cmf_biased_cell(cell, both, settings, run)
+            for cell, both, run in zip(group, merged, runs, strict=True)
+        ]
 
-    def _cmf_biased_cell(self, cell: Cell, settings: dict[str, object], run: "CellRun | None") -> Outcome:
+    def _cmf_biased_cell(
+        self, cell: Cell, merged: Collective, settings: dict[str, object], run: "CellRun | None"
+    ) -> Outcome:
         import torch
 
         from ml.biased_factorization import BiasedFactorization
 
-        task = CATALOG.tasks[cell.task]
-        table, rows = collective_table(self.store, self.profile, cell, self.objective.name)
+        task, (table, rows) = CATALOG.tasks[cell.task], merged
         first_item = self.store.ratings(task.source).require()["items"]
         ours = table.items >= first_item
         weight = torch.where(ours, 1.0, float(settings.get("source_weight", 1.0)))
