@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ml.factorization import RatingTable, merge_domains
-from ml.models.base import History, Problem, Ratings, SourceUsers
+from ml.data import History, Problem, Ratings, SourceUsers
+from ml.factorization.adam import RatingTable, merge_domains
 from ml.splits import TEST, assign_roles
 from ml.synthetic import Frame, ratings_frame, truth_of
 

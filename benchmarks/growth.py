@@ -22,15 +22,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from assets.ingest import ingest
+from assets.data.ingest import ingest
 from benchmarks.data import K, no_history, random_problem
 from benchmarks.measure import Result, machine, measured
 from benchmarks.paths.reviews import DOMAIN
+from ml.data import SourceUsers
 from ml.diffusion import affine
 from ml.diffusion.solver import plan
 from ml.evaluation.ranking import top_k
-from ml.factorization import MatrixFactorization, RatingTable
-from ml.models.base import SourceUsers
+from ml.factorization.adam import MatrixFactorization, RatingTable
 from ml.models.diffcdr import DiffCDR
 
 matplotlib.use("Agg")

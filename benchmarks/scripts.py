@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from benchmarks.textbook.training import Script
-from ml.factorization import MatrixFactorization, RatingTable
-from ml.models.base import Problem, TransferModel
-from ml.training import EpochPlan, replica_generator
+from ml.data import Problem
+from ml.factorization.adam import MatrixFactorization, RatingTable
+from ml.models.transfer import TransferModel
+from ml.replicas import EpochPlan, replica_generator
 
 
 def transfer_script(model: TransferModel, problem: Problem) -> Script:

@@ -6,9 +6,9 @@ The ratings are synthetic: the errors printed at the end are no evidence for or 
 import numpy as np
 import torch
 
+from ml.data import History, Problem, Ratings, SourceUsers
 from ml.evaluation.ratings import predict, rating_errors
-from ml.factorization import MatrixFactorization, RatingTable
-from ml.models.base import History, Problem, Ratings, SourceUsers
+from ml.factorization.adam import MatrixFactorization, RatingTable
 from ml.models.diffcdr import DiffCDR
 from ml.splits import TEST, TRAIN, assign_roles
 from ml.synthetic import Frame, ratings_frame, truth_of

@@ -9,7 +9,7 @@ user with ratings r_i of items v_i has the posterior mean
 
 It is ridge regression that shrinks to the mean user μ rather than to 0, with a weight λ = σ²Σ⁻¹ that is
 measured and not tuned: μ and Σ are those of the trained user factors, σ² the mean squared error in training.
-A user without ratings gets μ. For factors without biases, as `ml.factorization` trains them.
+A user without ratings gets μ. For factors without biases, as `ml.factorization.adam` trains them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ml.models.base import Ratings, check_rows
+from ml.data import Ratings, check_rows
 
 # Ratings whose outer products v vᵀ are held at a time: 50 MB at k = 10.
 BLOCK = 1 << 16

@@ -15,10 +15,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from ml.data import History, Ratings, SourceUsers
 from ml.evaluation.ranking import top_k
 from ml.fold_in import FoldIn
-from ml.models.base import History, Ratings, SourceUsers, TransferModel
 from ml.models.registry import build
+from ml.models.transfer import TransferModel
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ml.models.base import Ratings, Stack
-from ml.training import EpochPlan, ReplicaAdam, replica_generator
+from ml.data import Ratings
+from ml.models.transfer import Stack
+from ml.replicas import EpochPlan, ReplicaAdam, replica_generator
 
 
 @torch.no_grad()

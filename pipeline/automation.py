@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from assets.partitions import CATALOG
-from assets.reviews import change
-from assets.store import Store
+from assets.data.reviews import change
+from assets.settings.axes import CATALOG
+from assets.state.store import Store
 
 When = dg.AutomationCondition
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import dagster as dg
 
-from assets.models import BASES, upstream
-from assets.partitions import CATALOG, Cell, Trial
-from assets.profiles import load_profiles
-from assets.warming import diffusions
+from assets.settings.axes import CATALOG, Cell, Trial
+from assets.settings.profile import load_profiles
+from assets.training.models import BASES, upstream
+from assets.training.warming import diffusions
 from pipeline.definitions import defs
 
 Step = tuple[str, Callable[[], object]]

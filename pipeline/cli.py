@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from assets.store import PROJECT
+from assets.state.store import PROJECT
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 errors = Console(stderr=True)
@@ -113,7 +113,7 @@ def inspect(
     with _errors_in_one_line(debug):
         files = _files(context, [task] if task else [], source, target)
         if files:
-            from assets.own_data import examine
+            from assets.data.own_data import examine
 
             report = examine(_read_pair(files, user_col, item_col, rating_col, time_col, scale))
         else:
@@ -128,8 +128,8 @@ def results(
     format: Annotated[Format, typer.Option(help="How to print.")] = Format.table,
 ) -> None:
     """Print one row per metric of every finished cell."""
-    from assets.results import read_results
-    from assets.store import Store
+    from assets.report.results import read_results
+    from assets.state.store import Store
 
     frame = read_results(Store(), task, profile)
     if format is Format.csv:
@@ -148,9 +148,9 @@ def verdict(
 ) -> None:
     """Say whether transfer helps, by how much, and which model to use, from the cells that are finished."""
     with _errors_in_one_line(debug):
-        from assets.partitions import CATALOG
-        from assets.parts import verdict_layouts
-        from assets.store import Store
+        from assets.report.parts import verdict_layouts
+        from assets.settings.axes import CATALOG
+        from assets.state.store import Store
 
         for name in task or list(CATALOG.tasks):
             settings = _known_profile(name, profile)
@@ -179,8 +179,8 @@ def _files(
 
 
 def _read_pair(files, users, items, ratings, times, scale):
-    from assets.own_data import Options, read_pair
-    from assets.store import Store
+    from assets.data.own_data import Options, read_pair
+    from assets.state.store import Store
 
     columns = {"user": users, "item": items, "rating": ratings, "timestamp": times}
     return read_pair(Store(), *files, Options(columns, scale))
@@ -188,8 +188,8 @@ def _read_pair(files, users, items, ratings, times, scale):
 
 def _enter(pair) -> str:
     """Check two files, enter them in the home's catalogue, make it this process's, return the task's name."""
-    from assets.own_data import enter, examine
-    from assets.store import Store
+    from assets.data.own_data import enter, examine
+    from assets.state.store import Store
 
     _print_report(examine(pair), ReportFormat.table)
     task, file = enter(Store(), pair)
@@ -199,9 +199,9 @@ def _enter(pair) -> str:
 
 def _inspect_task(task: str):
     """The report of a task, its ratings fetched and read where they are not there yet."""
-    from assets.inspect import inspect_task
-    from assets.partitions import CATALOG
-    from assets.store import Store
+    from assets.data.overview import inspect_task
+    from assets.settings.axes import CATALOG
+    from assets.state.store import Store
     from pipeline.chain import Chain
 
     with _dagster_instance() as instance:
@@ -266,10 +266,10 @@ def _dagster_instance() -> Iterator:
 
 
 def _print_tables(task_names: Sequence[str], profiles: Sequence[str]) -> None:
-    from assets.parts import table1_layouts, table2_layouts, verdict_layouts
-    from assets.profiles import load_profiles
-    from assets.results import read_results
-    from assets.store import Store
+    from assets.report.parts import table1_layouts, table2_layouts, verdict_layouts
+    from assets.report.results import read_results
+    from assets.settings.profile import load_profiles
+    from assets.state.store import Store
 
     store = Store()
     for layout in table1_layouts(store, task_names):
@@ -324,9 +324,9 @@ def register(
     """Put the best model of a task into MLflow's registry as the champion, ready to be served."""
     _log_to_terminal()
     with _errors_in_one_line(debug):
-        from assets import registry
-        from assets.store import Store
-        from assets.tracking import MlflowTracking
+        from assets.serving import registry
+        from assets.state.store import Store
+        from assets.state.tracking import MlflowTracking
 
         tracking = MlflowTracking()
         settings = _known_profile(task, profile)
@@ -357,8 +357,8 @@ def recommend(
     _log_to_terminal()
     start = time.perf_counter()
     with _errors_in_one_line(debug):
-        from assets.recommendations import RecommendationConfig, load_bundle, recommend_file
-        from assets.store import Store
+        from assets.serving.recommendations import RecommendationConfig, load_bundle, recommend_file
+        from assets.state.store import Store
 
         settings = _known_profile(task, profile)
         excluded = str(context.obj / exclude) if exclude else ""
@@ -374,8 +374,8 @@ def recommend(
 
 def _known_profile(task: str, name: str):
     """The profile `name`; raises ValueError where it or the task is not known."""
-    from assets.partitions import CATALOG
-    from assets.profiles import load_profiles
+    from assets.settings.axes import CATALOG
+    from assets.settings.profile import load_profiles
 
     profiles = load_profiles()
     for kind, asked, known in (("task", task, CATALOG.tasks), ("profile", name, profiles)):

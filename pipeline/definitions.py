@@ -2,23 +2,23 @@
 
 import dagster as dg
 
-from assets.checks import leakage_check, roles_partition_the_overlap, split_is_reproducible
-from assets.compute import Compute
-from assets.distributions import needs_effects
-from assets.effects import effects_asset
-from assets.embeddings import embeddings_asset
-from assets.factors import factor_assets
-from assets.models import model_asset
-from assets.profiles import load_profiles
-from assets.ratings import ratings
-from assets.recommendations import candidates, recommendations_asset
-from assets.reports import report_assets
-from assets.reviews import reviews
-from assets.search import search_asset
-from assets.splits import overlap, split
-from assets.store import Store
-from assets.tracking import MlflowTracking
-from assets.warming import diffusions, warming_asset
+from assets.data.checks import leakage_check, roles_partition_the_overlap, split_is_reproducible
+from assets.data.ratings import ratings
+from assets.data.reviews import reviews
+from assets.data.splits import overlap, split
+from assets.report.page import report_assets
+from assets.serving.recommendations import candidates, recommendations_asset
+from assets.settings.profile import load_profiles
+from assets.state.compute import Compute
+from assets.state.store import Store
+from assets.state.tracking import MlflowTracking
+from assets.training.distributions import needs_effects
+from assets.training.effects import effects_asset
+from assets.training.embeddings import embeddings_asset
+from assets.training.factors import factor_assets
+from assets.training.models import model_asset
+from assets.training.search import search_asset
+from assets.training.warming import diffusions, warming_asset
 from pipeline.automation import (
     following,
     freshness_sensor,

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from assets.profiles import Profile
-from assets.recommendations import candidates
+from assets.serving.recommendations import candidates
+from assets.settings.profile import Profile
 
 
 def build_jobs(profiles: Mapping[str, Profile]) -> list:

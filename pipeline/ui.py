@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from assets.store import PROJECT
-from assets.tracking import MlflowTracking
+from assets.state.store import PROJECT
+from assets.state.tracking import MlflowTracking
 
 BIN = Path(sys.executable).parent
 HOST, DAGSTER_PORT, MLFLOW_PORT = "127.0.0.1", "3000", "5000"

@@ -10,9 +10,9 @@ import dagster as dg
 import fsspec
 import pytest
 
-from assets.partitions import CATALOG
-from assets.reviews import change, obtain, source_state
-from assets.store import Store
+from assets.data.reviews import change, obtain, source_state
+from assets.settings.axes import CATALOG
+from assets.state.store import Store
 from ml import synthetic
 from pipeline.automation import changed_domains, watch_sources, weekly_refresh
 from pipeline.chain import Chain
@@ -140,7 +140,7 @@ def test_nothing_runs_by_itself_until_it_is_switched_on():
 
 
 def test_a_source_that_was_never_read_is_not_asked(house, monkeypatch):
-    monkeypatch.setattr("assets.reviews.source_state", lambda url: pytest.fail(f"asked {url}"))
+    monkeypatch.setattr("assets.data.reviews.source_state", lambda url: pytest.fail(f"asked {url}"))
     assert list(changed_domains(Store(home=str(house.home / "other")))) == []
 
 

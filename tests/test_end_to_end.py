@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from assets.profiles import load_profiles
-from assets.results import COLUMNS, read_results
-from assets.store import Store
+from assets.report.results import COLUMNS, read_results
+from assets.settings.profile import load_profiles
+from assets.state.store import Store
 from pipeline.chain import Chain, UnknownName
 from pipeline.cli import app
 from pipeline.definitions import build_defs, defs
@@ -104,7 +104,7 @@ def test_dagster_knows_each_cell_with_its_metrics_and_mlflow_run(house):
 
 
 def test_mlflow_has_one_finished_run_a_model_and_cell(house):
-    from assets.tracking import MlflowTracking
+    from assets.state.tracking import MlflowTracking
 
     client, experiment = MlflowTracking(home=str(house.home)).connect()
     runs = client.search_runs([experiment], max_results=1000)
@@ -198,7 +198,7 @@ def test_every_asset_is_described(house):
 def test_a_check_fails_when_a_held_out_rating_gets_into_training(house, monkeypatch):
     import numpy as np
 
-    from assets import checks
+    from assets.data import checks
 
     def everything(store, profile, cell):
         return np.ones(len(checks.domain_ratings(store, "tiny_music").users), dtype=bool)

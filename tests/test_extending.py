@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LOOK = """
 from pipeline.definitions import defs
-from assets.tracking import MlflowTracking
+from assets.state.tracking import MlflowTracking
 keys = {key.to_user_string() for key in defs.resolve_asset_graph().materializable_asset_keys}
 print("in the graph:", "mine/shift" in keys)
 client, experiment = MlflowTracking().connect()

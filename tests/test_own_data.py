@@ -17,14 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from assets import own_data
-from assets.catalog import Domain, load_catalog
-from assets.ingest import ingest
-from assets.own_data import Options, OwnDataError, enter, examine, read_head, read_pair
-from assets.ratings import ingest_domain
-from assets.results import read_results
-from assets.reviews import obtain
-from assets.store import Store
+from assets.data import own_data
+from assets.data.ingest import ingest
+from assets.data.own_data import Options, OwnDataError, enter, examine, read_head, read_pair
+from assets.data.ratings import ingest_domain
+from assets.data.reviews import obtain
+from assets.report.results import read_results
+from assets.settings.catalog import Domain, load_catalog
+from assets.state.store import Store
 from pipeline.cli import app
 
 PLAIN = Options({})

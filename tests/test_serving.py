@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from assets.partitions import Cell
-from assets.recommendations import Bundle
-from assets.registry import save_pyfunc
-from assets.tracking import _mlflow
+from assets.serving.recommendations import Bundle
+from assets.serving.registry import save_pyfunc
+from assets.settings.axes import Cell
+from assets.state.tracking import _mlflow
+from ml.data import History, Problem, Ratings, SourceUsers
 from ml.fold_in import FoldIn
-from ml.models.base import History, Problem, Ratings, SourceUsers
 from ml.models.registry import build
 from ml.recommender import Recommender
 

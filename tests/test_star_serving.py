@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from assets.partitions import Cell
-from assets.recommendations import Bundle
-from assets.registry import save_pyfunc
-from assets.tracking import _mlflow
+from assets.serving.recommendations import Bundle
+from assets.serving.registry import save_pyfunc
+from assets.settings.axes import Cell
+from assets.state.tracking import _mlflow
+from ml.data import Ratings
 from ml.distribution.diffusion import VectorDiffusion
 from ml.distribution.effects import fit_effects
 from ml.distribution.model import StarDiffusion, TransferRatings
 from ml.distribution.recommender import DescribedUsers, EffectsFoldIn, StarRecommender
 from ml.evaluation.distribution import mean, median
-from ml.models.base import Ratings
 from tests.test_serving import Server, names
 
 USERS, SOURCE_ITEMS, TARGET_ITEMS = 40, 15, 30

@@ -15,9 +15,9 @@ from benchmarks.paths.path import Options, Path, Work
 from benchmarks.scripts import factor_script
 from benchmarks.textbook import factorization
 from benchmarks.textbook.training import Script
+from ml.data import Ratings
 from ml.evaluation.ratings import predict, rating_errors
-from ml.factorization import MatrixFactorization, RatingTable
-from ml.models.base import Ratings
+from ml.factorization.adam import MatrixFactorization, RatingTable
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import duckdb
 import numpy as np
 import pandas as pd
 
-from assets.catalog import Columns, Domain, Task
-from assets.ingest import ingest
-from assets.splits import _query_overlap
-from assets.store import Store
+from assets.data.ingest import ingest
+from assets.data.splits import _query_overlap
+from assets.settings.catalog import Columns, Domain, Task
+from assets.state.store import Store
 from benchmarks.data import LIKED_ABOVE, LinkedDomains
 from benchmarks.measure import Result
 from benchmarks.paths.path import Options, Path, Work

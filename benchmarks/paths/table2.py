@@ -12,9 +12,9 @@ from benchmarks.data import LinkedDomains
 from benchmarks.measure import Result
 from benchmarks.paths.path import Options, Path, Work
 from benchmarks.textbook import table2 as textbook
+from ml.data import Ratings
 from ml.evaluation.ratings import predict, rating_errors
-from ml.factorization import MatrixFactorization
-from ml.models.base import Ratings
+from ml.factorization.adam import MatrixFactorization
 from ml.models.registry import PAPER
 
 BETAS, SEEDS, EPOCHS = (0.2, 0.5, 0.8), (0, 1, 2, 3, 4), 10

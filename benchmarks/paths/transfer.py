@@ -15,8 +15,8 @@ from benchmarks.paths.path import Options, Path, Work
 from benchmarks.scripts import transfer_script
 from benchmarks.textbook import baselines, diffcdr
 from benchmarks.textbook.training import Script, state
+from ml.data import Problem, Ratings, SourceUsers
 from ml.evaluation.ratings import predict
-from ml.models.base import Problem, Ratings, SourceUsers
 from ml.models.diffcdr import DiffCDR
 from ml.models.registry import build
 

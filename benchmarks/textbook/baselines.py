@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.textbook.training import Script, batches, load
-from ml.models.base import Problem, SourceUsers
+from ml.data import Problem, SourceUsers
 
 
 class Baseline(nn.Module, ABC):

@@ -9,7 +9,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.textbook import solver
 from benchmarks.textbook.training import Script, batches
-from ml.models.base import Problem, Ratings
+from ml.data import Problem, Ratings
 
 
 class DIM(nn.Module):

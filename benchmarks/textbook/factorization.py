@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.textbook.training import Script, batches
-from ml.factorization import RatingTable
+from ml.factorization.adam import RatingTable
 
 
 class MatrixFactorization(nn.Module):

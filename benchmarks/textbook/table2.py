@@ -11,8 +11,8 @@ from benchmarks.data import LinkedDomains
 from benchmarks.scripts import factor_script, transfer_script
 from benchmarks.textbook import baselines, diffcdr, factorization
 from benchmarks.textbook.training import load
-from ml.factorization import MatrixFactorization, RatingTable
-from ml.models.base import Problem, Ratings, SourceUsers
+from ml.data import Problem, Ratings, SourceUsers
+from ml.factorization.adam import MatrixFactorization, RatingTable
 from ml.models.registry import build
 
 Factors = tuple[Tensor, Tensor]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ml.models.base import bias, linear
+from ml.replicas import bias, linear
 
 ACTIVATIONS = {
     "none": lambda z: z,

@@ -20,8 +20,7 @@ from torch import Tensor
 from ml.diffusion.network import time_embedding
 from ml.diffusion.schedule import TRAINING_STEPS, LinearSchedule, training_levels
 from ml.diffusion.solver import plan, solve
-from ml.models.base import linear
-from ml.training import replica_generator
+from ml.replicas import linear, replica_generator
 
 EMBEDDING = 16
 CHUNK = 1 << 17  # vectors moved through the solver at a time

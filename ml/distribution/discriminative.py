@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ml.data import Ratings, check_rows
 from ml.distribution.effects import level_index, rating_levels
 from ml.distribution.model import TransferRatings
-from ml.models.base import Ratings, check_rows
 from ml.models.controls import SHRINKAGE, source_statistics
-from ml.training import replica_generator
+from ml.replicas import replica_generator
 
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingRegressor

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ml.models.base import Ratings, check_rows
-from ml.training import replica_generator
+from ml.data import Ratings, check_rows
+from ml.replicas import replica_generator
 
 WIDTH = 4
 SWEEPS, BURN_IN = 25, 10

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ml.data import Ratings, check_rows
 from ml.distribution.diffusion import VectorDiffusion, normal_points
 from ml.distribution.effects import (
     Effects,
@@ -35,8 +36,7 @@ from ml.distribution.effects import (
     level_index,
     standardized,
 )
-from ml.models.base import Ratings, check_rows
-from ml.training import replica_generator
+from ml.replicas import replica_generator
 
 VECTORS = ("diffusion", "gaussian", "mean")
 CHUNK = 1 << 14  # ratings predicted at a time, each with K x L numbers

@@ -20,11 +20,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from ml.data import Ratings, check_rows
 from ml.distribution.effects import level_index, posterior_modes
 from ml.distribution.model import StarDiffusion
 from ml.distribution.registry import build
 from ml.evaluation.distribution import mean, median
-from ml.models.base import Ratings, check_rows
 from ml.recommender import CatalogueRecommender, PredictedRatings
 
 SHORTLIST, FEWEST = 10, 200

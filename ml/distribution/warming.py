@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ml.data import Ratings, check_rows
 from ml.distribution.effects import level_index
 from ml.distribution.model import StarDiffusion
 from ml.evaluation.distribution import distribution_scores, mean
-from ml.models.base import Ratings, check_rows
 
 COUNTS = (0, 1, 2, 5, 10)
 SAMPLES = 512  # weighted samples thin out: ten ratings leave the weight on few of the model's usual 64

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ml.data import Ratings, SourceUsers
 from ml.evaluation.ranking import random_expectation, rank_metrics
 from ml.evaluation.ratings import predict, rating_errors
 from ml.evaluation.selection import Objective
-from ml.models.base import Ratings, SourceUsers
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from numpy.typing import ArrayLike
 from scipy.spatial.distance import pdist
 from torch import Tensor
 
+from ml.data import SourceUsers
 from ml.evaluation.distances import frechet_distance, mean_pair_distance, mmd_rbf
-from ml.models.base import SourceUsers
 from ml.models.diffcdr import DiffCDR
 from ml.models.registry import build
-from ml.training import replica_generator
+from ml.replicas import replica_generator
 
 NFE = (5, 15, 20, 30)  # the numbers of function evaluations of Figure 4 (c, d)
 MAX_POINTS = 2000  # of a side, for the kernel distance, whose cost is quadratic

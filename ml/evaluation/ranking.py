@@ -9,7 +9,7 @@ import torch
 from scipy.stats import hypergeom
 from torch import Tensor
 
-from ml.models.base import Ratings, check_rows
+from ml.data import Ratings, check_rows
 
 # Scores held at a time (16 MiB of float32): with more, they would leave the cache before they are searched.
 SCORES = 1 << 22

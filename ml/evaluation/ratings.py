@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ml.models.base import Ratings
+from ml.data import Ratings
 
 CHUNK = 1_000_000  # rows a step of `predict`, which holds two (CHUNK, k) gathers
 

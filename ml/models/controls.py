@@ -12,8 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ml.models.base import Problem, Ratings, SourceUsers
-from ml.training import replica_generator
+from ml.data import Problem, Ratings, SourceUsers
+from ml.replicas import replica_generator
 
 SHRINKAGE = 5.0  # ratings that a mean or bias is shrunk by, where no validation user can choose
 CANDIDATES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)

@@ -13,11 +13,12 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ml.data import Problem, SourceUsers
 from ml.diffusion import affine, network
 from ml.diffusion.schedule import TRAINING_STEPS, training_levels
 from ml.diffusion.solver import SOLVERS, plan
-from ml.models.base import Batch, Epoch, Problem, SourceUsers, Stack, TransferModel, linear
-from ml.training import ReplicaAdam, replica_generator
+from ml.models.transfer import Batch, Stack, TransferModel
+from ml.replicas import Epoch, ReplicaAdam, linear, replica_generator
 
 CHOICES = {
     "solver": SOLVERS,

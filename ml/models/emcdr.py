@@ -8,7 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ml.models.base import Batch, Problem, SourceUsers, Stack, TransferModel, linear
+from ml.data import Problem, SourceUsers
+from ml.models.transfer import Batch, Stack, TransferModel
+from ml.replicas import linear
 
 
 @dataclass

@@ -8,7 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ml.models.base import Batch, Problem, SourceUsers, Stack, TransferModel, bias, linear
+from ml.data import Problem, SourceUsers
+from ml.models.transfer import Batch, Stack, TransferModel
+from ml.replicas import bias, linear
 
 CHUNK = 8192  # users per pass of `apply`: their gathered histories take 20 MB at k = 10, length 20
 

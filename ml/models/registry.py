@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 
-from ml.models.base import TransferModel
 from ml.models.diffcdr import DiffCDR
 from ml.models.emcdr import EMCDR
 from ml.models.lacdr import LACDR
 from ml.models.ptupcdr import PTUPCDR
 from ml.models.sscdr import SSCDR
+from ml.models.transfer import TransferModel
 from ml.models.variants import PerceptronEMCDR, RejectingSSCDR, RidgeEMCDR, WideLACDR
 
 PAPER = (EMCDR, SSCDR, LACDR, PTUPCDR, DiffCDR)
@@ -39,7 +39,7 @@ def find(name: str) -> type[TransferModel]:
             f"model {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?"
         ) from error
     if not (isinstance(found, type) and issubclass(found, TransferModel)):
-        raise ValueError(f"model {name!r} is not a subclass of ml.models.base.TransferModel")
+        raise ValueError(f"model {name!r} is not a subclass of ml.models.transfer.TransferModel")
     return found
 
 

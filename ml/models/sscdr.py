@@ -8,7 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ml.models.base import Batch, History, Problem, SourceUsers, Stack, TransferModel, bias, linear
+from ml.data import History, Problem, SourceUsers
+from ml.models.transfer import Batch, Stack, TransferModel
+from ml.replicas import bias, linear
 
 
 @dataclass

@@ -14,20 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ml.models.base import (
-    Batch,
-    Epoch,
-    Problem,
-    SourceUsers,
-    Stack,
-    TransferModel,
-    bias,
-    dense,
-    linear,
-    weighted_mean,
-)
+from ml.data import Problem, SourceUsers
 from ml.models.lacdr import LACDR, weighted_norm
 from ml.models.sscdr import SSCDR
+from ml.models.transfer import Batch, Stack, TransferModel
+from ml.replicas import Epoch, bias, dense, linear, weighted_mean
 
 REDRAWS = 10  # a user who liked nearly all that anybody liked keeps a liked item after so many
 

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from assets.partitions import Cell
-from assets.store import Store, parquet
+from assets.settings.axes import Cell
+from assets.state.store import Store, parquet
 
 
 def finish(

@@ -9,16 +9,16 @@ import dagster as dg
 import duckdb
 import pandas as pd
 
-from assets.compute import Compute
-from assets.factors import factor_assets
-from assets.models import model_asset
-from assets.partitions import Cell
-from assets.profiles import load_profiles
-from assets.ratings import ratings
-from assets.reviews import reviews
-from assets.splits import overlap, split
-from assets.store import Store, parquet
-from assets.tracking import MlflowTracking
+from assets.data.ratings import ratings
+from assets.data.reviews import reviews
+from assets.data.splits import overlap, split
+from assets.settings.axes import Cell
+from assets.settings.profile import load_profiles
+from assets.state.compute import Compute
+from assets.state.store import Store, parquet
+from assets.state.tracking import MlflowTracking
+from assets.training.factors import factor_assets
+from assets.training.models import model_asset
 
 CELL = Cell.parse("tiny|b20-s0")
 MODELS = ("emcdr", "ptupcdr")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ml.models.base import History, Problem, Ratings, SourceUsers
+from ml.data import History, Problem, Ratings, SourceUsers
 
 
 def history(*liked: list[int]) -> History:

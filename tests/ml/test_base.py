@@ -11,18 +11,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ml.models.base import (
-    Problem,
-    Ratings,
-    SourceUsers,
-    Stack,
-    TransferModel,
+from ml.data import Problem, Ratings, SourceUsers
+from ml.models.transfer import Stack, TransferModel
+from ml.replicas import (
+    EpochPlan,
+    ReplicaAdam,
     bias,
+    clip_by_replica,
     dense,
     linear,
+    replica_generator,
     weighted_mean,
 )
-from ml.training import EpochPlan, ReplicaAdam, clip_by_replica, replica_generator
 from tests.ml.problems import history, random_problem
 
 torch.set_num_threads(1)

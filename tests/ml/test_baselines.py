@@ -9,14 +9,15 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from ml.data import Problem, Ratings, SourceUsers
 from ml.models import ptupcdr
-from ml.models.base import Batch, Problem, Ratings, SourceUsers, Stack
 from ml.models.emcdr import EMCDR
 from ml.models.lacdr import LACDR
 from ml.models.ptupcdr import PTUPCDR
 from ml.models.registry import MODELS, build
 from ml.models.sscdr import SSCDR, liked_pairs
-from ml.training import replica_generator
+from ml.models.transfer import Batch, Stack
+from ml.replicas import replica_generator
 from tests.ml.problems import history, random_problem
 
 torch.set_num_threads(1)

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from ml import biased_factorization
-from ml.biased_factorization import BiasedFactorization, BiasedFactors, centre_and_scale, choose, standardize
-from ml.factorization import RatingTable
-from ml.training import replica_generator
+from ml.factorization import biased as biased_factorization
+from ml.factorization.adam import RatingTable
+from ml.factorization.biased import BiasedFactorization, BiasedFactors, centre_and_scale, choose, standardize
+from ml.replicas import replica_generator
 
 PURPOSE = "test"
 

@@ -6,9 +6,9 @@ import torch
 from sklearn.linear_model import LinearRegression, Ridge
 from torch.testing import assert_close
 
+from ml.data import History, Problem, Ratings, SourceUsers
 from ml.evaluation.ratings import predict
 from ml.models import controls
-from ml.models.base import History, Problem, Ratings, SourceUsers
 from ml.models.controls import Evidence, ItemMeans
 
 SCALE = (1.0, 5.0)

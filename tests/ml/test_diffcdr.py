@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from ml.data import Problem, Ratings, SourceUsers
 from ml.diffusion import affine, network
 from ml.diffusion.schedule import training_levels
 from ml.diffusion.solver import plan
-from ml.models.base import Problem, Ratings, SourceUsers
 from ml.models.diffcdr import DiffCDR
-from ml.training import EpochPlan, replica_generator
+from ml.replicas import EpochPlan, replica_generator
 from tests.ml.problems import history, random_problem
 
 SMALL = {"epochs": 2, "batch": 32, "hidden": 8, "nfe": 5, "lr": 0.01}

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch.testing import assert_close
 
+from ml.data import Ratings
 from ml.distribution.discriminative import (
     ItemStars,
     StarBoosting,
@@ -28,7 +29,6 @@ from ml.distribution.discriminative import (
 from ml.distribution.model import TransferRatings
 from ml.distribution.registry import build, hyperparameters
 from ml.evaluation.distribution import crps, log_loss
-from ml.models.base import Ratings
 from ml.models.controls import SHRINKAGE
 
 STARS = torch.arange(1.0, 6)

@@ -8,6 +8,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
+from ml.data import Ratings
 from ml.distribution import effects
 from ml.distribution.effects import (
     fit_effects,
@@ -19,7 +20,6 @@ from ml.distribution.effects import (
     slopes,
     standardized,
 )
-from ml.models.base import Ratings
 
 STARS = torch.arange(1.0, 6).double()
 

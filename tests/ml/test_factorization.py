@@ -6,9 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ml import factorization
-from ml.factorization import DeferredAdam, MatrixFactorization, RatingTable, merge_domains, remaining_path
-from ml.training import replica_generator
+from ml.factorization import adam as factorization
+from ml.factorization.adam import (
+    DeferredAdam,
+    MatrixFactorization,
+    RatingTable,
+    merge_domains,
+    remaining_path,
+)
+from ml.replicas import replica_generator
 
 PURPOSE = "test"
 

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml import fold_in
+from ml.data import Problem, Ratings, SourceUsers
 from ml.evaluation.ranking import top_k
-from ml.factorization import MatrixFactorization, RatingTable
+from ml.factorization.adam import MatrixFactorization, RatingTable
 from ml.fold_in import FoldIn
-from ml.models.base import Problem, Ratings, SourceUsers
 from ml.models.registry import build
 from ml.recommender import Recommender, history_of
 

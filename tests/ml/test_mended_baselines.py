@@ -12,11 +12,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Ridge
 from sklearn.neural_network import MLPRegressor
 
-from ml.models.base import SourceUsers
+from ml.data import SourceUsers
 from ml.models.lacdr import LACDR
 from ml.models.registry import VARIANTS
 from ml.models.variants import PerceptronEMCDR, RejectingSSCDR, RidgeEMCDR, WideLACDR
-from ml.training import replica_generator
+from ml.replicas import replica_generator
 from tests.ml.problems import history, random_problem
 
 torch.set_num_threads(1)
@@ -139,7 +139,7 @@ def test_users_of_one_domain_alone_are_reconstructed_too():
 
 
 def test_the_wide_gradient_is_autograds():
-    from ml.models.base import Batch, Stack
+    from ml.models.transfer import Batch, Stack
 
     problem = with_others(random_problem(1))
     model = WideLACDR()

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from ml.factorization import RatingTable
-from ml.negatives import sample_negatives, with_negatives
+from ml.factorization.adam import RatingTable
+from ml.factorization.negatives import sample_negatives, with_negatives
 
 
 def generator(seed=0):

@@ -14,9 +14,9 @@ from torchmetrics.functional.retrieval import (
     retrieval_recall,
 )
 
+from ml.data import Ratings
 from ml.evaluation import ranking as module
 from ml.evaluation.ranking import random_expectation, rank_metrics, top_k
-from ml.models.base import Ratings
 
 
 def ratings(*pairs, values=None):

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
+from ml.data import Ratings
 from ml.evaluation import ratings as module
 from ml.evaluation.ratings import predict, rating_errors
-from ml.models.base import Ratings
 
 
 def sample(rows=500, users=40, seed=0):

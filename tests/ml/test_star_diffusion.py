@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from ml.data import Ratings
 from ml.distribution.diffusion import VectorDiffusion
 from ml.distribution.effects import fit_effects, level_basis
 from ml.distribution.model import (
@@ -17,7 +18,6 @@ from ml.distribution.model import (
     mixture,
 )
 from ml.evaluation.distribution import distribution_scores
-from ml.models.base import Ratings
 
 STARS = torch.arange(1.0, 6)
 FAST = {"epochs": 3, "diffusion": VectorDiffusion(steps=150)}

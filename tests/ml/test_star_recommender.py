@@ -13,13 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ml.data import Ratings
 from ml.distribution import recommender as module
 from ml.distribution.diffusion import VectorDiffusion
 from ml.distribution.effects import fit_effects, level_basis
 from ml.distribution.model import StarDiffusion, TransferRatings
 from ml.distribution.recommender import DescribedUsers, EffectsFoldIn, StarRecommender
 from ml.evaluation.distribution import mean, median
-from ml.models.base import Ratings
 from ml.recommender import Recommender
 
 STARS = torch.arange(1.0, 6)

@@ -7,14 +7,15 @@ import dataclasses
 import pytest
 import torch
 
-from ml.models import base
-from ml.models.base import Batch, Problem, Ratings, SourceUsers, Stack
+from ml.data import Problem, Ratings, SourceUsers
+from ml.models import transfer as base
 from ml.models.diffcdr import DiffCDR
 from ml.models.emcdr import EMCDR
 from ml.models.lacdr import LACDR
 from ml.models.ptupcdr import PTUPCDR
 from ml.models.sscdr import SSCDR
-from ml.training import ReplicaAdam, replica_generator
+from ml.models.transfer import Batch, Stack
+from ml.replicas import ReplicaAdam, replica_generator
 from tests.ml.problems import random_problem
 
 torch.set_num_threads(1)

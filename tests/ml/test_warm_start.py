@@ -2,8 +2,8 @@
 
 import torch
 
-from ml.models.base import Ratings
-from ml.training import EpochPlan, replica_generator
+from ml.data import Ratings
+from ml.replicas import EpochPlan, replica_generator
 from ml.warm_start import fine_tune
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import norm
 
+from ml.data import Ratings
 from ml.distribution.diffusion import VectorDiffusion
 from ml.distribution.effects import level_basis
 from ml.distribution.model import StarDiffusion, TransferRatings
@@ -34,7 +35,6 @@ from ml.distribution.warming import (
     start_vectors,
 )
 from ml.evaluation.distribution import distribution_scores
-from ml.models.base import Ratings
 
 STARS = torch.arange(1.0, 6, dtype=torch.float64)
 ITEMS, EACH = 60, 20

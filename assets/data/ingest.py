@@ -1,0 +1,450 @@
+"""Turn a raw file of ratings into one DuckDB file of checked, deduplicated, densely coded ratings.
+
+DuckDB reads the raw file itself, in file order and only the fields that are needed: review texts are never
+held, and what does not fit in memory is spilled to disk.
+"""
+
+import csv
+import gzip
+import json
+import math
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import duckdb
+
+from assets.data.download import DownloadError, check_gzip, is_gzip
+from assets.settings.catalog import Domain
+
+# No line holds these four control characters in a row, so each line is one column.
+_NO_DELIMITER = "\x01\x02\x03\x04"
+_NOT_UTF8 = "not UTF-8 text; convert it, for example with iconv -f latin1 -t utf-8"
+_DELIMITERS = {"csv": ",", "tsv": "\t"}
+# 1 January 2100, in seconds: a timestamp beyond it was written in another unit.
+_LAST_SECOND = 4102444800
+
+
+class IngestError(ValueError):
+    """The raw file cannot become ratings; the message names the file, what is wrong and the mend."""
+
+
+class BadRowError(IngestError):
+    """The file holds bad rows and the domain says `on_bad_rows: fail`, or an open quote hides whole lines."""
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What became of a file. rows_read = quarantined + repeated + dropped_by_core + ratings.
+
+    first_time, last_time: unix seconds, None without timestamps. stars: share of the ratings by rating
+    rounded to a whole number. sparsity: share of empty cells of the users × items table.
+    """
+
+    rows_read: int
+    quarantined: int
+    repeated: int
+    dropped_by_core: int
+    ratings: int
+    users: int
+    items: int
+    first_time: int | None
+    last_time: int | None
+    stars: dict[int, float]
+    sparsity: float
+
+
+def ingest(path: Path, database: Path, domain: Domain, *, memory_limit: str = "2GB") -> Ingested:
+    """Read `path` as `domain` says and write `database`, whole or not at all. Its tables:
+
+    - ratings(user INTEGER, item INTEGER, rating FLOAT, timestamp BIGINT), by user, time (null first) and
+      line; timestamp in unix seconds, null where the domain maps none; one row a (user, item) pair: the
+      latest, and the last in the file where times are equal or absent.
+    - users(user INTEGER, user_id VARCHAR), items(item INTEGER, item_id VARCHAR): codes from 0 without gaps
+      in bytewise order of the ids, which stay exactly as written.
+    - quarantine(line BIGINT, field VARCHAR, reason VARCHAR, record VARCHAR): the rows left out. line counts
+      from 1: lines of JSON, records of csv and tsv with the header, rows of Parquet.
+
+    Raises BadRowError, and IngestError for a file that is empty, cut short, of another encoding, without
+    the domain's columns, or without the domain's counts.
+    """
+    if not path.is_file():
+        raise IngestError(f"{path}: there is no such file; fetch domain {domain.name!r} first")
+    names = _column_names(path, domain)
+    for name in domain.columns.names:
+        if name not in names:
+            raise IngestError(
+                f"{path}: no column {name!r}; the file has {', '.join(names)}. "
+                f"Correct columns of domain {domain.name!r} in the catalogue"
+            )
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=database.parent, prefix=f".{database.name}-") as scratch:
+        result = Path(scratch, "result.duckdb")
+        with _connect(scratch, result, memory_limit) as con:
+            _stage(con, path, domain, names)
+            _refuse_bad_rows(con, path, domain)
+            ingested = _build(con, path, domain)
+        os.replace(result, database)
+    return ingested
+
+
+@contextmanager
+def _connect(scratch: str, result: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection whose own tables are scratch, with the result attached as `result`."""
+    con = duckdb.connect(":memory:", config={"memory_limit": memory_limit, "temp_directory": scratch})
+    try:
+        con.execute("SET enable_progress_bar = false; SET TimeZone = 'UTC'")
+        con.execute(f"ATTACH {_text(str(result))} AS result")
+        yield con
+        con.execute("DETACH result")
+    finally:
+        con.close()
+
+
+# What the file holds
+
+
+def _column_names(path: Path, domain: Domain) -> list[str]:
+    if domain.kind == "parquet":
+        return _parquet_names(path)
+    lines = _first_lines(path, 100)
+    # A header must be text throughout; of JSON the first two bytes, where UTF-16 shows.
+    if "\ufffd" in (lines[0][:2] if domain.kind == "json" else lines[0]):
+        raise IngestError(f"{path}: the file is {_NOT_UTF8}")
+    if domain.kind == "json":
+        return _json_names(path, lines)
+    dialect = {"delimiter": ","} if domain.kind == "csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    first = next(csv.reader(lines, **dialect))
+    numbers = [str(number) for number in range(1, len(first) + 1)]
+    return [name or number for name, number in zip(first, numbers, strict=True)] if domain.header else numbers
+
+
+def _parquet_names(path: Path) -> list[str]:
+    try:
+        with duckdb.connect() as con:
+            rows = con.execute("DESCRIBE SELECT * FROM read_parquet(?)", [str(path)]).fetchall()
+    except duckdb.Error as error:
+        raise IngestError(f"{path}: not a readable Parquet file: {_first_line(error)}") from error
+    return [name for name, *_ in rows]
+
+
+def _json_names(path: Path, lines: list[str]) -> list[str]:
+    names: dict[str, None] = {}
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            names |= dict.fromkeys(record)
+    if not names:
+        raise IngestError(
+            f"{path}: no JSON object in the first {len(lines)} lines, the first is {lines[0][:60]!r}. "
+            "kind json means one object a line; correct the domain's kind in the catalogue"
+        )
+    return list(names)
+
+
+def _first_lines(path: Path, count: int) -> list[str]:
+    """The first lines that are not blank."""
+    opener = gzip.open if is_gzip(path) else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
+            lines = list(islice((line for line in file if line.strip()), count))
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        _refuse_broken_gzip(path)
+        raise
+    if not lines:
+        raise IngestError(f"{path}: the file is empty; get it again from its source")
+    return lines
+
+
+def _refuse_broken_gzip(path: Path) -> None:
+    if not is_gzip(path):
+        return
+    try:
+        check_gzip(path, str(path))
+    except DownloadError as error:
+        raise IngestError(str(error)) from error
+
+
+# Reading
+
+
+def _stage(con: duckdb.DuckDBPyConnection, path: Path, domain: Domain, names: list[str]) -> None:
+    """Make the scratch table `checked` of all rows read, and `result.quarantine` of the bad ones."""
+    try:
+        con.execute(f"CREATE TABLE checked AS {_checked(domain, _source(path, domain, names))}")
+    except duckdb.Error as error:
+        _refuse_broken_gzip(path)
+        raise IngestError(f"{path}: cannot be read as {domain.kind}: {_first_line(error)}") from error
+    con.execute(f"CREATE TABLE rejected AS {_rejected(domain)}")
+    # Rejected rows were not counted, so a bad row stands as many lines further down as there are above it.
+    con.execute(
+        """CREATE TABLE result.quarantine AS
+           SELECT line + coalesce(rejects, 0) AS line, bad.field AS field, bad.reason AS reason, record
+           FROM (FROM checked WHERE bad IS NOT NULL)
+           ASOF LEFT JOIN (SELECT above, max(number) AS rejects FROM rejected GROUP BY above) ON line > above
+           UNION ALL SELECT line, '', reason, record FROM rejected ORDER BY line"""
+    )
+
+
+def _source(path: Path, domain: Domain, names: list[str]) -> str:
+    """SQL: line, the fields u, i, r, t as text, whole (is it a record at all) and the record as text."""
+    file = _text(str(path))
+    if domain.kind == "parquet":
+        return _records(domain, f"read_parquet({file}, file_row_number = true)", "file_row_number + 1")
+    compression = "gzip" if is_gzip(path) else "none"
+    read = (
+        f"read_csv({file}, compression = '{compression}', auto_detect = false, "
+        "ignore_errors = true, store_rejects = true, "
+    )
+    if domain.kind == "json":
+        pointers = ", ".join(_text(_pointer(name)) for name in domain.columns.names)
+        return f"""
+            SELECT line, f[1] AS u, f[2] AS i, f[3] AS r, f[4] AS t, f IS NOT NULL AS whole, record
+            FROM (SELECT row_number() OVER () AS line, record,
+                         TRY(json_extract_string(record, [{pointers}])) AS f
+                  FROM {read} header = false, columns = {{record: 'VARCHAR'}},
+                              delim = '{_NO_DELIMITER}', quote = '', escape = ''))
+            WHERE starts_with(record, '{{') OR trim(record) <> ''"""
+    columns = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in names)
+    quote = '"' if domain.kind == "csv" else ""
+    read += (
+        f"header = {domain.header}, columns = {{{columns}}}, "
+        f"delim = '{_DELIMITERS[domain.kind]}', quote = '{quote}', escape = '{quote}')"
+    )
+    return _records(domain, read, f"row_number() OVER () + {int(domain.header)}")
+
+
+def _records(domain: Domain, read: str, line: str) -> str:
+    fields = {key: _text_of(name) for key, name in zip("uirt", domain.columns.names, strict=False)}
+    record = ", ".join(f"{_text(name)}: {_text_of(name)}" for name in domain.columns.names)
+    return f"""
+        SELECT {line} AS line, {fields["u"]} AS u, {fields["i"]} AS i, {fields["r"]} AS r,
+               {fields.get("t", "NULL::VARCHAR")} AS t,
+               true AS whole, to_json({{{record}}})::VARCHAR AS record
+        FROM {read}"""
+
+
+def _checked(domain: Domain, source: str) -> str:
+    """SQL: line, user_id, item_id, rating, timestamp, bad {field, reason} or null, and a bad row's record."""
+    columns, (low, high) = domain.columns, domain.scale
+    rules = [
+        ("NOT whole", "", "'not a JSON object'"),
+        ("trim(coalesce(u, '')) = ''", columns.user, "'the user id is missing'"),
+        ("trim(coalesce(i, '')) = ''", columns.item, "'the item id is missing'"),
+        ("trim(coalesce(r, '')) = ''", columns.rating, "'the rating is missing'"),
+        ("score IS NULL OR isnan(score)", columns.rating, "r || ' is not a number'"),
+        (
+            f"score NOT BETWEEN {low!r} AND {high!r}",
+            columns.rating,
+            f"r || ' is outside the scale {low:g} to {high:g}'",
+        ),
+    ]
+    if columns.timestamp:
+        per_second = {"s": 1, "ms": 1000, "iso": 1}[domain.timestamp_unit]
+        kind = "an ISO 8601 time" if domain.timestamp_unit == "iso" else "a number"
+        rules += [
+            ("trim(coalesce(t, '')) = ''", columns.timestamp, "'the timestamp is missing'"),
+            ("time IS NULL", columns.timestamp, f"t || ' is not {kind}'"),
+            (
+                f"time >= {_LAST_SECOND * per_second}",
+                columns.timestamp,
+                f"t || ' {domain.timestamp_unit} is after the year 2099, is timestamp_unit right?'",
+            ),
+        ]
+    else:
+        per_second = 1
+    # What breaks no rule for certain spares nearly all rows the rules; ids from ! to ~ begin with no space.
+    plain = f"u BETWEEN '!' AND '~' AND i BETWEEN '!' AND '~' AND score BETWEEN {low!r} AND {high!r}"
+    if columns.timestamp:
+        plain += f" AND time < {_LAST_SECOND * per_second}"
+    # A time with its zone or none at all; the session's zone is UTC.
+    time = "floor(epoch(TRY_CAST(t AS TIMESTAMPTZ)))" if domain.timestamp_unit == "iso" else "t"
+    cases = " ".join(
+        f"WHEN {wrong} THEN {{field: {_text(field)}, reason: {reason}}}" for wrong, field, reason in rules
+    )
+    return f"""
+        SELECT line, u AS user_id, i AS item_id, score::FLOAT AS rating, time // {per_second} AS timestamp,
+               CASE WHEN {plain} THEN NULL {cases} END AS bad,
+               CASE WHEN bad IS NOT NULL THEN record END AS record
+        FROM (SELECT *, TRY_CAST(r AS DOUBLE) AS score, TRY_CAST({time} AS BIGINT) AS time FROM ({source}))"""
+
+
+def _rejected(domain: Domain) -> str:
+    """SQL: the rows that DuckDB could not read, numbered; above is how many others stand before each."""
+    if domain.kind == "parquet":
+        return "SELECT 0 AS line, '' AS reason, '' AS record, 0 AS number, 0 AS above WHERE false"
+    return f"""
+        SELECT *, row_number() OVER (ORDER BY line) AS number, line - number AS above
+        FROM (SELECT line::BIGINT AS line, trim(any_value(csv_line), chr(10) || chr(13)) AS record,
+                     arg_min(if(error_type = 'INVALID ENCODING', '{_NOT_UTF8}', error_message), column_idx)
+                       AS reason
+              FROM reject_errors GROUP BY line)"""
+
+
+def _refuse_bad_rows(con: duckdb.DuckDBPyConnection, path: Path, domain: Domain) -> None:
+    mend = "Mend the file, or set on_bad_rows: quarantine for this domain to leave them out and list them"
+    refused = "true"
+    if domain.on_bad_rows == "quarantine":
+        # An open quote swallows the lines behind it, all of the file perhaps: never a row to leave out.
+        mend = "Close the quote that opens there"
+        refused = "field = '' AND contains(record, chr(10))"
+    count = _one(con, f"SELECT count(*) FROM result.quarantine WHERE {refused}")
+    if count == 0:
+        return
+    line, field, reason, record = con.execute(
+        f"FROM result.quarantine WHERE {refused} ORDER BY line LIMIT 1"
+    ).fetchone()
+    where = f"line {line}, field {field!r}" if field else f"line {line}"
+    raise BadRowError(f"{path}, {where}: {reason}, in {record[:200]!r}. Bad rows in all: {count:,}. {mend}")
+
+
+# Building
+
+
+def _build(con: duckdb.DuckDBPyConnection, path: Path, domain: Domain) -> Ingested:
+    """Make the tables of the result from `checked`."""
+    quarantined = _one(con, "SELECT count(*) FROM result.quarantine")
+    good = _one(con, "SELECT count(*) FROM checked WHERE bad IS NULL")
+    _keep_latest(con)
+    distinct = _one(con, "SELECT count(*) FROM kept")
+    if domain.k_core:
+        _reduce_to_core(con, domain.k_core)
+    ratings = _one(con, "SELECT count(*) FROM kept")
+    if ratings == 0:
+        raise IngestError(
+            f"{path}: no ratings left of {quarantined + good:,} rows: {quarantined:,} bad, "
+            f"{distinct:,} outside the k-core; check columns, scale and k_core in the catalogue"
+        )
+    _write(con)
+    ingested = Ingested(
+        rows_read=quarantined + good,
+        quarantined=quarantined,
+        repeated=good - distinct,
+        dropped_by_core=distinct - ratings,
+        ratings=ratings,
+        **_statistics(con, domain),
+    )
+    _check_counts(path, domain, ingested)
+    return ingested
+
+
+def _keep_latest(con: duckdb.DuckDBPyConnection) -> None:
+    """`kept`: one row a (user, item) pair, with codes in the order of the ids."""
+    for kind in ("user", "item"):
+        con.execute(
+            f"""CREATE TABLE {kind}_codes AS
+                SELECT {kind}_id, (row_number() OVER (ORDER BY {kind}_id) - 1)::INTEGER AS code
+                FROM (SELECT DISTINCT {kind}_id FROM checked WHERE bad IS NULL)"""
+        )
+    con.execute(
+        """CREATE TABLE kept AS
+           SELECT u.code AS "user", i.code AS item, rating, timestamp, line
+           FROM checked JOIN user_codes u USING (user_id) JOIN item_codes i USING (item_id)
+           WHERE bad IS NULL
+           QUALIFY row_number() OVER (
+             PARTITION BY u.code, i.code ORDER BY timestamp DESC NULLS LAST, line DESC) = 1"""
+    )
+    con.execute("DROP TABLE checked")
+
+
+def _reduce_to_core(con: duckdb.DuckDBPyConnection, k: int) -> None:
+    """Remove users and items with fewer than k ratings until none is left: the k-core is unique."""
+    removed = 1
+    while removed:
+        removed = _one(
+            con,
+            f"""DELETE FROM kept
+                WHERE "user" IN (SELECT "user" FROM kept GROUP BY "user" HAVING count(*) < {k})
+                   OR item IN (SELECT item FROM kept GROUP BY item HAVING count(*) < {k})""",
+        )
+
+
+def _write(con: duckdb.DuckDBPyConnection) -> None:
+    for kind in ("user", "item"):
+        con.execute(
+            f"""CREATE TABLE result.{kind}s AS
+                SELECT (row_number() OVER (ORDER BY code) - 1)::INTEGER AS "{kind}", {kind}_id
+                FROM {kind}_codes SEMI JOIN (SELECT "{kind}" AS code FROM kept) USING (code) ORDER BY code"""
+        )
+    con.execute(
+        """CREATE TABLE result.ratings AS
+           SELECT u."user", i.item, rating, timestamp
+           FROM kept
+           JOIN user_codes uc ON uc.code = kept."user" JOIN result.users u USING (user_id)
+           JOIN item_codes ic ON ic.code = kept.item JOIN result.items i USING (item_id)
+           ORDER BY u."user", timestamp NULLS FIRST, line"""
+    )
+
+
+def _statistics(con: duckdb.DuckDBPyConnection, domain: Domain) -> dict:
+    users, items, first, last, ratings = con.execute(
+        """SELECT (SELECT count(*) FROM result.users), (SELECT count(*) FROM result.items),
+                  min(timestamp), max(timestamp), count(*) FROM result.ratings"""
+    ).fetchone()
+    shares = dict(
+        con.execute(
+            "SELECT floor(rating + 0.5)::INTEGER, count(*) FROM result.ratings GROUP BY ALL"
+        ).fetchall()
+    )
+    low, high = domain.scale
+    return {
+        "users": users,
+        "items": items,
+        "first_time": first,
+        "last_time": last,
+        "stars": {
+            s: shares.get(s, 0) / ratings for s in range(math.floor(low + 0.5), math.floor(high + 0.5) + 1)
+        },
+        "sparsity": 1 - ratings / (users * items),
+    }
+
+
+def _check_counts(path: Path, domain: Domain, ingested: Ingested) -> None:
+    if domain.counts is None:
+        return
+    expected = domain.counts.model_dump()
+    got = {name: getattr(ingested, name) for name in expected}
+    wrong = [
+        f"{got[name]:,} {name}, expected {expected[name]:,}"
+        for name in expected
+        if got[name] != expected[name]
+    ]
+    if wrong:
+        raise IngestError(
+            f"{path}: {'; '.join(wrong)}. The file is not the one that domain {domain.name!r} means: "
+            "download it again, or correct counts in the catalogue"
+        )
+
+
+# SQL
+
+
+def _one(con: duckdb.DuckDBPyConnection, query: str) -> int:
+    return con.execute(query).fetchone()[0]
+
+
+def _text(value: str) -> str:
+    """A string literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _text_of(column: str) -> str:
+    """A column's values as text."""
+    return '"' + column.replace('"', '""') + '"::VARCHAR'
+
+
+def _pointer(name: str) -> str:
+    """JSON pointer to a field (RFC 6901), so that dots and dollars in names mean nothing."""
+    return "/" + name.replace("~", "~0").replace("/", "~1")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

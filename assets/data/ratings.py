@@ -1,0 +1,74 @@
+"""`ratings`: each domain's ratings in a DuckDB file of its own, cleaned and checked."""
+
+import dataclasses
+import logging
+import os
+
+import dagster as dg
+
+from assets.data import ingest
+from assets.data.reviews import reviews
+from assets.settings.axes import CATALOG, domains
+from assets.settings.catalog import Domain
+from assets.state import plots
+from assets.state.store import Store, code_version, fingerprint
+
+log = logging.getLogger("diffcdr")
+CODE = code_version("assets/data/ingest.py", "assets/data/ratings.py")
+COLUMNS = dg.TableSchema(
+    columns=[
+        dg.TableColumn("user", "INTEGER", "row of the users table, dense, in the order of user ids"),
+        dg.TableColumn("item", "INTEGER", "row of the items table, dense, in the order of item ids"),
+        dg.TableColumn("rating", "FLOAT", "stars on the declared scale"),
+        dg.TableColumn("timestamp", "BIGINT", "seconds since 1970; null where the source has no time"),
+    ]
+)
+
+
+@dg.asset(
+    partitions_def=domains,
+    deps=[reviews],
+    group_name="data",
+    kinds={"duckdb"},
+    owners=["team:data"],
+    code_version=CODE,
+)
+def ratings(context: dg.AssetExecutionContext, store: Store) -> None:
+    """One row per (user, item), the latest. Bad rows fail by line and field, or are set aside and counted."""
+    for name in context.partition_keys:
+        facts = ingest_domain(store, CATALOG.domains[name])
+        context.add_asset_metadata(
+            {
+                "dagster/row_count": facts["ratings"],
+                "dagster/column_schema": COLUMNS,
+                **{key: facts[key] for key in ("users", "items", "rows_read", "repeated", "quarantined")},
+                "dropped_by_core": facts["dropped_by_core"],
+                "sparsity": facts["sparsity"],
+                "stars": dg.MetadataValue.md(plots.bars(facts["stars"], "stars", "share of ratings")),
+                "database": dg.MetadataValue.path(str(store.database(name))),
+            },
+            partition_key=name,
+        )
+
+
+def ingest_domain(store: Store, domain: Domain) -> dict:
+    """The manifest of the domain's ratings, reading the raw file where they are missing or stale."""
+    raw, entry = store.reviews(domain.name), store.ratings(domain.name)
+    source = raw.require()
+    options = domain.model_dump(mode="json", exclude={"url", "title", "sha256", "paper"})
+    mark = fingerprint(domain=options, raw=source["sha256"], code=CODE)
+    if entry.stands(mark):
+        log.info("ratings %s: up to date", domain.name)
+        return entry.require()
+    # Beside the ratings at hand, which count until the new ones are whole.
+    database = store.database(domain.name)
+    incoming = database.with_name("incoming.duckdb")
+    facts = dataclasses.asdict(ingest.ingest(raw.path / source["file"], incoming, domain))
+    entry.unseal()
+    os.replace(incoming, database)
+    log.info(
+        "ratings %s: %d ratings of %d users on %d items (%d rows read, %d repeated)",
+        domain.name,
+        *(facts[key] for key in ("ratings", "users", "items", "rows_read", "repeated")),
+    )
+    return entry.seal(mark, **facts)

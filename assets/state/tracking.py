@@ -1,0 +1,376 @@
+"""Training runs in MLflow: one flat run for each model and cell, the DiffCDR model, links to both.
+
+A run is addressed by its id, never through MLflow's process-wide active run, so that the seeds of one Dagster
+run can be open side by side. What a run logs is buffered: a cell costs a handful of round trips, not one a
+metric. MLflow is imported on first use; nothing in a process that does not train pays for it.
+"""
+
+import contextlib
+import functools
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import re
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import dagster as dg
+from filelock import FileLock
+from pydantic import Field
+
+from assets.state.store import PROJECT, Store
+
+# MLflow takes at most this many metrics in one request.
+BATCH = 1000
+# A longer training shows its curves while it runs.
+FLUSH_SECONDS = 10.0
+# The tag by which MLflow nests a run under another.
+PARENT = "mlflow.parentRunId"
+# What the serving code imports, directly or through the model registry.
+SERVING_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch")
+# No telemetry, no migration log, no progress bars, no link printed for every run.
+QUIET = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+_connecting = threading.Lock()
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """A data set that a run read: `source` says where it lies, `context` what for (train, test, ...)."""
+
+    name: str
+    digest: str
+    source: str
+    context: str
+
+
+class CellRun:
+    """One open MLflow run. `url` is its page in the MLflow UI."""
+
+    def __init__(self, client: Any, run_id: str, url: str, params: Mapping[str, object]) -> None:
+        self.run_id, self.url = run_id, url
+        self.client = client
+        self._params: list = []
+        self.params(params)
+        self._metrics: list = []
+        self._nonfinite: set[str] = set()
+        self._flushed = time.monotonic()
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log `values` at `step` (the epoch, from 1). `ndcg@20` is stored as `ndcg_at_20`, MLflow bans the @.
+
+        An infinite value is stored as NaN, since MLflow's SQL stores would turn it into the largest float,
+        and its name is put into the tag `nonfinite`.
+        """
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        for given, value in values.items():
+            name, value = given.replace("@", "_at_"), float(value)
+            if not math.isfinite(value):
+                self._nonfinite.add(name)
+                value = math.nan
+            self._metrics.append(Metric(name, value, now, step))
+        if len(self._metrics) >= BATCH or time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Add hyper-parameters that were not known when the run began."""
+        from mlflow.entities import Param
+
+        self._params += [Param(name, str(value)) for name, value in values.items()]
+
+    def text(self, text: str, name: str) -> None:
+        """Attach `text` as the artifact `name`, for example `table.md`."""
+        self.client.log_text(self.run_id, text, name)
+
+    def figure(self, png: bytes, name: str) -> None:
+        """Attach an image as the artifact `name`, for example `curves.png`."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            path.write_bytes(png)
+            self.client.log_artifact(self.run_id, str(path))
+
+    def flush(self) -> None:
+        """Write what is buffered; on failure it stays buffered."""
+        from mlflow.entities import RunTag
+
+        tags = [RunTag("nonfinite", " ".join(sorted(self._nonfinite)))] if self._nonfinite else []
+        # The client splits what exceeds the limit of a request; params and tags go with the first part.
+        self.client.log_batch(self.run_id, metrics=self._metrics, params=self._params, tags=tags)
+        self._metrics, self._params, self._nonfinite = [], [], set()
+        self._flushed = time.monotonic()
+
+
+class MlflowTracking(dg.ConfigurableResource):
+    """Where runs are recorded. Empty settings mean the environment, then the default, when a run starts."""
+
+    tracking_uri: str = Field(
+        default="",
+        description="MLflow server or database; else MLFLOW_TRACKING_URI, else SQLite under the home.",
+    )
+    home: str = Field(
+        default="", description="State folder; else DIFFCDR_HOME, else .diffcdr in the project."
+    )
+    experiment: str = Field(default="diffcdr", description="MLflow experiment that holds all runs.")
+    ui_url: str = Field(
+        default="http://127.0.0.1:5000",
+        description="Base of the links to runs; a tracking server is its own base.",
+    )
+
+    dagster_url: str = Field(
+        default="http://127.0.0.1:3000", description="Base of the links back to Dagster runs."
+    )
+
+    @property
+    def folder(self) -> Path:
+        """Where the default database and the artifacts lie."""
+        return Store(home=self.home).root / "mlflow"
+
+    @property
+    def uri(self) -> str:
+        uri = (
+            self.tracking_uri
+            or os.environ.get("MLFLOW_TRACKING_URI")
+            or f"sqlite:///{self.folder / 'mlflow.db'}"
+        )
+        file = _sqlite_file(uri)
+        return f"sqlite:///{file}" if file else uri
+
+    def connect(self) -> tuple[Any, str]:
+        """The MlflowClient and the experiment's id, made on first use in this process."""
+        with _connecting:
+            return _connect(self.uri, self.experiment, self.folder / "artifacts")
+
+    @contextlib.contextmanager
+    def run(
+        self,
+        *,
+        model: str,
+        task: str,
+        beta: float,
+        seed: int,
+        profile: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        inputs: Sequence[DatasetRecord],
+        parent: str | None = None,
+        variant: str = "",
+    ) -> Iterator[CellRun]:
+        """Record one training of `model` on a cell.
+
+        An exception ends the run as FAILED and passes on. A success ends it as FINISHED and tags every older
+        finished run of the same profile, model, task, beta and seed `superseded=true`, with its nested runs.
+        `tags` carries what the caller knows: dagster.run_id, dagster.asset, dagster.partition, code_version.
+        parent, variant: for a nested run, the id of the run that holds it and its name among the nested ones.
+        A nested run supersedes nothing: another grid may lack its variant, so its fate is its parent's.
+        """
+        _check_names(model=model, task=task, profile=profile)
+        nested = {} if parent is None else _nested(parent, variant)
+        client, experiment_id = self.connect()
+        scenario, place = f"{model}/{task}/b{round(beta * 100):02d}", f"/{variant}" if nested else ""
+        cell = {"group": f"{profile}/{scenario}{place}", "seed": str(seed)}
+        about = (
+            {"model": model, "task": task, "beta": f"{beta:g}", "profile": profile} | cell | nested | _git()
+        )
+        created = client.create_run(
+            experiment_id, run_name=f"{scenario}-s{seed}{place}", tags=about | dict(tags) | self._note(tags)
+        )
+        run_id = created.info.run_id
+        # Without the query MLflow 3 opens the page that it has for language models.
+        page = f"runs/{run_id}?workflowType=machine_learning"
+        run = CellRun(client, run_id, f"{self._ui}/#/experiments/{experiment_id}/{page}", params)
+        try:
+            _log_inputs(client, run_id, inputs)
+            yield run
+            run.flush()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                run.flush()
+            client.set_terminated(run_id, "FAILED")
+            raise
+        client.set_terminated(run_id, "FINISHED")
+        if not nested:
+            _supersede(client, experiment_id, cell, run_id)
+
+    def _note(self, tags: Mapping[str, str]) -> dict[str, str]:
+        """The run's description in the MLflow UI: the way back to the Dagster run."""
+        run = tags.get("dagster.run_id")
+        link = f"[Dagster run]({self.dagster_url}/runs/{run}) of {tags.get('dagster.asset', '')}"
+        return {"mlflow.note.content": link} if run else {}
+
+    @property
+    def _ui(self) -> str:
+        if not self.uri.startswith("http"):
+            return self.ui_url.rstrip("/")
+        # A password in the address must not end up in Dagster's metadata.
+        return re.sub(r"//[^/@]*@", "//", self.uri).rstrip("/")
+
+
+def log_diffcdr(
+    run: CellRun, *, weights: bytes, hyperparameters: Mapping[str, object], widths: tuple[int, int]
+) -> str:
+    """Log a trained DiffCDR as a pyfunc model of `run` and return its URI, `models:/<id>`.
+
+    weights: one replica's state dict as safetensors; widths: lengths of a source and of a target user vector.
+    The model carries its code, `assets/serving/pyfunc_diffcdr.py` and `ml`, so it loads where the project is
+    not installed. It is saved to a folder and uploaded by id: `mlflow.pyfunc.log_model` needs an active run.
+    """
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    client = run.client
+    experiment_id = client.get_run(run.run_id).info.experiment_id
+    logged = client.create_logged_model(experiment_id, name="model", source_run_id=run.run_id)
+    about = Model(artifact_path=logged.artifact_location, run_id=run.run_id, model_id=logged.model_id)
+    config = {"model": "diffcdr", "hyperparameters": dict(hyperparameters), "width": widths[0]}
+    with tempfile.TemporaryDirectory() as folder:
+        model = _save_pyfunc(Path(folder), weights, config, widths, about)
+        client.log_model_artifacts(logged.model_id, str(model))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return f"models:/{logged.model_id}"
+
+
+def _save_pyfunc(
+    folder: Path, weights: bytes, config: Mapping[str, object], widths: tuple[int, int], about: Any
+) -> Path:
+    """Write the model into `folder` in MLflow's format and return where."""
+    import mlflow.pyfunc
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    (folder / "weights.safetensors").write_bytes(weights)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    source, target = (Schema([TensorSpec(np.dtype(np.float32), (-1, width))]) for width in widths)
+    mlflow.pyfunc.save_model(
+        path=str(folder / "model"),
+        python_model=str(PROJECT / "assets" / "serving" / "pyfunc_diffcdr.py"),
+        artifacts={"weights": str(folder / "weights.safetensors"), "config": str(folder / "config.json")},
+        code_paths=[str(PROJECT / "ml")],
+        # Inferring the requirements would load the model in a new process, for half a minute.
+        pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in SERVING_REQUIREMENTS],
+        signature=ModelSignature(inputs=source, outputs=target),
+        input_example=np.eye(2, widths[0], dtype=np.float32),
+        mlflow_model=about,
+    )
+    return folder / "model"
+
+
+def _mlflow() -> ModuleType:
+    """MLflow, imported quietly unless the environment says otherwise."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    import mlflow
+
+    return mlflow
+
+
+@functools.lru_cache
+def _connect(uri: str, experiment: str, artifacts: Path) -> tuple[Any, str]:
+    mlflow = _mlflow()
+    with _first_contact(uri):
+        client = mlflow.MlflowClient(uri)
+        return client, _experiment_id(client, uri, experiment, artifacts)
+
+
+def _first_contact(uri: str) -> contextlib.AbstractContextManager:
+    """Let one process at a time create or migrate a SQLite database: MLflow's migrations race."""
+    file = _sqlite_file(uri)
+    if file is None:
+        return contextlib.nullcontext()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{file}.lock")
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """The absolute path of a SQLite URI's database, None for any other URI."""
+    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+
+
+def _experiment_id(client: Any, uri: str, name: str, artifacts: Path) -> str:
+    from mlflow.exceptions import MlflowException
+
+    # A server knows where its artifacts belong; beside a bare database we say it.
+    location = None if uri.startswith("http") else artifacts.as_uri()
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException:
+            # Another process may have created it since the look-up.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise ValueError(
+            f"MLflow experiment {name!r} is deleted: run `mlflow experiments restore "
+            f"--experiment-id {found.experiment_id}` or set another `experiment` on the MLflow resource"
+        )
+    return found.experiment_id
+
+
+def _log_inputs(client: Any, run_id: str, inputs: Sequence[DatasetRecord]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    if not inputs:
+        return
+    client.log_inputs(
+        run_id,
+        [
+            DatasetInput(
+                Dataset(each.name, each.digest, source_type="local", source=json.dumps({"uri": each.source})),
+                [InputTag("mlflow.data.context", each.context)],
+            )
+            for each in inputs
+        ],
+    )
+
+
+def _nested(parent: str, variant: str) -> dict[str, str]:
+    _check_names(variant=variant)
+    return {PARENT: parent, "variant": variant}
+
+
+def _supersede(client: Any, experiment_id: str, cell: Mapping[str, str], run_id: str) -> None:
+    same_cell = " and ".join(f"tags.{name} = '{value}'" for name, value in cell.items())
+    for other in client.search_runs([experiment_id], f"{same_cell} and attributes.status = 'FINISHED'"):
+        if other.info.run_id != run_id and "superseded" not in other.data.tags:
+            nested = client.search_runs([experiment_id], f"tags.`{PARENT}` = '{other.info.run_id}'")
+            for run in [*nested, other]:
+                client.set_tag(run.info.run_id, "superseded", "true")
+
+
+def _check_names(**names: str) -> None:
+    """They become run names and search filters, where a slash or a quote has a meaning of its own."""
+    for field, name in names.items():
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(f"{field} {name!r}: use letters, digits, '_', '-' and '.' only")
+
+
+@functools.lru_cache
+def _git() -> dict[str, str]:
+    """The tag git.sha of the checkout, `-dirty` where it has changes; no tag outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"git.sha": done.stdout.strip()}

@@ -1,0 +1,294 @@
+"""The search for λ and s of DiffCDR on validation users, one asset a profile (the paper, section 4.1).
+
+All variants of a cell are trained as one batched program on the same data and draws. They share one diffusion
+module, whose loss contains neither λ nor s.
+"""
+
+import contextlib
+import itertools
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+
+from assets.data.cell import cell_data
+from assets.data.splits import split
+from assets.settings.axes import CATALOG, SEEDS_TOGETHER, Cell, cells
+from assets.settings.profile import Profile, ProfileError
+from assets.state import plots
+from assets.state.compute import Compute
+from assets.state.progress import epochs
+from assets.state.store import Entry, Store, code_version, fingerprint, parquet
+from assets.state.tracking import CellRun, DatasetRecord, MlflowTracking
+from assets.training.factors import source_config
+
+if TYPE_CHECKING:
+    from ml.data import Problem
+    from ml.evaluation.cold_start import HeldOut
+
+log = logging.getLogger("diffcdr")
+CODE = code_version(
+    "assets/training/search.py",
+    "assets/data/cell.py",
+    "ml/replicas.py",
+    "ml/models/transfer.py",
+    "ml/models/diffcdr.py",
+    "ml/diffusion",
+    "ml/evaluation/cold_start.py",
+    "ml/evaluation/ratings.py",
+)
+GRID = ("task_weight", "guidance")
+SYMBOLS = {"task_weight": "λ", "guidance": "s"}
+# What the paper's own search ended with: λ in its code, s in section 4.1.
+PAPER = {"task_weight": 0.1, "guidance": 0.1}
+METRICS = {"validation_mae": "validation MAE", "validation_rmse": "validation RMSE"}
+
+
+def search_asset(profile: Profile) -> dg.AssetsDefinition:
+    """The search of a profile. Raises ProfileError where it has no grid or no validation users."""
+    count = len(grid(profile))
+
+    @dg.asset(
+        name="search",
+        key_prefix=profile.name,
+        partitions_def=cells,
+        deps=[split, *(dg.AssetKey([profile.name, key]) for key in ("source_factors", "target_factors"))],
+        group_name="search",
+        kinds={"pytorch", "mlflow"},
+        owners=["team:recsys"],
+        code_version=CODE,
+        backfill_policy=SEEDS_TOGETHER,
+        pool="gpu",
+        description=f"Grid search for the task weight λ and the guidance s of DiffCDR: {count} trainings in "
+        f"one batch, judged on validation users alone. Profile: {profile.title}.",
+    )
+    def search(
+        context: dg.AssetExecutionContext, store: Store, compute: Compute, tracking: MlflowTracking
+    ) -> None:
+        tags = {"dagster.run_id": context.run.run_id, "dagster.asset": f"{profile.name}/search"}
+        for key in context.partition_keys:
+            entry = Search(store, compute, tracking, profile, tags).run(Cell.parse(key))
+            context.add_asset_metadata(_metadata(entry), partition_key=key)
+
+    return search
+
+
+def grid(profile: Profile) -> list[dict[str, float]]:
+    """The variants of a profile's search, λ-major and rising: each a task_weight and a guidance."""
+    if not profile.validation:
+        raise ProfileError(
+            f"profile {profile.name}: search needs validation users; set `validation: true` or `search: {{}}`"
+        )
+    if set(profile.search) != set(GRID):
+        raise ProfileError(
+            f"profile {profile.name}: search must list {' and '.join(GRID)}, "
+            f"it has {', '.join(profile.search) or 'nothing'}"
+        )
+    axes = [_axis(profile, name) for name in GRID]
+    return [dict(zip(GRID, point, strict=True)) for point in itertools.product(*axes)]
+
+
+def _axis(profile: Profile, name: str) -> list[float]:
+    values = profile.search[name]
+    try:
+        axis = sorted({float(value) for value in values})
+    except (TypeError, ValueError):
+        axis = []
+    if not axis or not np.isfinite(axis).all():
+        raise ProfileError(
+            f"profile {profile.name}: search.{name} must be a list of numbers like [0.1, 1], not {values!r}"
+        )
+    return axis
+
+
+@dataclass
+class Search:
+    """Searches the grid of a profile on one cell after another."""
+
+    store: Store
+    compute: Compute
+    tracking: MlflowTracking
+    profile: Profile
+    tags: Mapping[str, str]
+
+    def run(self, cell: Cell) -> Entry:
+        """The cell's folder, written unless it is there and up to date."""
+        entry, mark = self.store.search(self.profile.name, cell), self.mark(cell)
+        title = f"{self.profile.name}/search {cell.key}"
+        if entry.stands(mark):
+            log.info("%s: up to date", title)
+            return entry
+        variants = grid(self.profile)
+        with contextlib.ExitStack() as stack:
+            parent = stack.enter_context(self._parent_run(cell))
+            nested = [stack.enter_context(self._nested_run(cell, parent, v)) for v in variants]
+            surface = choose(self._train(cell, variants, nested, title))
+            self._write(entry, mark, parent, surface)
+        return entry
+
+    def settings(self, cell: Cell) -> dict[str, object]:
+        """DiffCDR's hyper-parameters without those that are searched for."""
+        settings = self.profile.model("diffcdr", cell.task)
+        return {name: value for name, value in settings.items() if name not in GRID}
+
+    def mark(self, cell: Cell) -> str:
+        """The fingerprint of a finished cell: settings, grid, code and everything it is computed from."""
+        inputs = {"split": self.store.split(cell), **self._factors(cell)}
+        return fingerprint(
+            code=CODE,
+            settings=self.settings(cell),
+            grid=grid(self.profile),
+            inputs={name: entry.require()["fingerprint"] for name, entry in inputs.items()},
+        )
+
+    def _factors(self, cell: Cell) -> dict[str, Entry]:
+        config, domain = source_config(self.profile, cell.task), CATALOG.tasks[cell.task].source
+        return {
+            "source": self.store.source_factors(self.profile.name, domain, config, cell.seed),
+            "target": self.store.target_factors(self.profile.name, cell),
+        }
+
+    def _data(self, cell: Cell) -> "tuple[Problem, HeldOut]":
+        """What to train on and the validation users; the test users stay behind here."""
+        factors = {side: e.tensors("factors.safetensors") for side, e in self._factors(cell).items()}
+        data = cell_data(self.store, self.profile, cell, **factors)
+        return data.problem, data.validation
+
+    def _train(
+        self, cell: Cell, variants: list[dict[str, float]], runs: list[CellRun], title: str
+    ) -> pd.DataFrame:
+        """Validation errors of every variant at every epoch."""
+        from ml.evaluation.cold_start import measure
+        from ml.evaluation.selection import RATING
+        from ml.models.registry import build
+
+        model = build("diffcdr", **self.settings(cell))
+        problem, validation = self._data(cell)
+        rows = []
+        training = model.train([problem], self.compute.torch_device, variants)
+        for epoch in epochs(training, model.epochs, title):
+            transferred = model.transfer([validation.users] * len(variants))
+            for r, (variant, run) in enumerate(zip(variants, runs, strict=True)):
+                errors = measure(RATING, transferred[r], problem.target_items, validation.ratings)
+                judged = {name: errors[name.removeprefix("validation_")] for name in METRICS}
+                run.metrics({**{name: v[r] for name, v in epoch.losses.items()}, **judged}, epoch.number)
+                rows.append({**variant, "epoch": epoch.number, **judged})
+        return pd.DataFrame(rows)
+
+    def _parent_run(self, cell: Cell) -> contextlib.AbstractContextManager[CellRun]:
+        task = CATALOG.tasks[cell.task]
+        inputs = [
+            DatasetRecord(name=domain, digest=raw["sha256"][:32], source=raw["source"], context=side)
+            for side, domain in (("source", task.source), ("target", task.target))
+            for raw in [self.store.reviews(domain).require()]
+        ]
+        return self.tracking.run(**self._about(cell), params=self.settings(cell), inputs=inputs)
+
+    def _nested_run(
+        self, cell: Cell, parent: CellRun, variant: dict[str, float]
+    ) -> contextlib.AbstractContextManager[CellRun]:
+        name = "-".join(f"{name}{value:.15g}" for name, value in variant.items())
+        return self.tracking.run(
+            **self._about(cell), params=variant, inputs=(), parent=parent.run_id, variant=name
+        )
+
+    def _about(self, cell: Cell) -> dict[str, object]:
+        tags = {
+            **self.tags,
+            "dagster.partition": cell.key,
+            "code_version": CODE,
+            "split_hash": self.store.split(cell).require()["manifest_hash"],
+        }
+        where = {"task": cell.task, "beta": cell.beta, "seed": cell.seed}
+        return {"model": "search", "profile": self.profile.name, **where, "tags": tags}
+
+    @staticmethod
+    def _write(entry: Entry, mark: str, run: CellRun, surface: pd.DataFrame) -> None:
+        best = surface[surface["chosen"]].iloc[0]
+        run.metrics({name: best[name] for name in (*GRID, *METRICS)}, int(best["epoch"]))
+        run.flush()
+        image = heat_maps(surface)
+        run.figure(image, "surface.png")
+        entry.write(
+            {"surface.parquet": parquet(surface), "surface.png": image},
+            mark,
+            mlflow_run_id=run.run_id,
+            mlflow_url=run.url,
+        )
+
+
+def choose(judged: pd.DataFrame) -> pd.DataFrame:
+    """`judged` with the column `chosen`, true in the one row of the lowest validation RMSE.
+
+    judged: one row per variant and epoch, with the columns of GRID, epoch and METRICS. Of equal rows the
+    first counts. Raises ValueError where no variant has a finite error.
+    """
+    rmse = judged["validation_rmse"].where(np.isfinite(judged["validation_rmse"]))
+    if rmse.isna().all():
+        raise ValueError("every variant of the search diverged: lower diffcdr's lr in the profile")
+    return judged.assign(chosen=judged.index == rmse.idxmin())
+
+
+def at_best_epoch(surface: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The lowest `metric` of each variant over its epochs: rows λ, columns s; NaN where it diverged."""
+    finite = surface[metric].where(np.isfinite(surface[metric]))
+    return finite.groupby([surface[name] for name in GRID]).min().unstack()
+
+
+def heat_maps(surface: pd.DataFrame) -> bytes:
+    """MAE and RMSE over λ and s as PNG, each variant at its best epoch, each map's best cell framed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for axes, (metric, title) in zip(figure.subplots(1, len(METRICS)), METRICS.items(), strict=True):
+        _heat_map(axes, at_best_epoch(surface, metric), title)
+    return plots.png(figure)
+
+
+def _heat_map(axes, values: pd.DataFrame, title: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    # A variant that went astray would leave no colours for the others.
+    low, high = np.nanquantile(values, [0, 0.9])
+    axes.imshow(values, cmap="viridis_r", vmin=low, vmax=high, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        colour = "white" if value > (low + high) / 2 else "black"
+        axes.text(column, row, f"{value:.4g}", ha="center", va="center", color=colour, fontsize=8)
+    row, column = np.unravel_index(np.nanargmin(values), values.shape)
+    frame = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=2.5)
+    axes.add_patch(frame)
+    axes.set_xticks(range(values.shape[1]), [f"{s:g}" for s in values.columns])
+    axes.set_yticks(range(values.shape[0]), [f"{weight:g}" for weight in values.index])
+    axes.set_xlabel(f"{SYMBOLS['guidance']} (guidance)")
+    axes.set_ylabel(f"{SYMBOLS['task_weight']} (task weight)")
+    axes.set_title(f"{title} at each cell's best epoch")
+
+
+def _metadata(entry: Entry) -> dict:
+    """What the asset page shows: the surface, the chosen λ and s, and the errors there and at the paper's."""
+    facts, surface = entry.require(), entry.table("surface.parquet")
+    best = surface[surface["chosen"]].iloc[0]
+    image = (entry.path / "surface.png").read_bytes()
+    return {
+        "dagster/row_count": len(surface),
+        **{f"{SYMBOLS[name]} ({name})": float(best[name]) for name in GRID},
+        "epoch": int(best["epoch"]),
+        **{metric: float(best[metric]) for metric in METRICS},
+        **_at_paper(surface),
+        "mlflow_run": dg.MetadataValue.url(facts["mlflow_url"]),
+        "surface": dg.MetadataValue.md(plots.as_markdown(image, "validation error over λ and s")),
+    }
+
+
+def _at_paper(surface: pd.DataFrame) -> dict[str, float]:
+    """Validation errors at the paper's λ and s, at its epoch of the lowest RMSE; nothing outside the grid."""
+    mine = surface[(surface[list(GRID)] == pd.Series(PAPER)).all(axis=1)]
+    mine = mine[np.isfinite(mine["validation_rmse"])]
+    if mine.empty:
+        return {}
+    row = mine.loc[mine["validation_rmse"].idxmin()]
+    return {f"{metric}_at_paper": float(row[metric]) for metric in METRICS}

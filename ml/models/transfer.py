@@ -1,0 +1,287 @@
+"""The contract every transfer model meets.
+
+A model turns users of the source domain into user factors of the target domain. Everything after it
+(metrics, ranking, figures, recommendations) uses those factors and the target item factors, so a new
+model is one subclass of `TransferModel` and one line in the registry.
+
+Replica axis. R problems (seeds, or cells of a task) are trained as one batched tensor program: every
+parameter has shape (R, ...), every batch (R, B, ...). What a replica draws comes from its own generator,
+ahead of the loop, so its result does not depend on which replicas were trained beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ml.data import Problem, SourceUsers, to_device
+from ml.replicas import Epoch, EpochPlan, ReplicaAdam, replica_generator
+
+BLOCK = 8192  # training rows gathered at once: what a step reads of them stays in the processor's cache
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training step of R replicas. `rows` (R, B) int64 counts into each problem's rows; `weight` (R, B)
+    float32 is 0 where a short replica is padded; `draws` are the model's own random numbers (R, B, ...);
+    `inputs` is what the model's `inputs` found of these rows, where the training loop has asked it.
+
+    A block of S steps has all of this with a leading axis S.
+    """
+
+    rows: Tensor
+    weight: Tensor
+    draws: dict[str, Tensor]
+    inputs: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    @property
+    def share(self) -> Tensor:
+        """What each row counts in the mean over its batch: as `weight`."""
+        return self.weight / self.weight.sum(-1, keepdim=True).clamp(min=1)
+
+    def steps(self) -> list[Batch]:
+        """The steps of a block."""
+        draws, inputs = ({n: t.unbind() for n, t in d.items()} for d in (self.draws, self.inputs))
+        return [
+            Batch(
+                rows, weight, {n: d[step] for n, d in draws.items()}, {n: i[step] for n, i in inputs.items()}
+            )
+            for step, (rows, weight) in enumerate(zip(self.rows, self.weight, strict=True))
+        ]
+
+
+class Stack:
+    """R problems side by side, short tables padded with zeros, so that one gather serves all replicas.
+
+    source, target: (R, n, k); target_items: (R, items, k); source_items: (R, source items, k);
+    users, items: (R, m) int64 and values: (R, m) float32 are the ratings. A table that no model reads is
+    never stacked.
+    """
+
+    def __init__(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> None:
+        self.problems, self.device = list(problems), device
+        self.extra: dict[str, Tensor] = {}
+
+    @cached_property
+    def source(self) -> Tensor:
+        return self.pad([p.source.factors for p in self.problems])
+
+    @cached_property
+    def target(self) -> Tensor:
+        return self.pad([p.target_factors for p in self.problems])
+
+    @cached_property
+    def target_items(self) -> Tensor:
+        return self.pad([p.target_items for p in self.problems])
+
+    @cached_property
+    def source_items(self) -> Tensor:
+        return self.pad([p.source.item_factors for p in self.problems])
+
+    @cached_property
+    def users(self) -> Tensor:
+        return self.pad([p.ratings.users for p in self.problems])
+
+    @cached_property
+    def items(self) -> Tensor:
+        return self.pad([p.ratings.items for p in self.problems])
+
+    @cached_property
+    def values(self) -> Tensor:
+        return self.pad([p.ratings.values for p in self.problems])
+
+    def pad(self, tables: list[Tensor]) -> Tensor:
+        """One table (n_r, ...) of each replica as (R, max n_r, ...), zero where padded."""
+        return torch.nn.utils.rnn.pad_sequence(tables, batch_first=True).to(self.device)
+
+    @staticmethod
+    def gather(table: Tensor, index: Tensor, axis: int = 0) -> Tensor:
+        """Rows `index` (R, ...) of each replica's `table` (R, n, ...): (R, ..., *table.shape[2:]).
+
+        axis: which one of `index` is R.
+        """
+        replicas, rows = table.shape[:2]
+        inner = [1] * (index.dim() - 1 - axis % index.dim())
+        offset = torch.arange(replicas, device=table.device).view(-1, *inner) * rows
+        return (
+            table.flatten(0, 1)
+            .index_select(0, (index + offset).flatten())
+            .view(*index.shape, *table.shape[2:])
+        )
+
+    @classmethod
+    def columns(cls, table: Tensor, index: Tensor) -> Tensor:
+        """Rows `index` (..., R, B) of each replica's `table` (R, n, k) as columns: (..., R, k, B).
+
+        A batch is longer than a row: what runs along it uses the processor's whole width.
+        """
+        return cls.gather(table, index, -2).mT.contiguous()
+
+
+@dataclass
+class TransferModel(ABC):
+    """Base of the transfer models: a dataclass of hyper-parameters with the estimator contract.
+
+    Subclasses say what their parameters, rows, draws, loss and map are; the loop over epochs and batches,
+    the replica axis and the optimizer are here. `fit` trains to the end; `train` yields after every epoch,
+    and `transfer` and `state_dict` may be called between two epochs.
+    """
+
+    name: ClassVar[str]
+    source: ClassVar[str]  # where the model comes from, for reports
+    epochs: int = 10
+    batch: int = 128
+    lr: float = 0.01
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(field.default) is int and value < 1:
+                raise ValueError(f"{self.name}: {field.name} must be at least 1, not {value}")
+        if self.lr <= 0:
+            raise ValueError(f"{self.name}: lr must be positive, not {self.lr}")
+        self.parameters_: dict[str, Tensor] = {}
+
+    # What a model is.
+
+    @abstractmethod
+    def initial(self, problem: Problem, generator: torch.Generator) -> dict[str, Tensor]:
+        """Initial parameters of one replica, without the replica axis."""
+
+    @abstractmethod
+    def loss(self, stack: Stack, batch: Batch) -> Tensor:
+        """Loss of each replica on a batch: (R,)."""
+
+    @abstractmethod
+    def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
+        """Target user factors (n, k) of `users` by one replica's parameters (no replica axis)."""
+
+    def rows(self, problem: Problem) -> int:
+        """Training rows of a problem: one a rating, unless a model says otherwise."""
+        return len(problem.ratings)
+
+    def draws(self, problem: Problem, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """One replica's random numbers of an epoch: entries (n, ...) for its shuffled `rows` (n,)."""
+        return {}
+
+    def prepare(self, stack: Stack) -> None:  # noqa: B027, most models need nothing more
+        """Put what the loss needs besides the stacked tables into `stack.extra`."""
+
+    def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
+        """What a step reads of its rows, whatever the parameters: entries (R, ...).
+
+        The training loop asks once for a block of steps, whose tensors have a leading axis; entries then too.
+        """
+        return {}
+
+    # What all models share.
+
+    def step(self, stack: Stack, batch: Batch, optimizer: ReplicaAdam) -> dict[str, Tensor]:
+        """One optimizer step; returns the losses (R,) by name."""
+        loss, gradients = self.gradients(stack, batch)
+        optimizer.update([gradients[name] for name in self.parameters_], batch.weight.any(1))
+        return {"loss": loss}
+
+    def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss (R,) of a batch and its gradients by name; a model may have them in closed form."""
+        loss = self.loss(stack, batch)
+        gradients = torch.autograd.grad(loss.sum(), list(self.parameters_.values()))
+        return loss.detach(), dict(zip(self.parameters_, gradients, strict=True))
+
+    def train(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> Iterator[Epoch]:
+        """Train R problems together, yielding after each epoch."""
+        problems = list(problems)
+        if not problems:
+            raise ValueError("train needs at least one problem")
+        generators = [replica_generator(p.seed, self.name) for p in problems]
+        initial = [self.initial(p, g) for p, g in zip(problems, generators, strict=True)]
+        self.parameters_ = {
+            name: torch.stack([state[name] for state in initial]).to(device).requires_grad_()
+            for name in initial[0]
+        }
+        stack = Stack(problems, device)
+        self.prepare(stack)
+        optimizer = self.optimizer()
+        for number in range(1, self.epochs + 1):
+            yield Epoch(number, self._epoch(stack, generators, optimizer))
+
+    def optimizer(self) -> ReplicaAdam:
+        return ReplicaAdam(list(self.parameters_.values()), self.lr)
+
+    def _epoch(self, stack: Stack, generators: list[torch.Generator], optimizer) -> dict[str, list[float]]:
+        plan = EpochPlan.draw([self.rows(p) for p in stack.problems], self.batch, generators)
+        draws = plan.spread(
+            [
+                self.draws(p, order, g)
+                for p, order, g in zip(stack.problems, plan.orders, generators, strict=True)
+            ]
+        )
+        plan, draws = plan.to(stack.source.device), {k: v.to(stack.source.device) for k, v in draws.items()}
+        losses = [
+            self.step(stack, batch, optimizer)
+            for block in self._blocks(stack, plan, draws)
+            for batch in block.steps()
+        ]
+        rows = plan.weight.sum(2)
+        return {
+            name: ((torch.stack([loss[name] for loss in losses], 1) * rows).sum(1) / rows.sum(1)).tolist()
+            for name in losses[0]
+        }
+
+    def _blocks(self, stack: Stack, plan: EpochPlan, draws: dict[str, Tensor]) -> Iterator[Batch]:
+        """The steps of an epoch, as many at once as have BLOCK rows."""
+        size = max(1, BLOCK // plan.weight[:, 0].numel())
+
+        def block(tensor: Tensor, start: int) -> Tensor:
+            return tensor[:, start : start + size].transpose(0, 1).contiguous()
+
+        for start in range(0, plan.steps, size):
+            drawn = {name: block(draw, start) for name, draw in draws.items()}
+            batch = Batch(block(plan.rows, start), block(plan.weight, start), drawn)
+            yield dataclasses.replace(batch, inputs=self.inputs(stack, batch))
+
+    def fit(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> TransferModel:
+        """Train to the last epoch and return self."""
+        for _ in self.train(problems, device):
+            pass
+        return self
+
+    @torch.no_grad()
+    def transfer(self, users: Sequence[SourceUsers]) -> list[Tensor]:
+        """Target user factors [(n_r, k)] of each replica's `users`, on the CPU."""
+        if len(users) != self.replicas:
+            raise ValueError(f"{self.name} holds {self.replicas} replicas, got users for {len(users)}")
+        device = next(iter(self.parameters_.values())).device if self.parameters_ else "cpu"
+        return [
+            self.apply({k: v.to(device) for k, v in self.state_dict(r).items()}, to_device(u, device)).cpu()
+            for r, u in enumerate(users)
+        ]
+
+    @property
+    def replicas(self) -> int:
+        if not self.parameters_:
+            raise RuntimeError(f"{self.name} has no parameters yet: call fit or load_state_dict first")
+        return len(next(iter(self.parameters_.values())))
+
+    def state_dict(self, replica: int = 0) -> dict[str, Tensor]:
+        """One replica's parameters without the replica axis, on the CPU."""
+        return {name: value[replica].detach().cpu().clone() for name, value in self.parameters_.items()}
+
+    def load_state_dict(self, *states: dict[str, Tensor]) -> TransferModel:
+        """Take over the parameters of one or more replicas and return self."""
+        names = set(states[0])
+        for state in states[1:]:
+            if set(state) != names:
+                raise ValueError(f"{self.name}: replicas disagree on parameters: {names ^ set(state)}")
+        self.parameters_ = {name: torch.stack([s[name] for s in states]) for name in states[0]}
+        return self
+
+    def hyperparameters(self) -> dict[str, object]:
+        return dataclasses.asdict(self)

@@ -1,0 +1,287 @@
+"""Runs land in MLflow complete, whatever runs beside them, and say how they ended."""
+
+import json
+import math
+import multiprocessing
+from urllib.parse import urlsplit
+
+import dagster as dg
+import pytest
+
+from assets.state import tracking
+from assets.state.tracking import DatasetRecord, MlflowTracking
+
+CELL = {"model": "diffcdr", "beta": 0.2, "seed": 0, "profile": "paper"}
+NOTHING = {"params": {}, "tags": {}, "inputs": ()}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def mlflow_resource(home):
+    """One database for all tests: creating the schema takes a second. Tests differ by their task."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        resource = MlflowTracking(home=str(home))
+        resource.connect()
+        yield resource
+
+
+@pytest.fixture(scope="module")
+def client(mlflow_resource):
+    return mlflow_resource.connect()[0]
+
+
+def record(resource, task, metrics=None, **changes):
+    """One finished run of `task`; returns its id."""
+    with resource.run(**CELL | {"task": task} | changes, **NOTHING) as run:
+        run.metrics(metrics or {"loss": 1.0}, step=1)
+    return run.run_id
+
+
+def test_a_run_holds_all_that_was_said_about_it(mlflow_resource, client):
+    inputs = [DatasetRecord("video/split", "abc", "artifacts/split", "train")]
+    tags = {"dagster.run_id": "d1", "dagster.asset": "paper/diffcdr", "code_version": "7"}
+    params = {"lr": 0.001, "activation": None}
+    with mlflow_resource.run(**CELL, task="whole", params=params, tags=tags, inputs=inputs) as run:
+        for epoch in (1, 2, 3):
+            run.metrics({"loss": 1 / epoch, "ndcg@20": epoch / 10}, step=epoch)
+    found = client.get_run(run.run_id)
+    assert found.info.run_name == "diffcdr/whole/b20-s0"
+    assert found.info.status == "FINISHED"
+    assert found.data.params == {"lr": "0.001", "activation": "None"}
+    assert found.data.metrics == {"loss": pytest.approx(1 / 3), "ndcg_at_20": 0.3}
+    assert [(m.step, m.value) for m in client.get_metric_history(run.run_id, "loss")] == [
+        (1, 1),
+        (2, 0.5),
+        (3, 1 / 3),
+    ]
+    expected = {"model": "diffcdr", "task": "whole", "beta": "0.2", "seed": "0", "profile": "paper"}
+    assert found.data.tags.items() >= {**expected, "group": "paper/diffcdr/whole/b20", **tags}.items()
+    [read] = found.inputs.dataset_inputs
+    assert (read.dataset.name, read.dataset.digest) == ("video/split", "abc")
+    assert json.loads(read.dataset.source) == {"uri": "artifacts/split"}
+    assert [(tag.key, tag.value) for tag in read.tags] == [("mlflow.data.context", "train")]
+    page = f"{found.info.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
+    assert run.url == f"http://127.0.0.1:5000/#/experiments/{page}"
+    assert "(http://127.0.0.1:3000/runs/" in found.data.tags["mlflow.note.content"]
+
+
+def test_an_exception_ends_the_run_as_failed_and_keeps_its_metrics(mlflow_resource, client):
+    opened = []
+
+    def train():
+        with mlflow_resource.run(**CELL, task="fails", **NOTHING | {"params": {"k": 10}}) as run:
+            opened.append(run.run_id)
+            run.metrics({"loss": 3.0}, step=1)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train()
+    found = client.get_run(opened[0])
+    assert found.info.status == "FAILED"
+    assert found.data.metrics == {"loss": 3.0}
+    assert found.data.params == {"k": "10"}
+
+
+def test_what_cannot_be_written_fails_the_run(mlflow_resource, client):
+    with (
+        pytest.raises(Exception, match="bad"),
+        mlflow_resource.run(**CELL, task="unwritable", **NOTHING) as run,
+    ):
+        run.metrics({"bad?name": 1.0})
+    assert client.get_run(run.run_id).info.status == "FAILED"
+
+
+def test_a_finished_run_supersedes_the_older_ones_of_its_cell_only(mlflow_resource, client):
+    def superseded(run_id):
+        return client.get_run(run_id).data.tags.get("superseded")
+
+    first = record(mlflow_resource, "again")
+    others = [
+        record(mlflow_resource, "again", seed=1),
+        record(mlflow_resource, "again", beta=0.5),
+        record(mlflow_resource, "again", profile="strict"),
+        record(mlflow_resource, "again", model="emcdr"),
+        record(mlflow_resource, "again2"),
+    ]
+    with (
+        pytest.raises(RuntimeError),
+        mlflow_resource.run(**CELL, task="again", **NOTHING),
+    ):
+        raise RuntimeError
+    assert superseded(first) is None
+    second, third = record(mlflow_resource, "again"), record(mlflow_resource, "again")
+    assert [superseded(run) for run in (first, second, third)] == ["true", "true", None]
+    assert [superseded(run) for run in others] == [None] * 5
+
+
+def test_runs_open_at_once_stay_apart(mlflow_resource, client):
+    import mlflow
+
+    with (
+        mlflow_resource.run(**CELL, task="left", **NOTHING) as left,
+        mlflow_resource.run(**CELL, task="right", **NOTHING) as right,
+    ):
+        assert mlflow.active_run() is None
+        for step in range(3):
+            left.metrics({"loss": step}, step)
+            right.metrics({"loss": -step}, step)
+    assert [m.value for m in client.get_metric_history(left.run_id, "loss")] == [0, 1, 2]
+    assert [m.value for m in client.get_metric_history(right.run_id, "loss")] == [0, -1, -2]
+
+
+def test_values_that_are_not_finite_are_nan_and_named(mlflow_resource, client):
+    values = {"a": math.inf, "b": -math.inf, "c": math.nan, "d": 0.5}
+    with mlflow_resource.run(**CELL, task="diverges", **NOTHING) as run:
+        run.metrics(values, step=1)
+        run.metrics(values, step=2)
+    found = client.get_run(run.run_id)
+    assert {name for name, value in found.data.metrics.items() if math.isnan(value)} == {"a", "b", "c"}
+    assert found.data.metrics["d"] == 0.5
+    assert found.data.tags["nonfinite"] == "a b c"
+    assert len(client.get_metric_history(run.run_id, "a")) == 2
+
+
+def test_more_metrics_than_one_request_takes(mlflow_resource, client):
+    with mlflow_resource.run(**CELL, task="many", **NOTHING) as run:
+        for step in range(30):
+            run.metrics({f"m{index}": step for index in range(70)}, step)
+    found = client.get_run(run.run_id)
+    assert found.data.metrics == {f"m{index}": 29 for index in range(70)}
+    assert len(client.get_metric_history(run.run_id, "m69")) == 30
+
+
+def test_a_long_training_shows_its_curve_while_it_runs(mlflow_resource, client, monkeypatch):
+    def seen(run):
+        return client.get_run(run.run_id).data.metrics
+
+    with mlflow_resource.run(**CELL, task="slow", **NOTHING) as run:
+        run.metrics({"loss": 2.0}, step=1)
+        assert seen(run) == {}
+        monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0)
+        run.metrics({"loss": 1.0}, step=2)
+        assert seen(run) == {"loss": 1.0}
+
+
+def test_artifacts_lie_under_the_home(mlflow_resource, home):
+    with mlflow_resource.run(**CELL, task="artifacts", **NOTHING) as run:
+        run.text("| a |", "table.md")
+        run.figure(b"\x89PNG", "curve.png")
+    folder = home / "mlflow" / "artifacts" / run.run_id / "artifacts"
+    assert (folder / "table.md").read_text() == "| a |"
+    assert (folder / "curve.png").read_bytes() == b"\x89PNG"
+
+
+def test_a_lost_race_for_the_experiment_is_no_error(mlflow_resource, client, monkeypatch):
+    identity = client.create_experiment("raced")
+    look_up, misses = type(client).get_experiment_by_name, [None]
+
+    def late(self, name):
+        return misses.pop() if misses else look_up(self, name)
+
+    monkeypatch.setattr(type(client), "get_experiment_by_name", late)
+    raced = MlflowTracking(home=mlflow_resource.home, experiment="raced")
+    assert raced.connect()[1] == identity
+    assert misses == []
+
+
+def test_a_deleted_experiment_says_how_to_restore_it(mlflow_resource, client):
+    identity = client.create_experiment("gone")
+    client.delete_experiment(identity)
+    with pytest.raises(ValueError, match=f"'gone' is deleted.*restore --experiment-id {identity}"):
+        MlflowTracking(home=mlflow_resource.home, experiment="gone").connect()
+
+
+@pytest.mark.parametrize("field", ["model", "task", "profile"])
+def test_a_name_with_a_quote_is_refused_before_a_run_starts(mlflow_resource, client, field):
+    with (
+        pytest.raises(ValueError, match=f'{field} "o\'b/20": use letters'),
+        mlflow_resource.run(**CELL | {"task": "named"} | {field: "o'b/20"}, **NOTHING),
+    ):
+        pass
+
+
+def test_settings_come_from_the_environment_when_a_run_starts(monkeypatch, tmp_path):
+    resource = MlflowTracking()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("DIFFCDR_HOME", str(tmp_path))
+    assert resource.uri == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@tracking:5000/")
+    assert resource.uri == "http://user:secret@tracking:5000/"
+    assert resource._ui == "http://tracking:5000"
+    assert MlflowTracking(tracking_uri="http://other:1").uri == "http://other:1"
+    monkeypatch.chdir(tmp_path)
+    assert MlflowTracking(tracking_uri="sqlite:///here.db").uri == f"sqlite:///{tmp_path}/here.db"
+
+
+def test_an_asset_links_to_its_run(mlflow_resource, client):
+    @dg.asset
+    def trained(context: dg.AssetExecutionContext, mlflow: MlflowTracking) -> dg.MaterializeResult:
+        tags = {"dagster.run_id": context.run.run_id}
+        with mlflow.run(**CELL, task="asset", **NOTHING | {"tags": tags}) as run:
+            run.metrics({"mae": 0.7})
+        return dg.MaterializeResult(metadata={"mlflow": dg.MetadataValue.url(run.url)})
+
+    result = dg.materialize([trained], resources={"mlflow": mlflow_resource})
+    [event] = result.asset_materializations_for_node("trained")
+    run_id = urlsplit(urlsplit(event.metadata["mlflow"].url).fragment).path.rsplit("/", 1)[1]
+    assert client.get_run(run_id).data.tags["dagster.run_id"] == result.run_id
+
+
+def train_in_process(uri: str, worker: int, ready) -> None:
+    # Imports take a different time in each process; the database must be reached by all at once.
+    tracking._mlflow()
+    ready.wait(120)
+    resource = MlflowTracking(tracking_uri=uri)
+    for seed in range(5):
+        metrics = {f"m{index}": worker + index for index in range(20)}
+        record(resource, f"worker{worker}", metrics, seed=seed)
+
+
+def test_processes_that_start_on_a_fresh_database_lose_nothing(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    spawn = multiprocessing.get_context("spawn")
+    ready = spawn.Barrier(4)
+    workers = [spawn.Process(target=train_in_process, args=(uri, worker, ready)) for worker in range(4)]
+    for process in workers:
+        process.start()
+    for process in workers:
+        process.join(120)
+    assert [process.exitcode for process in workers] == [0, 0, 0, 0]
+    client, experiment = MlflowTracking(tracking_uri=uri).connect()
+    found = {run.info.run_name: run for run in client.search_runs([experiment])}
+    assert set(found) == {f"diffcdr/worker{worker}/b20-s{seed}" for worker in range(4) for seed in range(5)}
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    assert found["diffcdr/worker3/b20-s4"].data.metrics == {f"m{index}": 3 + index for index in range(20)}
+
+
+def test_nested_runs_have_names_of_their_own_and_are_superseded_with_their_parent(mlflow_resource, client):
+    def search(*variants):
+        with mlflow_resource.run(**CELL, task="nests", **NOTHING) as parent:
+            nested = [record(mlflow_resource, "nests", parent=parent.run_id, variant=v) for v in variants]
+        return parent.run_id, nested
+
+    def tags(run_id):
+        return client.get_run(run_id).data.tags
+
+    parent, nested = search("s0.1", "s2")
+    names = [client.get_run(run).info.run_name for run in (parent, *nested)]
+    assert names == ["diffcdr/nests/b20-s0", "diffcdr/nests/b20-s0/s0.1", "diffcdr/nests/b20-s0/s2"]
+    assert [tags(run)["mlflow.parentRunId"] for run in nested] == [parent, parent]
+    assert tags(nested[1])["group"] == "paper/diffcdr/nests/b20/s2"
+    assert "superseded" not in tags(parent)
+    later, others = search("s2")
+    assert all(tags(run)["superseded"] == "true" for run in (parent, *nested))
+    assert not any("superseded" in tags(run) for run in (later, *others))
+
+
+def test_a_nested_run_needs_a_name(mlflow_resource):
+    with (
+        pytest.raises(ValueError, match="variant '': use letters"),
+        mlflow_resource.run(**CELL, task="nests", **NOTHING, parent="0"),
+    ):
+        pass
