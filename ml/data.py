@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,3 +137,109 @@ class Problem:
 def to_device(users: SourceUsers, device: torch.device | str) -> SourceUsers:
     history = History(users.history.offsets.to(device), users.history.items.to(device))
     return SourceUsers(users.factors.to(device), history, users.item_factors.to(device))
+
+
+@dataclass(frozen=True)
+class Users:
+    """n users as the source domain knows them: all that a model may see of a cold-start user. What a model
+    does not need is None.
+
+    source_rows, target_rows: (n,) int64, their rows in either domain's user table, −1 for a user who is not in
+    it; the target's tell nothing of a cold-start user, whose target ratings no model has seen.
+    factors: their source factors and liked items (needs `factors`). ratings: their source ratings, users in
+    0..n−1 (needs `ratings`); statistics: (n, 5) float64, `ml.models.statistics.source_statistics` (the same).
+    description: (n, q) float64, `Effects.description()` of the source domain (needs `effects`) or
+    `star_description` (needs `stars`). purpose: names the draws of whatever is random about them.
+    """
+
+    source_rows: Tensor
+    target_rows: Tensor
+    factors: SourceUsers | None = None
+    ratings: Ratings | None = None
+    statistics: Tensor | None = None
+    description: Tensor | None = None
+    purpose: str = ""
+
+    def __len__(self) -> int:
+        return len(self.source_rows)
+
+    def take(self, users: Tensor) -> Users:
+        """The users (m,) int64, in that order."""
+
+        def rows(table: Tensor | None) -> Tensor | None:
+            return None if table is None else table[users]
+
+        return Users(
+            self.source_rows[users],
+            self.target_rows[users],
+            None if self.factors is None else self.factors.take(users),
+            None if self.ratings is None else ratings_of(self.ratings, users, len(self)),
+            rows(self.statistics),
+            rows(self.description),
+            self.purpose,
+        )
+
+
+def ratings_of(ratings: Ratings, users: Tensor, n: int) -> Ratings:
+    """The ratings of `users` (m,) int64 out of 0..n−1, renumbered to their places, each user's in order."""
+    order = ratings.users.argsort(stable=True)
+    counts = torch.bincount(ratings.users, minlength=n)
+    starts = counts.cumsum(0) - counts
+    mine = counts[users]
+    place = torch.arange(len(users)).repeat_interleave(mine)
+    within = torch.arange(int(mine.sum())) - (mine.cumsum(0) - mine).repeat_interleave(mine)
+    rows = order[starts[users].repeat_interleave(mine) + within]
+    return Ratings(place, ratings.items[rows], ratings.values[rows])
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Users whose target ratings are hidden from training, and those ratings (users in 0..n−1)."""
+
+    users: Users
+    ratings: Ratings
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a model may learn from in one cell: no target rating of a held-out user, but for those of
+    `validation`, by which simple predictors choose how far means are shrunk.
+
+    seed: every draw follows from it. source, target: ratings of either domain with users and items as rows of
+    its tables; of sizes n_source_users, n_source_items, n_users, n_items. train: the overlapping users who may
+    be learned from, both of whose rows are known; training: their target ratings, users in 0..n−1.
+    scale, source_scale: lowest and highest rating.
+
+    Then what only some models need: source_table, target_table (`RatingTable`: for ranking with negatives);
+    problem, offset (needs `factors`: the training users' factors, and (items,) float32 of biased ones);
+    target_factors: user and item factors whose dot product is the rating, and their `curve`: the metrics of
+    each epoch (needs `target_factors`); description: (source users, q) (needs `effects` or `stars`);
+    levels: (L,) the target's rating levels; model: another model of the profile, trained on this cell (needs
+    `model`).
+    """
+
+    seed: int
+    source: Ratings
+    target: Ratings
+    n_source_users: int
+    n_source_items: int
+    n_users: int
+    n_items: int
+    train: Users
+    training: Ratings
+    validation: HeldOut | None = None
+    scale: tuple[float, float] = (1.0, 5.0)
+    source_scale: tuple[float, float] = (1.0, 5.0)
+    purpose: str = ""
+    source_table: Any = None
+    target_table: Any = None
+    problem: Problem | None = None
+    offset: Tensor | None = None
+    target_factors: tuple[Tensor, Tensor] | None = None
+    curve: list[dict[str, float]] = field(default_factory=list)
+    description: Tensor | None = None
+    levels: Tensor | None = None
+    model: Any = None

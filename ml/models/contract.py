@@ -1,0 +1,151 @@
+"""The one contract: everything that predicts meets it, from the global mean to DiffCDR.
+
+A model is a dataclass of hyper-parameters. `fit` yields after each epoch and may be asked for predictions
+between two of them; what has a closed form yields once. The training loop, the evaluation, the tables and the
+server know nothing else of a model: what it needs, what it can be trained for and what readers call it are
+facts of its class.
+
+Replicas: `fit` takes the data of R cells (seeds of one task and β) and may train them as one program. What is
+asked of a fitted model names its replica.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from ml.data import Data, Ratings, Users
+from ml.evaluation.ranking import top_by_scores, top_k
+from ml.evaluation.ratings import predict
+from ml.replicas import Epoch
+
+# What a model may need of a cell, see `Data`: another name there is refused.
+NEEDS = ("ratings", "factors", "target_factors", "effects", "stars", "model")
+# How a model stands in a comparison: `blind` knows nothing of the user, `simple` has statistics of the source
+# alone, `learned` is trained, `probe` shows something of another model and is never used.
+ROLES = ("blind", "simple", "learned", "probe")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Predictions of m ratings: mean (m,), for squared errors; median (m,), for absolute ones; probabilities
+    (m, L) of the levels (L,), where there are any."""
+
+    mean: Tensor
+    median: Tensor
+    probabilities: Tensor | None = None
+    levels: Tensor | None = None
+
+    @classmethod
+    def points(cls, values: Tensor) -> Predicted:
+        """Of a model that says one number (m,)."""
+        return cls(values, values)
+
+    def clipped(self, scale: tuple[float, float] | None) -> Predicted:
+        """With mean and median within the scale, where one is given."""
+        if scale is None:
+            return self
+        return dataclasses.replace(self, mean=self.mean.clamp(*scale), median=self.median.clamp(*scale))
+
+
+class Model(ABC):
+    """What predicts ratings and scores items of the target domain for users known from the source domain."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]  # what tables call it
+    summary: ClassVar[str]  # one sentence for people
+    source: ClassVar[str] = ""  # where it comes from
+    needs: ClassVar[tuple[str, ...]] = ("ratings",)
+    objectives: ClassVar[tuple[str, ...]] = ("rating", "ranking")
+    role: ClassVar[str] = "learned"
+    # Settings that a profile's factorizations and this model share: `factors` where they start from those.
+    settings_from: ClassVar[str] = ""
+
+    @abstractmethod
+    def fit(self, data: Sequence[Data], device: torch.device | str = "cpu") -> Iterator[Epoch]:
+        """Train on R cells together, yielding after each epoch."""
+
+    @abstractmethod
+    def predict(self, users: Users, ratings: Ratings, replica: int = 0) -> Predicted:
+        """Predictions of `ratings` (their values are not read), whose users are rows of `users`."""
+
+    @abstractmethod
+    def scores(self, users: Users, items: Tensor, replica: int = 0) -> Tensor:
+        """Scores (n, m) float32 by which the target `items` (m,) int64 are ranked for n users; higher is
+        better."""
+
+    @abstractmethod
+    def state_dict(self, replica: int = 0) -> dict[str, Tensor]:
+        """One replica's parameters as plain tensors on the CPU; empty where `bind` alone gives all there is."""
+
+    @abstractmethod
+    def load_state_dict(self, *states: dict[str, Tensor]) -> Self:
+        """Take over the parameters of one or more replicas and return self."""
+
+    def bind(self, data: Sequence[Data]) -> Self:
+        """Give a restored model what it reads of its cells beside its own parameters; returns self."""
+        return self
+
+    def rows(self, data: Data) -> int:
+        """Training rows of one epoch, for throughput: one a target rating that may be learned from, unless a
+        model says otherwise."""
+        return len(data.target)
+
+    def top(
+        self, users: Users, k: int, exclude: Ratings | None = None, replica: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """The k best items of each user but those that `exclude` names for them, best first: items (n, k)
+        int64, −1 where there are fewer, and scores (n, k) float32. Of equal scores the lower item is first."""
+        return top_by_scores(
+            lambda items: self.scores(users, items, replica), len(users), self.items_of(replica), k, exclude
+        )
+
+    @abstractmethod
+    def items_of(self, replica: int = 0) -> int:
+        """Number of target items."""
+
+    def expected(self, ratings: Ratings, n_users: int) -> dict[str, float] | None:
+        """Metrics in closed form, where they need no evaluation; None for all but the random ranker."""
+        return None
+
+    def hyperparameters(self) -> dict[str, object]:
+        """Every hyper-parameter with its value; those of a nested dataclass as `outer.inner`."""
+        flat: dict[str, object] = {}
+        for name, value in dataclasses.asdict(self).items():
+            flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+        return flat
+
+
+class VectorModel(Model):
+    """A model whose prediction is a user vector times an item vector: r̂ = u·v.
+
+    Its user vectors can be fine-tuned on first ratings and compared with true ones.
+    """
+
+    @abstractmethod
+    def vectors(self, users: Users, replica: int = 0) -> Tensor:
+        """Target user vectors (n, k) float32 of `users`, on the CPU."""
+
+    @abstractmethod
+    def items(self, replica: int = 0) -> Tensor:
+        """Item vectors (items, k) float32 that they meet in a dot product."""
+
+    def predict(self, users: Users, ratings: Ratings, replica: int = 0) -> Predicted:
+        return Predicted.points(predict(self.vectors(users, replica), self.items(replica), ratings))
+
+    def scores(self, users: Users, items: Tensor, replica: int = 0) -> Tensor:
+        return self.vectors(users, replica) @ self.items(replica)[items].T
+
+    def top(
+        self, users: Users, k: int, exclude: Ratings | None = None, replica: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        return top_k(self.vectors(users, replica), self.items(replica), k, exclude)
+
+    def items_of(self, replica: int = 0) -> int:
+        return len(self.items(replica))
