@@ -210,7 +210,8 @@ class Data:
 
     seed: every draw follows from it. source, target: ratings of either domain with users and items as rows of
     its tables; of sizes n_source_users, n_source_items, n_users, n_items. train: the overlapping users who may
-    be learned from, both of whose rows are known; training: their target ratings, users in 0..n−1.
+    be learned from, both of whose rows are known; training: their target ratings, users in 0..n−1;
+    source_user: (n_users,) int64, each target user's row in the source domain, −1 where there is none.
     scale, source_scale: lowest and highest rating.
 
     Then what only some models need: source_table, target_table (`RatingTable`: for ranking with negatives);
@@ -230,6 +231,7 @@ class Data:
     n_items: int
     train: Users
     training: Ratings
+    source_user: Tensor
     validation: HeldOut | None = None
     scale: tuple[float, float] = (1.0, 5.0)
     source_scale: tuple[float, float] = (1.0, 5.0)

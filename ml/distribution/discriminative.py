@@ -25,7 +25,7 @@ from torch import Tensor
 from ml.data import Ratings, check_rows
 from ml.distribution.effects import level_index, rating_levels
 from ml.distribution.model import TransferRatings
-from ml.models.controls import SHRINKAGE, source_statistics
+from ml.models.statistics import SHRINKAGE, source_statistics
 from ml.replicas import replica_generator
 
 if TYPE_CHECKING:
