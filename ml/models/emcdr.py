@@ -21,6 +21,8 @@ class EMCDR(TransferModel):
     """
 
     name: ClassVar[str] = "emcdr"
+    title: ClassVar[str] = "EMCDR"
+    summary: ClassVar[str] = "one linear map from source to target factors, the same for all users."
     source: ClassVar[str] = "Man et al., IJCAI 2017"
     batch: int = 64
 
@@ -28,7 +30,7 @@ class EMCDR(TransferModel):
         source, target = problem.widths
         return {"map": linear(target, source, generator)}
 
-    def rows(self, problem: Problem) -> int:
+    def training_rows(self, problem: Problem) -> int:
         return len(problem.source)
 
     def loss(self, stack: Stack, batch: Batch) -> Tensor:

@@ -22,6 +22,8 @@ class LACDR(TransferModel):
     """
 
     name: ClassVar[str] = "lacdr"
+    title: ClassVar[str] = "LACDR"
+    summary: ClassVar[str] = "linear autoencoders of both domains whose small codes of a user are aligned."
     source: ClassVar[str] = "Wang et al., SIGIR 2021"
     batch: int = 64
     lr: float = 0.001

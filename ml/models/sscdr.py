@@ -23,6 +23,10 @@ class SSCDR(TransferModel):
     """
 
     name: ClassVar[str] = "sscdr"
+    title: ClassVar[str] = "SSCDR"
+    summary: ClassVar[str] = (
+        "an affine map that also brings liked source items nearer to the user than others."
+    )
     source: ClassVar[str] = "Kang et al., CIKM 2019"
     batch: int = 64
     margin: float = 1.0

@@ -28,6 +28,8 @@ class RidgeEMCDR(TransferModel):
     """û_t = W u_s with W = argmin Σ_u ‖W u_s − u_t‖² + penalty ‖W‖², solved exactly: one epoch, no draws."""
 
     name: ClassVar[str] = "emcdr_ridge"
+    title: ClassVar[str] = "EMCDR, ridge"
+    summary: ClassVar[str] = "the linear map of EMCDR by ridge regression, solved exactly."
     source: ClassVar[str] = "Man et al., IJCAI 2017, linear map"
     epochs: int = 1
     penalty: float = 10.0
@@ -55,7 +57,7 @@ class RidgeEMCDR(TransferModel):
         # Without a penalty and with fewer users than factors the least-norm solution is taken.
         return torch.linalg.lstsq(gram, source.T @ target, driver="gelsd").solution.T.float()
 
-    def rows(self, problem: Problem) -> int:
+    def training_rows(self, problem: Problem) -> int:
         return len(problem.source)
 
     def initial(self, problem: Problem, generator: torch.Generator) -> dict[str, Tensor]:
@@ -75,6 +77,8 @@ class PerceptronEMCDR(TransferModel):
     """û_t = W₂ tanh(W₁ u_s + b₁) + b₂ with 2k hidden units, fitted by the mean squared error to u_t."""
 
     name: ClassVar[str] = "emcdr_mlp"
+    title: ClassVar[str] = "EMCDR, perceptron"
+    summary: ClassVar[str] = "the multilayer perceptron that EMCDR's authors prefer to the linear map."
     source: ClassVar[str] = "Man et al., IJCAI 2017, section 3.2"
     batch: int = 64
     lr: float = 0.003
@@ -89,7 +93,7 @@ class PerceptronEMCDR(TransferModel):
             "output_bias": bias(target, hidden, generator),
         }
 
-    def rows(self, problem: Problem) -> int:
+    def training_rows(self, problem: Problem) -> int:
         return len(problem.source)
 
     def loss(self, stack: Stack, batch: Batch) -> Tensor:
@@ -111,6 +115,8 @@ class RejectingSSCDR(SSCDR):
     """SSCDR whose random item i⁻ is drawn again while the user liked it, and anew in every epoch."""
 
     name: ClassVar[str] = "sscdr_rejecting"
+    title: ClassVar[str] = "SSCDR, rejecting"
+    summary: ClassVar[str] = "SSCDR whose random items are never ones that the user liked."
 
     def draws(self, problem: Problem, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         draws = super().draws(problem, rows, generator)
@@ -136,6 +142,8 @@ class WideLACDR(LACDR):
     the batch, drawn anew in every epoch; the loss is the mean over rows."""
 
     name: ClassVar[str] = "lacdr_wide"
+    title: ClassVar[str] = "LACDR, wide"
+    summary: ClassVar[str] = "LACDR whose autoencoders also learn from users of one domain alone."
 
     def draws(self, problem: Problem, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {
