@@ -10,12 +10,11 @@ import dataclasses
 import importlib
 
 from ml.models.diffcdr import DiffCDR
-from ml.models.emcdr import EMCDR
-from ml.models.lacdr import LACDR
+from ml.models.emcdr import EMCDR, PerceptronEMCDR, RidgeEMCDR
+from ml.models.lacdr import LACDR, WideLACDR
 from ml.models.ptupcdr import PTUPCDR
-from ml.models.sscdr import SSCDR
+from ml.models.sscdr import SSCDR, RejectingSSCDR
 from ml.models.transfer import TransferModel
-from ml.models.variants import PerceptronEMCDR, RejectingSSCDR, RidgeEMCDR, WideLACDR
 
 PAPER = (EMCDR, SSCDR, LACDR, PTUPCDR, DiffCDR)
 VARIANTS = (RidgeEMCDR, PerceptronEMCDR, RejectingSSCDR, WideLACDR)
