@@ -99,7 +99,7 @@ OWN_CODE = {
     "diffcdr": ("ml/models/diffcdr.py", "ml/diffusion"),
     **dict.fromkeys(
         ("emcdr_ridge", "emcdr_mlp", "sscdr_rejecting", "lacdr_wide"),
-        ("ml/models/variants.py", "ml/models/sscdr.py", "ml/models/lacdr.py"),
+        ("ml/models/emcdr.py", "ml/models/sscdr.py", "ml/models/lacdr.py"),
     ),
 }
 

@@ -82,7 +82,7 @@ class Model(ABC):
 
     @abstractmethod
     def state_dict(self, replica: int = 0) -> dict[str, Tensor]:
-        """One replica's parameters as plain tensors on the CPU; empty where `bind` alone gives all there is."""
+        """One replica's parameters as plain tensors on the CPU; empty where `bind` gives all there is."""
 
     @abstractmethod
     def load_state_dict(self, *states: dict[str, Tensor]) -> Self:
@@ -101,7 +101,8 @@ class Model(ABC):
         self, users: Users, k: int, exclude: Ratings | None = None, replica: int = 0
     ) -> tuple[Tensor, Tensor]:
         """The k best items of each user but those that `exclude` names for them, best first: items (n, k)
-        int64, −1 where there are fewer, and scores (n, k) float32. Of equal scores the lower item is first."""
+        int64, −1 where there are fewer, and scores (n, k) float32. Of equal scores the lower item comes
+        first."""
         return top_by_scores(
             lambda items: self.scores(users, items, replica), len(users), self.items_of(replica), k, exclude
         )

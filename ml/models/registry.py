@@ -1,7 +1,7 @@
 """Everything that predicts, by name: the one place where models are listed.
 
-A new model is one class that meets `ml.models.contract.Model` and one line here; a model outside the project is
-named as `module:Class`. Nothing is imported before it is asked for.
+A new model is one class that meets `ml.models.contract.Model` and one line here; a model outside the project
+is named as `module:Class`. Nothing is imported before it is asked for.
 """
 
 from __future__ import annotations

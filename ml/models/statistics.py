@@ -1,4 +1,4 @@
-"""Predictors from rating statistics, in closed form: what a model must beat before transfer can be said to help.
+"""Predictors from rating statistics, in closed form: what transfer must beat before it can be said to help.
 
 Each is a pair of user and item vectors of one or two numbers, r̂ = item part + user part, fitted in float64 to
 what the cell's models may see. Of held-out users' target ratings they read nothing but this: those of the

@@ -128,7 +128,7 @@ class Stack:
 
 @dataclass
 class TransferModel(VectorModel):
-    """Base of the transfer models: a dataclass of hyper-parameters that meets the contract by its user vectors.
+    """Base of the transfer models: a dataclass of hyper-parameters that meets the contract by user vectors.
 
     Subclasses say what their parameters, rows, draws, loss and map are; the loop over epochs and batches,
     the replica axis and the optimizer are here. `fit` and `vectors` are the contract's and know cells;

@@ -13,9 +13,10 @@ from sklearn.linear_model import Ridge
 from sklearn.neural_network import MLPRegressor
 
 from ml.data import SourceUsers
-from ml.models.lacdr import LACDR
+from ml.models.emcdr import PerceptronEMCDR, RidgeEMCDR
+from ml.models.lacdr import LACDR, WideLACDR
 from ml.models.registry import VARIANTS
-from ml.models.variants import PerceptronEMCDR, RejectingSSCDR, RidgeEMCDR, WideLACDR
+from ml.models.sscdr import RejectingSSCDR
 from ml.replicas import replica_generator
 from tests.ml.problems import history, random_problem
 
