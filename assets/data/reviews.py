@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import requests
 
 from assets.data import download
-from assets.settings.axes import CATALOG, domains
+from assets.settings.axes import Axes
 from assets.settings.catalog import Domain
 from assets.state.store import Store, code_version, fingerprint
 
@@ -27,30 +27,35 @@ class QueryError(ValueError):
     """A domain's query gives no ratings; the message names the domain, what is wrong and the mend."""
 
 
-@dg.asset(
-    partitions_def=domains,
-    group_name="data",
-    kinds={"file"},
-    owners=["team:data"],
-    code_version=CODE,
-)
-def reviews(context: dg.AssetExecutionContext, store: Store) -> None:
-    """The domain's rating file as its source distributes it, verified: length, gzip stream, sha256."""
-    records = {name: obtain(store, CATALOG.domains[name]) for name in context.partition_keys}
-    # By content, so that a file that was only touched or moved sets nothing off downstream.
-    contents = [record["sha256"] for record in records.values()]
-    context.set_data_version(context.asset_key, dg.DataVersion("-".join(contents)))
-    for name, record in records.items():
-        context.add_asset_metadata(
-            {
-                "size": dg.MetadataValue.int(record["size"]),
-                "sha256": record["sha256"],
-                "source": record["source"],
-                "fetched_at": record["fetched_at"],
-                "path": dg.MetadataValue.path(str(store.reviews(name).path / record["file"])),
-            },
-            partition_key=name,
-        )
+def reviews_asset(axes: Axes) -> dg.AssetsDefinition:
+    """The raw rating files of a catalogue's domains."""
+
+    @dg.asset(
+        partitions_def=axes.domains,
+        group_name="data",
+        kinds={"file"},
+        owners=["team:data"],
+        code_version=CODE,
+    )
+    def reviews(context: dg.AssetExecutionContext, store: Store) -> None:
+        """The domain's rating file as its source distributes it, verified: length, gzip stream, sha256."""
+        records = {name: obtain(store, axes.catalog.domains[name]) for name in context.partition_keys}
+        # By content, so that a file that was only touched or moved sets nothing off downstream.
+        contents = [record["sha256"] for record in records.values()]
+        context.set_data_version(context.asset_key, dg.DataVersion("-".join(contents)))
+        for name, record in records.items():
+            context.add_asset_metadata(
+                {
+                    "size": dg.MetadataValue.int(record["size"]),
+                    "sha256": record["sha256"],
+                    "source": record["source"],
+                    "fetched_at": record["fetched_at"],
+                    "path": dg.MetadataValue.path(str(store.reviews(name).path / record["file"])),
+                },
+                partition_key=name,
+            )
+
+    return reviews
 
 
 def obtain(store: Store, domain: Domain) -> dict:

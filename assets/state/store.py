@@ -82,6 +82,15 @@ class Entry:
             raise NotMaterialized(f"{self.path} is not there yet: {self._mend}")
         return manifest
 
+    def require_current(self, fingerprint: str) -> dict:
+        """The manifest; raises NotMaterialized where it is not there or was made from something else."""
+        manifest = self.require()
+        if manifest["fingerprint"] != fingerprint:
+            raise NotMaterialized(
+                f"{self.path} is out of date, its settings, inputs or code have changed: {self._mend}"
+            )
+        return manifest
+
     def stands(self, fingerprint: str) -> bool:
         """Whether the folder is there and was made from exactly this configuration, input and code."""
         manifest = self.manifest()

@@ -4,13 +4,11 @@ import logging
 
 import dagster as dg
 
-from assets.data.cell import domain_ratings
-from assets.data.splits import overlap
-from assets.settings.axes import CATALOG, SEEDS_TOGETHER, Cell, cells
+from assets.data.domain import domain_ratings, rating_levels
+from assets.settings.axes import Axes
 from assets.settings.profile import Profile
 from assets.state.progress import Stopwatch
 from assets.state.store import Store, code_version, fingerprint, tensors
-from assets.training.distributions import levels_of
 
 log = logging.getLogger("diffcdr")
 CODE = code_version(
@@ -22,26 +20,26 @@ CODE = code_version(
 )
 
 
-def effects_asset(profile: Profile) -> dg.AssetsDefinition:
+def effects_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
     """The effects of a profile's source domains."""
 
     @dg.asset(
         name="source_effects",
         key_prefix=profile.name,
-        partitions_def=cells,
-        deps=[overlap],
+        partitions_def=axes.cells,
+        deps=["overlap"],
         group_name="factors",
         kinds={"pytorch"},
         owners=["team:recsys"],
         code_version=CODE,
-        backfill_policy=SEEDS_TOGETHER,
+        backfill_policy=axes.seeds_together,
         description="Crossed random effects of the source domain's users and items on the distribution over "
         f"rating levels; {profile.title}. One fit for all tasks and β that share domain and seed.",
     )
     def source_effects(context: dg.AssetExecutionContext, store: Store) -> None:
         for key in context.partition_keys:
-            cell = Cell.parse(key)
-            facts = fit_source(store, profile, CATALOG.tasks[cell.task].source, cell.seed)
+            cell = axes.parse(key)
+            facts = fit_source(store, profile, cell.source.name, cell.seed)
             context.add_asset_metadata({"dagster/row_count": facts["users"]}, partition_key=key)
 
     return source_effects
@@ -60,7 +58,7 @@ def fit_source(store: Store, profile: Profile, domain: str, seed: int) -> dict:
             return entry.require()
         ratings = domain_ratings(store, domain)
         with Stopwatch() as watch:
-            levels = levels_of(store, domain)
+            levels = rating_levels(store, domain)
             effects = fit_effects(ratings.tensors(), ratings.n_users, ratings.n_items, seed, levels=levels)
         log.info("%s: fitted in %.1f s", title, watch.seconds)
         held = {

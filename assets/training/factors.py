@@ -5,7 +5,7 @@ alternating least squares instead, one cell after another, and an item's bias as
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from assets.data.cell import held_out_ratings, joined, source_table, target_table
-from assets.data.splits import overlap, split
-from assets.settings.axes import CATALOG, SEEDS_TOGETHER, Cell, by_task, cells, span
+from assets.data.cell import source_factors as source_entry
+from assets.settings.axes import Axes, Cell, span
 from assets.settings.profile import Profile
 from assets.state import plots
 from assets.state.compute import Compute
@@ -41,47 +41,46 @@ CODE = code_version(
 )
 
 
-def factor_assets(profile: Profile) -> list[dg.AssetsDefinition]:
+def factor_assets(axes: Axes, profile: Profile) -> list[dg.AssetsDefinition]:
     """`source_factors` and `target_factors` of one profile."""
     common = {
         "key_prefix": profile.name,
-        "partitions_def": cells,
+        "partitions_def": axes.cells,
         "group_name": "factors",
         "kinds": {"pytorch"},
         "owners": ["team:recsys"],
         "code_version": CODE,
-        "backfill_policy": SEEDS_TOGETHER,
+        "backfill_policy": axes.seeds_together,
         "pool": "gpu",
     }
 
     @dg.asset(
-        deps=[overlap],
+        deps=["overlap"],
         description=f"Matrix factorization of the source domain's ratings; {profile.title}. "
         "One training for all tasks and β that share domain, settings and seed.",
         **common,
     )
     def source_factors(context: dg.AssetExecutionContext, store: Store, compute: Compute) -> None:
-        for task, group in by_task(context.partition_keys).items():
-            seeds = {cell.seed for cell in group}
-            facts = [train_source(store, compute, profile, task, seeds, o) for o in profile.objectives]
+        for group in axes.by_task(context.partition_keys).values():
+            facts = [train_source(store, compute, profile, group, o) for o in profile.objectives]
             for cell in group:
                 context.add_asset_metadata(_metadata(facts[0][cell.seed]), partition_key=cell.key)
 
     @dg.asset(
-        deps=[split],
+        deps=["split"],
         description=f"Matrix factorization of the target domain's ratings without the held-out users'; "
         f"{profile.title}.",
         **common,
     )
     def target_factors(context: dg.AssetExecutionContext, store: Store, compute: Compute) -> None:
-        for group in by_task(context.partition_keys).values():
+        for group in axes.by_task(context.partition_keys).values():
             for objective in profile.objectives:
                 train_target(store, compute, profile, group, objective)
             entries = {
                 cell: store.target_factors(profile.name, cell, profile.objectives[0]) for cell in group
             }
             # One picture for the seeds that were trained together.
-            frames = {cell.trial.key: entry.table("curves.parquet") for cell, entry in entries.items()}
+            frames = {cell.place: entry.table("curves.parquet") for cell, entry in entries.items()}
             picture = dg.MetadataValue.md(plots.curves(frames, "epoch", {"loss": "training MSE"}))
             for cell, entry in entries.items():
                 facts = {**_metadata(entry.require()), "curve": picture}
@@ -90,19 +89,12 @@ def factor_assets(profile: Profile) -> list[dg.AssetsDefinition]:
     return [source_factors, target_factors]
 
 
-def source_config(profile: Profile, task: str) -> str:
-    """The digest under which a task's source factors are shared."""
-    return fingerprint(**profile.factors(task))[:8]
-
-
 def train_source(
-    store: Store, compute: Compute, profile: Profile, task: str, seeds: Iterable[int], objective: str
+    store: Store, compute: Compute, profile: Profile, group: list[Cell], objective: str
 ) -> dict[int, dict]:
     """Manifests of the source factors by seed; trains the seeds that are missing or stale, together."""
-    domain, config = CATALOG.tasks[task].source, source_config(profile, task)
-    entries = {
-        seed: store.source_factors(profile.name, domain, config, seed, objective) for seed in sorted(seeds)
-    }
+    task, domain = group[0].task, group[0].source.name
+    entries = {cell.seed: source_entry(store, profile, cell, objective) for cell in sorted(group)}
     mark = fingerprint(
         code=CODE,
         settings=profile.factors(task),
@@ -111,7 +103,7 @@ def train_source(
     )
     title = f"{profile.name}/source_factors {domain} {objective}"
     # Two tasks, or two β in two runs, may want the same factors at once: the second waits and finds them.
-    with store.lock(f"source-{profile.name}-{domain}-{config}-{objective}"):
+    with store.lock(f"source-{profile.name}-{domain}-{objective}"):
         pending = [seed for seed, entry in entries.items() if not entry.stands(mark)]
         if pending:
             tables = [source_table(store, domain, seed, objective) for seed in pending]
@@ -266,7 +258,7 @@ class FactorJudge:
 def target_judge(store: Store, profile: Profile, cell: Cell, objective: str) -> FactorJudge:
     """The judge of TGT, clipping as the profile does for it."""
     rows = store.overlap(cell.task).table("users.parquet")["target_user"].to_numpy(dtype=np.int64)
-    scale = CATALOG.domains[CATALOG.tasks[cell.task].target].scale
+    scale = cell.target.scale
     clip = scale if profile.clips("tgt") else None
     return FactorJudge(store, profile, cell, objective, rows, clip=clip)
 
@@ -279,7 +271,7 @@ def _target_mark(store: Store, profile: Profile, cell: Cell, objective: str) -> 
         clips=profile.clips("tgt"),
         validation=profile.validation,
         split=store.split(cell).require()["fingerprint"],
-        ratings=store.ratings(CATALOG.tasks[cell.task].target).require()["fingerprint"],
+        ratings=store.ratings(cell.target.name).require()["fingerprint"],
     )
 
 

@@ -92,6 +92,11 @@ class Model(ABC):
         """Give a restored model what it reads of its cells beside its own parameters; returns self."""
         return self
 
+    @property
+    def total_epochs(self) -> int:
+        """How often `fit` yields."""
+        return 1
+
     def rows(self, data: Data) -> int:
         """Training rows of one epoch, for throughput: one a target rating that may be learned from, unless a
         model says otherwise."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from typing import TYPE_CHECKING
 
-from ml.models.contract import Model
+if TYPE_CHECKING:
+    from ml.models.contract import Model
 
 # In the order of the paper's tables, then what it is compared with.
 MODELS = {
@@ -53,6 +55,8 @@ def find(name: str) -> type[Model]:
 
     Raises ValueError where there is none or it does not meet the contract.
     """
+    from ml.models.contract import Model
+
     module, _, attribute = path_of(name).partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)

@@ -198,6 +198,10 @@ class TransferModel(VectorModel):
         ]
         return self
 
+    @property
+    def total_epochs(self) -> int:
+        return self.epochs
+
     def rows(self, data: Data) -> int:
         return self.training_rows(data.problem)
 
