@@ -102,8 +102,9 @@ class Model(ABC):
     ) -> tuple[Tensor, Tensor]:
         """The k best items of each user but those that `exclude` names for them, best first: items (n, k)
         int64, −1 where there are fewer, and scores (n, k) float32. Of equal scores the lower item is first."""
+        items = torch.arange(self.items_of(replica))
         return top_by_scores(
-            lambda items: self.scores(users, items, replica), len(users), self.items_of(replica), k, exclude
+            lambda rows: self.scores(users.take(rows), items, replica), len(users), len(items), k, exclude
         )
 
     @abstractmethod
