@@ -10,7 +10,7 @@ from assets.data.splits import split_fingerprint
 from assets.settings.catalog import Catalog
 from assets.settings.profile import Profile
 from assets.state.code import code_of
-from assets.state.store import Entry, NotMaterialized, Store, fingerprint
+from assets.state.store import NotMaterialized, Store, fingerprint
 from ml.models.facts import facts
 from ml.models.registry import MODELS
 
@@ -102,7 +102,9 @@ class Fingerprints:
             expected = self.target_factors(cell, objective)
             store.target_factors(profile.name, cell, objective).require_current(expected)
         if "effects" in needs:
-            store.source_effects(profile.name, cell.source.name, cell.seed).require_current(self.effects(cell))
+            store.source_effects(profile.name, cell.source.name, cell.seed).require_current(
+                self.effects(cell)
+            )
         if "model" in needs:
             other = other_of(profile, name)
             expected = self.model(other, cell, objective)
@@ -112,7 +114,9 @@ class Fingerprints:
 def uses_factor_settings(profile: Profile, name: str) -> bool:
     """Whether a model's settings start from those of the factorizations, or its users are fine-tuned by them."""
     kinds = [facts(kind, MODELS) for kind in profile.kinds(name)]
-    return any(kind.settings_from == "factors" or "factors" in kind.needs for kind in kinds) or warms(profile, name)
+    return any(kind.settings_from == "factors" or "factors" in kind.needs for kind in kinds) or warms(
+        profile, name
+    )
 
 
 def warms(profile: Profile, name: str) -> bool:
@@ -129,5 +133,3 @@ def expected_fingerprint(
         return Fingerprints(store, catalog, profile).model(name, cell, objective)
     except NotMaterialized:
         return None
-
-

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from ml.data import HeldOut
     from ml.evaluation.selection import Objective
-    from ml.models.contract import Model, Predicted
+    from ml.data import Predicted
+from ml.models.contract import Model
     from ml.replicas import Epoch
 
 
@@ -100,15 +101,20 @@ class Judge:
 
     def __call__(self, model: "Model", replica: int) -> dict[str, float]:
         """Metrics of the held-out ratings."""
-        from ml.evaluation.cold_start import list_metrics_of, rating_metrics
+        from ml.evaluation.cold_start import list_metrics, rating_metrics
+        from ml.evaluation.ranking import Diverged, undefined_metrics
 
         held, watch = self.held, Stopwatch()
         if self.objective.name == "ranking":
             expected = model.expected(held.ratings, len(held), replica)
             if expected is not None:
                 return expected
-            with watch:
-                metrics = list_metrics_of(model, held, replica)
+            try:
+                with watch:
+                    top = lambda users, k: model.top(users, k, replica=replica)[0]  # noqa: E731
+                    metrics = list_metrics(top, held, model.items_of(replica))
+            except Diverged:
+                metrics = undefined_metrics()
         else:
             with watch:
                 self.predicted = model.predict(held.users, held.ratings, replica)

@@ -115,7 +115,9 @@ class Training:
         for settings in trials:
             for r, outcome in enumerate(self._fit(gates, settings, [None] * len(gates))):
                 tried[r].append({**settings, **outcome.validated(self.objective)})
-                if best[r] is None or self._cost(tried[r][-1]) < self._cost(best[r].validated(self.objective)):
+                if best[r] is None or self._cost(tried[r][-1]) < self._cost(
+                    best[r].validated(self.objective)
+                ):
                     best[r] = outcome
         for outcome, rows, run in zip(best, tried, runs, strict=True):
             self._log_choice(outcome, rows, run)
@@ -254,8 +256,8 @@ class Training:
     @staticmethod
     def _predicted(gate: Gate, outcome: Outcome):
         """Predictions of the test ratings by the chosen epoch's vectors, of what was judged elsewhere."""
+        from ml.data import Predicted
         from ml.evaluation.ratings import predict
-        from ml.models.contract import Predicted
 
         held = gate.held_out("test")
         return Predicted.points(predict(outcome.vectors["test"], outcome.items, held.ratings))

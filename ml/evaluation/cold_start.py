@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ml.data import Ratings, SourceUsers
-from ml.evaluation.ranking import random_expectation, rank_metrics
+from ml.data import HeldOut, Predicted, Ratings, Users
+from ml.evaluation.distribution import crps, distribution_scores
+from ml.evaluation.ranking import metrics_of_lists, rank_metrics
 from ml.evaluation.ratings import predict, rating_errors
 from ml.evaluation.selection import Objective
 
@@ -50,13 +51,14 @@ def crps_of(predicted: Predicted, ratings: Ratings) -> Tensor:
     return crps(predicted.probabilities, predicted.levels, ratings.values)
 
 
-def list_metrics_of(model: Model, held: HeldOut, replica: int) -> dict[str, float]:
-    """The metrics of `rank_metrics` of the lists that a model gives held-out users."""
-    found = rank_metrics(
-        lambda users, exclude, k: model.top(held.users.take(users), k, exclude, replica)[0],
-        len(held), model.items_of(replica), held.ratings,
-    )
-    return {name: value for name, value in found.items() if "@" in name}
+def list_metrics(
+    top: Callable[[Users, int], Tensor], held: HeldOut, n_items: int, k: int = 20
+) -> dict[str, float]:
+    """The metrics of `rank_metrics` of the lists that `top(users, k)`, (n, k) int64, gives to those held-out
+    users who have a rating. A model that has diverged has NaN."""
+    users, ratings = held.ratings.users.unique(return_inverse=True)
+    wanted = Ratings(ratings, held.ratings.items, held.ratings.values)
+    return metrics_of_lists(top(held.users.take(users), k), wanted, n_items)
 
 
 def user_error_sums(
