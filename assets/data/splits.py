@@ -10,11 +10,13 @@ import pandas as pd
 from assets.data.ratings import ratings
 from assets.settings.axes import CATALOG, DOMAIN_TO_TASK, SEEDS_TOGETHER, Cell, cells, tasks
 from assets.settings.catalog import Task
-from assets.state.store import Store, code_version, fingerprint, parquet
+from assets.state.code import code_of
+from assets.state.store import Store, fingerprint, parquet
 from ml import splits
 
 log = logging.getLogger("diffcdr")
-CODE = code_version("assets/data/splits.py", "ml/splits.py")
+OVERLAP_CODE = code_of("assets.data.splits:find_overlap")
+SPLIT_CODE = code_of("assets.data.splits:draw_split")
 
 
 @dg.asset(
@@ -23,7 +25,7 @@ CODE = code_version("assets/data/splits.py", "ml/splits.py")
     group_name="data",
     kinds={"duckdb", "parquet"},
     owners=["team:data"],
-    code_version=CODE,
+    code_version=OVERLAP_CODE,
 )
 def overlap(context: dg.AssetExecutionContext, store: Store) -> None:
     """Users with ratings in both domains, by id, and the source items each of them liked."""
@@ -44,7 +46,7 @@ def find_overlap(store: Store, task: Task) -> dict:
     sides = {side: store.ratings(domain).require() for side, domain in _sides(task).items()}
     liked_above = CATALOG.domains[task.source].liked_above
     mark = fingerprint(
-        code=CODE,
+        code=OVERLAP_CODE,
         sides={side: m["fingerprint"] for side, m in sides.items()},
         expected=task.overlap,
         liked_above=liked_above,
@@ -122,7 +124,7 @@ def _query_overlap(store: Store, task: Task, liked_above: float) -> tuple[pd.Dat
     group_name="data",
     kinds={"parquet"},
     owners=["team:data"],
-    code_version=CODE,
+    code_version=SPLIT_CODE,
     backfill_policy=SEEDS_TOGETHER,
 )
 def split(context: dg.AssetExecutionContext, store: Store) -> None:
@@ -146,7 +148,7 @@ def draw_split(store: Store, cell: Cell) -> dict:
     shared_facts = shared.require()
     seed = cell.seed if config.seed is None else config.seed
     mark = fingerprint(
-        code=CODE,
+        code=SPLIT_CODE,
         overlap=shared_facts["fingerprint"],
         beta=cell.beta,
         seed=seed,

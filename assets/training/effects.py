@@ -8,18 +8,13 @@ from assets.data.cell import domain_ratings
 from assets.data.splits import overlap
 from assets.settings.axes import CATALOG, SEEDS_TOGETHER, Cell, cells
 from assets.settings.profile import Profile
+from assets.state.code import code_of
 from assets.state.progress import Stopwatch
-from assets.state.store import Store, code_version, fingerprint, tensors
+from assets.state.store import Store, fingerprint, tensors
 from assets.training.distributions import levels_of
 
 log = logging.getLogger("diffcdr")
-CODE = code_version(
-    "assets/training/effects.py",
-    "assets/data/cell.py",
-    "ml/distribution/effects.py",
-    "ml/models/transfer.py",
-    "ml/replicas.py",
-)
+CODE = code_of("assets.training.effects:fit_source")
 
 
 def effects_asset(profile: Profile) -> dg.AssetsDefinition:

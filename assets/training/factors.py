@@ -18,9 +18,10 @@ from assets.data.splits import overlap, split
 from assets.settings.axes import CATALOG, SEEDS_TOGETHER, Cell, by_task, cells, span
 from assets.settings.profile import Profile
 from assets.state import plots
+from assets.state.code import code_of
 from assets.state.compute import Compute
 from assets.state.progress import epochs
-from assets.state.store import Entry, Store, code_version, fingerprint, parquet, tensors
+from assets.state.store import Entry, Store, fingerprint, parquet, tensors
 from ml.splits import TEST, VALIDATION
 
 if TYPE_CHECKING:
@@ -30,15 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("diffcdr")
 EVALUATION = tuple(f"ml/evaluation/{name}.py" for name in ("cold_start", "ranking", "ratings", "selection"))
-CODE = code_version(
-    "assets/training/factors.py",
-    "assets/data/cell.py",
-    "ml/factorization/adam.py",
-    "ml/factorization/biased.py",
-    "ml/replicas.py",
-    "ml/factorization/negatives.py",
-    *EVALUATION,
-)
+SOURCE_CODE = code_of("assets.training.factors:train_source")
+TARGET_CODE = code_of("assets.training.factors:train_target")
 
 
 def factor_assets(profile: Profile) -> list[dg.AssetsDefinition]:
@@ -49,13 +43,13 @@ def factor_assets(profile: Profile) -> list[dg.AssetsDefinition]:
         "group_name": "factors",
         "kinds": {"pytorch"},
         "owners": ["team:recsys"],
-        "code_version": CODE,
         "backfill_policy": SEEDS_TOGETHER,
         "pool": "gpu",
     }
 
     @dg.asset(
         deps=[overlap],
+        code_version=SOURCE_CODE,
         description=f"Matrix factorization of the source domain's ratings; {profile.title}. "
         "One training for all tasks and β that share domain, settings and seed.",
         **common,
@@ -69,6 +63,7 @@ def factor_assets(profile: Profile) -> list[dg.AssetsDefinition]:
 
     @dg.asset(
         deps=[split],
+        code_version=TARGET_CODE,
         description=f"Matrix factorization of the target domain's ratings without the held-out users'; "
         f"{profile.title}.",
         **common,
@@ -104,7 +99,7 @@ def train_source(
         seed: store.source_factors(profile.name, domain, config, seed, objective) for seed in sorted(seeds)
     }
     mark = fingerprint(
-        code=CODE,
+        code=SOURCE_CODE,
         settings=profile.factors(task),
         objective=objective,
         ratings=store.ratings(domain).require()["fingerprint"],
@@ -273,7 +268,7 @@ def target_judge(store: Store, profile: Profile, cell: Cell, objective: str) -> 
 
 def _target_mark(store: Store, profile: Profile, cell: Cell, objective: str) -> str:
     return fingerprint(
-        code=CODE,
+        code=TARGET_CODE,
         objective=objective,
         settings=profile.factors(cell.task),
         clips=profile.clips("tgt"),

@@ -15,8 +15,9 @@ import pandas as pd
 from assets.data.cell import held_out_ratings
 from assets.settings.axes import SEEDS_TOGETHER, Cell, cells
 from assets.settings.profile import Profile
+from assets.state.code import code_of
 from assets.state.progress import Stopwatch
-from assets.state.store import Store, code_version, fingerprint, parquet
+from assets.state.store import Store, fingerprint, parquet
 from assets.training.controls import evidence, source_of
 from assets.training.distributions import DIFFUSION, overlap_codes, source_effects
 from assets.training.outcome import restored
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
     from ml.models.controls import Evidence
 
 log = logging.getLogger("diffcdr")
-CODE = code_version(
-    "assets/training/warming.py", "assets/training/controls.py", "ml/distribution", "ml/models/controls.py"
-)
+CODE = code_of("assets.training.warming:warm_up")
 # Users a cell: enough for the picture, and the same share of work at every β.
 USERS = 300
 # The predictors whose residuals are shrunk, and what that is called.
