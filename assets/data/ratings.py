@@ -10,10 +10,11 @@ from assets.data import ingest
 from assets.settings.axes import Axes
 from assets.settings.catalog import Domain
 from assets.state import plots
-from assets.state.store import Store, code_version, fingerprint
+from assets.state.code import code_of
+from assets.state.store import Store, fingerprint
 
 log = logging.getLogger("diffcdr")
-CODE = code_version("assets/data/ingest.py", "assets/data/ratings.py")
+CODE = code_of("assets.data.ratings:ingest_domain")
 COLUMNS = dg.TableSchema(
     columns=[
         dg.TableColumn("user", "INTEGER", "row of the users table, dense, in the order of user ids"),

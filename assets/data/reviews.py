@@ -17,10 +17,11 @@ import requests
 from assets.data import download
 from assets.settings.axes import Axes
 from assets.settings.catalog import Domain
-from assets.state.store import Store, code_version, fingerprint
+from assets.state.code import code_of
+from assets.state.store import Store, fingerprint
 
 log = logging.getLogger("diffcdr")
-CODE = code_version("assets/data/download.py", "assets/data/reviews.py")
+CODE = code_of("assets.data.reviews:obtain")
 
 
 class QueryError(ValueError):
@@ -182,7 +183,7 @@ def source_state(url: str) -> str | list | None:
     source cannot be asked.
     """
     if url.startswith("synthetic:"):
-        return code_version("ml/synthetic.py")
+        return code_of("ml.synthetic:write_reviews")
     local = Path(url.removeprefix("file://"))
     if local.is_absolute():
         return _local_state(local)

@@ -10,11 +10,13 @@ import pandas as pd
 from assets.data.ratings import ratings_fingerprint
 from assets.settings.axes import Axes, Cell
 from assets.settings.catalog import Catalog, SplitConfig, Task
-from assets.state.store import Store, code_version, fingerprint, parquet
+from assets.state.code import code_of
+from assets.state.store import Store, fingerprint, parquet
 from ml import splits
 
 log = logging.getLogger("diffcdr")
-CODE = code_version("assets/data/splits.py", "ml/splits.py")
+OVERLAP_CODE = code_of("assets.data.splits:_query_overlap")
+SPLIT_CODE = code_of("assets.data.splits:draw_split")
 
 
 def overlap_asset(axes: Axes) -> dg.AssetsDefinition:
@@ -26,7 +28,7 @@ def overlap_asset(axes: Axes) -> dg.AssetsDefinition:
         group_name="data",
         kinds={"duckdb", "parquet"},
         owners=["team:data"],
-        code_version=CODE,
+        code_version=OVERLAP_CODE,
     )
     def overlap(context: dg.AssetExecutionContext, store: Store) -> None:
         """Users with ratings in both domains, by id, and the source items each of them liked."""
@@ -48,7 +50,7 @@ def overlap_fingerprint(store: Store, catalog: Catalog, name: str) -> str:
     task = catalog.tasks[name]
     domains = {side: catalog.domains[domain] for side, domain in _sides(task).items()}
     return fingerprint(
-        code=CODE,
+        code=OVERLAP_CODE,
         sides={side: ratings_fingerprint(store, domain) for side, domain in domains.items()},
         expected=task.overlap,
         liked_above=domains["source"].liked_above,
@@ -139,7 +141,7 @@ def split_asset(axes: Axes) -> dg.AssetsDefinition:
         group_name="data",
         kinds={"parquet"},
         owners=["team:data"],
-        code_version=CODE,
+        code_version=SPLIT_CODE,
         backfill_policy=axes.seeds_together,
     )
     def split(context: dg.AssetExecutionContext, store: Store) -> None:
@@ -162,7 +164,7 @@ def split_asset(axes: Axes) -> dg.AssetsDefinition:
 def split_fingerprint(store: Store, catalog: Catalog, cell: Cell) -> str:
     """What a cell's split is made of: the overlap, β, the seed and the share of validation users."""
     return fingerprint(
-        code=CODE,
+        code=SPLIT_CODE,
         overlap=overlap_fingerprint(store, catalog, cell.task),
         beta=cell.beta,
         seed=split_seed(catalog.split, cell),

@@ -25,8 +25,9 @@ from assets.data.cell import domain_ratings, roles, training_rows
 from assets.data.splits import split
 from assets.settings.axes import CATALOG, SEEDS_TOGETHER, Cell, Trial, cells
 from assets.settings.profile import Profile
+from assets.state.code import code_of
 from assets.state.compute import Compute
-from assets.state.store import Entry, NotMaterialized, Store, code_version, fingerprint
+from assets.state.store import Entry, NotMaterialized, Store, fingerprint
 from assets.training.distributions import DIFFUSION, DISCRIMINATIVE, source_effects
 from assets.training.factors import source_config
 from assets.training.outcome import restored
@@ -38,16 +39,7 @@ if TYPE_CHECKING:
     from ml.recommender import CatalogueRecommender, Recommender
 
 log = logging.getLogger("diffcdr")
-CODE = code_version(
-    "assets/serving/recommendations.py",
-    "assets/data/cell.py",
-    "ml/fold_in.py",
-    "ml/recommender.py",
-    "ml/evaluation/ranking.py",
-    "ml/models",
-    "ml/diffusion",
-    "ml/distribution",
-)
+CODE = code_of("assets.serving.recommendations:recommend_cell")
 # Trained by the factorization itself: there is no map for a user who was not in it. Discriminative models are
 # controls, whose features are not made for new users.
 WITHOUT_MAP = ("tgt", "cmf", *DISCRIMINATIVE)

@@ -21,9 +21,10 @@ from assets.data.cell import cell_data, roles, source_table
 from assets.settings.axes import CATALOG, SEEDS_TOGETHER, Cell, by_task, cells, span
 from assets.settings.profile import Profile
 from assets.state import plots
+from assets.state.code import code_of
 from assets.state.compute import Compute
 from assets.state.progress import epochs
-from assets.state.store import Entry, NotMaterialized, Store, code_version, fingerprint, parquet
+from assets.state.store import Entry, NotMaterialized, Store, fingerprint, parquet
 from assets.training.factors import source_config
 from assets.training.models import TITLES
 from ml.splits import TEST, TRAIN
@@ -37,14 +38,7 @@ if TYPE_CHECKING:
     from ml.evaluation.embedding import Variant
 
 log = logging.getLogger("diffcdr")
-CODE = code_version(
-    "assets/training/embeddings.py",
-    "assets/data/cell.py",
-    "ml/factorization/adam.py",
-    "ml/replicas.py",
-    "ml/evaluation/distances.py",
-    "ml/evaluation/embedding.py",
-)
+CODE = code_of("assets.training.embeddings:analyse")
 USERS = 1000  # of each side in the figure, as in the paper
 ITERATIONS = 500  # of t-SNE: half of scikit-learn's default, in half the time
 POINTS = ["panel", "series", "user", "x", "y"]

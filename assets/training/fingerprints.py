@@ -1,7 +1,7 @@
-"""What every trained thing is made of, down to the raw files: its fingerprint, whether it is there or not.
+"""What every trained thing is made of, down to the raw files: its fingerprint, be it there or not.
 
-A thing is current if its manifest has the fingerprint that today's settings, code and inputs give; by the same
-numbers a number is shown or counted as stale.
+A thing is current if its manifest has the fingerprint that today's settings, code and inputs give; by that
+its numbers are shown, or counted as stale.
 """
 
 from assets.data.cell import Cell, source_factors
@@ -15,13 +15,18 @@ from ml.models.facts import facts
 from ml.models.registry import MODELS
 
 # How the factorizations and effects are fitted, and how any model is trained and judged.
-FACTORS = ("assets.training.factors:_fit", "assets.data.cell:source_table", "assets.data.cell:target_table")
+FACTORS = (
+    "assets.training.factors:_fit",
+    "assets.training.factors:target_judge",
+    "assets.data.cell:source_table",
+    "assets.data.cell:target_table",
+)
 EFFECTS = ("ml.distribution.effects:fit_effects",)
 TRAINING = ("assets.training.run:Training", "assets.data.cell:Gate")
 
 
 def needs_of(profile: Profile, name: str) -> tuple[str, ...]:
-    """All that a model of a profile reads of a cell, each once; of one that needs another, the other's too."""
+    """All that a model of a profile reads of a cell, each once; where it needs another, the other's too."""
     needed = [need for kind in profile.kinds(name) for need in facts(kind, MODELS).needs]
     if "model" in needed:
         needed += needs_of(profile, other_of(profile, name))
@@ -112,7 +117,7 @@ class Fingerprints:
 
 
 def uses_factor_settings(profile: Profile, name: str) -> bool:
-    """Whether a model's settings start from those of the factorizations, or its users are fine-tuned by them."""
+    """Whether a model's settings start from the factorizations', or its users are fine-tuned by them."""
     kinds = [facts(kind, MODELS) for kind in profile.kinds(name)]
     return any(kind.settings_from == "factors" or "factors" in kind.needs for kind in kinds) or warms(
         profile, name
@@ -122,7 +127,7 @@ def uses_factor_settings(profile: Profile, name: str) -> bool:
 def warms(profile: Profile, name: str) -> bool:
     """Whether test users are fine-tuned: the vectors that the paper's warm start moves. Biases and
     distributions warm up without training."""
-    return not profile.biased and name in profile.models
+    return not profile.biased and name not in profile.controls
 
 
 def expected_fingerprint(

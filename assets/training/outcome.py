@@ -26,10 +26,9 @@ from assets.state.store import Entry, parquet, tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ml.data import HeldOut
+    from ml.data import HeldOut, Predicted
     from ml.evaluation.selection import Objective
-    from ml.data import Predicted
-from ml.models.contract import Model
+    from ml.models.contract import Model
     from ml.replicas import Epoch
 
 
@@ -81,7 +80,8 @@ class Outcome:
         """The chosen epoch and the criterion there: not what the test users say of it."""
         from ml.evaluation.selection import chosen_epoch
 
-        row, criterion = self.curves[chosen_epoch(self.judged, objective) - 1], f"validation_{objective.criterion}"
+        row = self.curves[chosen_epoch(self.judged, objective) - 1]
+        criterion = f"validation_{objective.criterion}"
         return {"epoch": row["epoch"], criterion: row[criterion]}
 
 
@@ -92,9 +92,7 @@ def _of_side(row: Mapping, side: str) -> dict | None:
 class Judge:
     """Judges a model on one side of a cell; `seconds` is the fastest that it predicted."""
 
-    def __init__(
-        self, held: "HeldOut", objective: "Objective", clip: tuple[float, float] | None
-    ) -> None:
+    def __init__(self, held: "HeldOut", objective: "Objective", clip: tuple[float, float] | None) -> None:
         self.held, self.objective, self.clip = held, objective, clip
         self.predicted: Predicted | None = None
         self.seconds = np.inf
@@ -119,7 +117,8 @@ class Judge:
             with watch:
                 self.predicted = model.predict(held.users, held.ratings, replica)
             shown = self.predicted.clipped(self.clip)
-            metrics = rating_metrics(shown, held.ratings) | model.own_metrics(held.users, held.ratings, replica)
+            metrics = rating_metrics(shown, held.ratings)
+            metrics |= model.own_metrics(held.users, held.ratings, replica)
         self.seconds = min(self.seconds, watch.seconds)
         return metrics
 

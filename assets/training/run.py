@@ -99,15 +99,16 @@ class Training:
     def _best_trial(self, gates: list[Gate], runs: list[CellRun]) -> list[Outcome]:
         """Each cell's outcome under the settings that are best on its validation users; without trials, under
         the profile's settings, with the curves in MLflow while it trains."""
-        trials = self.profile.trials(self.name, gates[0].cell.task)
+        task = gates[0].cell.task
+        trials = self.profile.trials(self.name, task)
         if len(trials) == 1:
             return self._fit(gates, trials[0], runs)
         for gate in gates:
             if gate.held_out("validation") is None:
                 raise ValueError(
-                    f"{gate.cell.key}: the split leaves no validation user to choose one of the {len(trials)} "
-                    f"trials of {self.name} by; lower beta, add overlapping users or take the trials out of "
-                    "the profile"
+                    f"{gate.cell.key}: the split leaves no validation user to choose one of the "
+                    f"{len(trials)} trials of {self.name} by; lower beta, add overlapping users or take the "
+                    "trials out of the profile"
                 )
         # Only the best outcome so far is kept: each holds its vectors.
         best: list[Outcome | None] = [None] * len(gates)
@@ -120,21 +121,21 @@ class Training:
                 ):
                     best[r] = outcome
         for outcome, rows, run in zip(best, tried, runs, strict=True):
-            self._log_choice(outcome, rows, run)
+            self._log_choice(outcome, rows, run, task)
         return best
 
     def _cost(self, row: Mapping[str, float]) -> float:
         value = row[f"validation_{self.objective.criterion}"]
         return np.inf if np.isnan(value) else -value if self.objective.higher_is_better else value
 
-    def _log_choice(self, outcome: Outcome, rows: list[dict], run: CellRun) -> None:
+    def _log_choice(self, outcome: Outcome, rows: list[dict], run: CellRun, task: str) -> None:
         """Say in the outcome what was tried beside it, and log the chosen one."""
         costs = [self._cost(row) for row in rows]
         chosen = costs.index(min(costs))
         outcome.trials = [{**row, "chosen": number == chosen} for number, row in enumerate(rows)]
         for row in outcome.curves:
             run.metrics({name: value for name, value in row.items() if name != "epoch"}, int(row["epoch"]))
-        run.params(self._hyperparameters(outcome.settings))
+        run.params(self._hyperparameters(outcome.settings, task))
 
     def _fit(
         self, gates: Sequence[Gate], settings: Mapping[str, object], runs: "Sequence[CellRun | None]"
@@ -224,7 +225,7 @@ class Training:
         settings = self._hyperparameters(trials[0], task) if len(trials) == 1 else {}
         return {**factors, **settings, "clip_predictions": self.profile.clips(self.name)}
 
-    def _hyperparameters(self, settings: Mapping[str, object], task: str = "") -> dict[str, object]:
+    def _hyperparameters(self, settings: Mapping[str, object], task: str) -> dict[str, object]:
         return {"model": settings["model"], **self._build(settings, task).hyperparameters()}
 
     def _write(self, gate: Gate, fingerprint: str, run: CellRun, outcome: Outcome) -> None:
@@ -296,7 +297,7 @@ def _judged(model: "Model", replica: int, judges: Mapping[str, Judge]) -> dict[s
 
 
 class Runs:
-    """The MLflow runs of cells that are trained together: one whose writing fails does not fail the others."""
+    """The MLflow runs of cells that are trained together: one that cannot be written fails alone."""
 
     def __init__(self, managers: Iterator[contextlib.AbstractContextManager[CellRun]]) -> None:
         self._managers, self._open = managers, {}

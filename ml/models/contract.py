@@ -43,6 +43,8 @@ class Model(ABC):
     role: ClassVar[str] = "learned"
     # Settings that a profile's factorizations and this model share: `factors` where they start from those.
     settings_from: ClassVar[str] = ""
+    # How first target ratings change what is predicted: `samples` of the user are weighted by them, or nothing.
+    warms_by: ClassVar[str] = ""
 
     @abstractmethod
     def fit(self, data: Sequence[Data], device: torch.device | str = "cpu") -> Iterator[Epoch]:
@@ -83,7 +85,8 @@ class Model(ABC):
         self, users: Users, k: int, exclude: Ratings | None = None, replica: int = 0
     ) -> tuple[Tensor, Tensor]:
         """The k best items of each user but those that `exclude` names for them, best first: items (n, k)
-        int64, −1 where there are fewer, and scores (n, k) float32. Of equal scores the lower item is first."""
+        int64, −1 where there are fewer, and scores (n, k) float32. Of equal scores the lower item comes
+        first."""
         items = torch.arange(self.items_of(replica))
         return top_by_scores(
             lambda rows: self.scores(users.take(rows), items, replica), len(users), len(items), k, exclude
