@@ -20,10 +20,14 @@ def replica_generator(seed: int, purpose: str) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch of training reports: its number from 1 and the mean loss of each replica (R,)."""
+    """What one epoch of training reports: its number from 1 and the mean loss of each replica (R,).
+
+    measured: the metrics of each replica by side and name, such as `test_rmse`, where they are known already.
+    """
 
     number: int
     losses: dict[str, list[float]]
+    measured: list[dict[str, float]] | None = None
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ OWN_CODE = {
     "diffcdr": ("ml/models/diffcdr.py", "ml/diffusion"),
     **dict.fromkeys(
         ("emcdr_ridge", "emcdr_mlp", "sscdr_rejecting", "lacdr_wide"),
-        ("ml/models/variants.py", "ml/models/sscdr.py", "ml/models/lacdr.py"),
+        ("ml/models/emcdr.py", "ml/models/sscdr.py", "ml/models/lacdr.py"),
     ),
 }
 
@@ -549,7 +549,7 @@ class ModelTraining:
                 judged = self._judge(sides[r], transferred[r], outcome.items, self._clip(group[r]))
                 if self._record(outcome, runs[r], epoch, r, judged):
                     outcome.held, outcome.weights = transferred[r], model.state_dict(r)
-        samples = model.epochs * sum(model.rows(d.problem) for d in data)
+        samples = model.epochs * sum(model.training_rows(d.problem) for d in data)
         transfer = fastest(lambda: model.transfer([d.test.users for d in data]))
         self._set_speed(outcomes, samples, watch.seconds, transfer, sides)
         return outcomes

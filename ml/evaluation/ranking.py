@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -49,6 +50,34 @@ def top_k(
         torch.mm(part, catalogue, out=block[:, :n_items])
         block[rows.to(device), items.to(device)] = -torch.inf
         best[begin : begin + chunk] = _best_keys(block.view(len(part), blocks, width), k)
+    values = _scores(best)
+    return torch.where(values > -torch.inf, LAST_INDEX - (best & LAST_INDEX), -1), values
+
+
+@torch.no_grad()
+def top_by_scores(
+    scores: Callable[[Tensor], Tensor], n: int, n_items: int, k: int, exclude: Ratings | None = None
+) -> tuple[Tensor, Tensor]:
+    """`top_k` by any scores: items (n, k) int64, -1 where there are fewer, and scores (n, k) float32.
+
+    scores: gives (n, m) float32 for items (m,) int64; it is asked for one run of items after another.
+    Raises ValueError where k < 1, a score is not finite or `exclude` names a missing row.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    if exclude is not None:
+        check_rows("exclude.users", exclude.users, n)
+        check_rows("exclude.items", exclude.items, n_items)
+    best = _keys(torch.full((n, k), -torch.inf), torch.full((n, k), LAST_INDEX))
+    for items in torch.arange(n_items).split(max(1, SCORES // max(n, 1))):
+        # A copy: what is excluded is written into it.
+        block = scores(items).float().cpu().clone()
+        if not block.isfinite().all():
+            raise ValueError("a score is not finite; the model has diverged")
+        if exclude is not None:
+            inside = (exclude.items >= items[0]) & (exclude.items <= items[-1])
+            block[exclude.users[inside], exclude.items[inside] - items[0]] = -torch.inf
+        best = torch.topk(torch.cat([best, _keys(block, items)], 1), k).values
     values = _scores(best)
     return torch.where(values > -torch.inf, LAST_INDEX - (best & LAST_INDEX), -1), values
 

@@ -82,7 +82,7 @@ class Model(ABC):
 
     @abstractmethod
     def state_dict(self, replica: int = 0) -> dict[str, Tensor]:
-        """One replica's parameters as plain tensors on the CPU; empty where `bind` alone gives all there is."""
+        """One replica's parameters as plain tensors on the CPU; empty where `bind` gives all there is."""
 
     @abstractmethod
     def load_state_dict(self, *states: dict[str, Tensor]) -> Self:
@@ -101,7 +101,8 @@ class Model(ABC):
         self, users: Users, k: int, exclude: Ratings | None = None, replica: int = 0
     ) -> tuple[Tensor, Tensor]:
         """The k best items of each user but those that `exclude` names for them, best first: items (n, k)
-        int64, −1 where there are fewer, and scores (n, k) float32. Of equal scores the lower item is first."""
+        int64, −1 where there are fewer, and scores (n, k) float32. Of equal scores the lower item comes
+        first."""
         return top_by_scores(
             lambda items: self.scores(users, items, replica), len(users), self.items_of(replica), k, exclude
         )
@@ -110,9 +111,13 @@ class Model(ABC):
     def items_of(self, replica: int = 0) -> int:
         """Number of target items."""
 
-    def expected(self, ratings: Ratings, n_users: int) -> dict[str, float] | None:
+    def expected(self, ratings: Ratings, n_users: int, replica: int = 0) -> dict[str, float] | None:
         """Metrics in closed form, where they need no evaluation; None for all but the random ranker."""
         return None
+
+    def own_metrics(self, users: Users, ratings: Ratings, replica: int = 0) -> dict[str, float]:
+        """What only this model can say of held-out ratings, beside the metrics that all are judged by."""
+        return {}
 
     def hyperparameters(self) -> dict[str, object]:
         """Every hyper-parameter with its value; those of a nested dataclass as `outer.inner`."""
@@ -149,3 +154,13 @@ class VectorModel(Model):
 
     def items_of(self, replica: int = 0) -> int:
         return len(self.items(replica))
+
+
+def with_offset(items: Tensor, offset: Tensor | None) -> Tensor:
+    """Item vectors (items, k) with their offset (items,) as a last column, where there is one."""
+    return items if offset is None else torch.cat([items, offset[:, None]], 1)
+
+
+def with_one(users: Tensor, offset: Tensor | None) -> Tensor:
+    """User vectors (n, k) with a last column of ones, which meets the items' offset, where there is one."""
+    return users if offset is None else torch.cat([users, users.new_ones(len(users), 1)], 1)

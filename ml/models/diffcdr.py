@@ -53,6 +53,8 @@ class DiffCDR(TransferModel):
     """
 
     name: ClassVar[str] = "diffcdr"
+    title: ClassVar[str] = "DiffCDR"
+    summary: ClassVar[str] = "a diffusion model guided by the source factors, then an alignment with ratings."
     source: ClassVar[str] = "Xuan, Diffusion Cross-domain Recommendation, 2024"
     lr: float = 1e-3
     hidden: int = 128

@@ -1,4 +1,7 @@
-"""LACDR: both domains encoded into one small aligned space (paper section 4.1; Wang et al., SIGIR 2021)."""
+"""LACDR: both domains encoded into one small aligned space (paper section 4.1; Wang et al., SIGIR 2021).
+
+`WideLACDR`, for the `tuned` profile, also sees users of one domain alone, with a mean loss.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ class LACDR(TransferModel):
     """
 
     name: ClassVar[str] = "lacdr"
+    title: ClassVar[str] = "LACDR"
+    summary: ClassVar[str] = "linear autoencoders of both domains whose small codes of a user are aligned."
     source: ClassVar[str] = "Wang et al., SIGIR 2021"
     batch: int = 64
     lr: float = 0.001
@@ -67,6 +72,51 @@ class LACDR(TransferModel):
 
     def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
         return users.factors @ parameters["source_encoder"].T @ parameters["target_decoder"].T
+
+
+@dataclass
+class WideLACDR(LACDR):
+    """LACDR whose reconstructions are also learned on users of one domain alone, as many as there are rows in
+    the batch, drawn anew in every epoch; the loss is the mean over rows."""
+
+    name: ClassVar[str] = "lacdr_wide"
+    title: ClassVar[str] = "LACDR, wide"
+    summary: ClassVar[str] = "LACDR whose autoencoders also learn from users of one domain alone."
+
+    def draws(self, problem: Problem, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return {
+            side: torch.randint(len(table), (len(rows),), generator=generator)
+            for side, table in _everyone(problem).items()
+        }
+
+    def prepare(self, stack: Stack) -> None:
+        tables = [_everyone(problem) for problem in stack.problems]
+        for side in ("source", "target"):
+            stack.extra[f"{side}_everyone"] = stack.pad([table[side] for table in tables])
+
+    @torch.no_grad()
+    def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        total, gradients = super().gradients(stack, batch)
+        for side in ("source", "target"):
+            vectors = stack.gather(stack.extra[f"{side}_everyone"], batch.draws[side])
+            encoder, decoder = (self.parameters_[f"{side}_{part}"] for part in ("encoder", "decoder"))
+            codes = vectors @ encoder.mT
+            missed, on_error = weighted_norm(codes @ decoder.mT - vectors, batch.weight)
+            total = total + missed.sum(1)
+            gradients[f"{side}_decoder"] = gradients[f"{side}_decoder"] + on_error.mT @ codes
+            gradients[f"{side}_encoder"] = gradients[f"{side}_encoder"] + (on_error @ decoder).mT @ vectors
+        rows = batch.weight.sum(1).clamp(min=1).view(-1, 1, 1)
+        return total, {name: gradient / rows for name, gradient in gradients.items()}
+
+
+def _everyone(problem: Problem) -> dict[str, Tensor]:
+    """Factors of users whose vectors are known in a domain: the training users, and those in it alone."""
+    source, target = problem.source.factors, problem.target_factors
+    alone = {"source": problem.source_alone, "target": problem.target_alone}
+    return {
+        side: table if alone[side] is None else torch.cat([table, alone[side]])
+        for side, table in (("source", source), ("target", target))
+    }
 
 
 def weighted_norm(error: Tensor, weight: Tensor, dim: int = 2) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,8 @@ class PTUPCDR(TransferModel):
     """
 
     name: ClassVar[str] = "ptupcdr"
+    title: ClassVar[str] = "PTUPCDR"
+    summary: ClassVar[str] = "a map for each user, written by a network that reads the liked source items."
     source: ClassVar[str] = "Zhu et al., WSDM 2022"
     length: int = 20
     hidden: int = 50

@@ -1,4 +1,7 @@
-"""SSCDR: a supervised map with a ranking term on source items (paper section 4.1; Kang et al., CIKM 2019)."""
+"""SSCDR: a supervised map with a ranking term on source items (paper section 4.1; Kang et al., CIKM 2019).
+
+`RejectingSSCDR`, for the `tuned` profile, is the same with random items that are never liked ones.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from ml.data import History, Problem, SourceUsers
 from ml.models.transfer import Batch, Stack, TransferModel
 from ml.replicas import bias, linear
 
+REDRAWS = 10  # a user who liked nearly all that anybody liked keeps a liked item after so many
+
 
 @dataclass
 class SSCDR(TransferModel):
@@ -23,6 +28,10 @@ class SSCDR(TransferModel):
     """
 
     name: ClassVar[str] = "sscdr"
+    title: ClassVar[str] = "SSCDR"
+    summary: ClassVar[str] = (
+        "an affine map that also brings liked source items nearer to the user than others."
+    )
     source: ClassVar[str] = "Kang et al., CIKM 2019"
     batch: int = 64
     margin: float = 1.0
@@ -64,6 +73,32 @@ class SSCDR(TransferModel):
 
     def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
         return users.factors @ parameters["map"].T + parameters["bias"]
+
+
+@dataclass
+class RejectingSSCDR(SSCDR):
+    """SSCDR whose random item i⁻ is drawn again while the user liked it, and anew in every epoch."""
+
+    name: ClassVar[str] = "sscdr_rejecting"
+    title: ClassVar[str] = "SSCDR, rejecting"
+    summary: ClassVar[str] = "SSCDR whose random items are never ones that the user liked."
+
+    def draws(self, problem: Problem, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        draws = super().draws(problem, rows, generator)
+        history, users = problem.source.history, problem.ratings.users[rows]
+        if len(history.items) == 0:
+            return draws
+        counts = history.offsets.diff()
+        liked = torch.repeat_interleave(torch.arange(len(counts)), counts) * len(problem.source.item_factors)
+        liked = (liked + history.items).unique()
+        negative = draws["negative"].clone()
+        for _ in range(REDRAWS):
+            wrong = torch.isin(users * len(problem.source.item_factors) + negative, liked)
+            if not wrong.any():
+                break
+            fresh = torch.randint(len(history.items), (int(wrong.sum()),), generator=generator)
+            negative[wrong] = history.items[fresh]
+        return draws | {"negative": negative}
 
 
 def liked_pairs(history: History, users: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

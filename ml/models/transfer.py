@@ -1,4 +1,4 @@
-"""The contract every transfer model meets.
+"""What every transfer model shares: a vector model that learns to map source user factors to target ones.
 
 A model turns users of the source domain into user factors of the target domain. Everything after it
 (metrics, ranking, figures, recommendations) uses those factors and the target item factors, so a new
@@ -12,16 +12,17 @@ ahead of the loop, so its result does not depend on which replicas were trained 
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from ml.data import Problem, SourceUsers, to_device
+from ml.data import Data, Problem, SourceUsers, Users, to_device
+from ml.models.contract import VectorModel
 from ml.replicas import Epoch, EpochPlan, ReplicaAdam, replica_generator
 
 BLOCK = 8192  # training rows gathered at once: what a step reads of them stays in the processor's cache
@@ -126,16 +127,15 @@ class Stack:
 
 
 @dataclass
-class TransferModel(ABC):
-    """Base of the transfer models: a dataclass of hyper-parameters with the estimator contract.
+class TransferModel(VectorModel):
+    """Base of the transfer models: a dataclass of hyper-parameters that meets the contract by user vectors.
 
     Subclasses say what their parameters, rows, draws, loss and map are; the loop over epochs and batches,
-    the replica axis and the optimizer are here. `fit` trains to the end; `train` yields after every epoch,
-    and `transfer` and `state_dict` may be called between two epochs.
+    the replica axis and the optimizer are here. `fit` and `vectors` are the contract's and know cells;
+    `train` and `transfer` do the same with nothing but factors.
     """
 
-    name: ClassVar[str]
-    source: ClassVar[str]  # where the model comes from, for reports
+    needs: ClassVar[tuple[str, ...]] = ("factors",)
     epochs: int = 10
     batch: int = 128
     lr: float = 0.01
@@ -148,6 +148,7 @@ class TransferModel(ABC):
         if self.lr <= 0:
             raise ValueError(f"{self.name}: lr must be positive, not {self.lr}")
         self.parameters_: dict[str, Tensor] = {}
+        self.items_: list[Tensor] = []
 
     # What a model is.
 
@@ -163,7 +164,7 @@ class TransferModel(ABC):
     def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
         """Target user factors (n, k) of `users` by one replica's parameters (no replica axis)."""
 
-    def rows(self, problem: Problem) -> int:
+    def training_rows(self, problem: Problem) -> int:
         """Training rows of a problem: one a rating, unless a model says otherwise."""
         return len(problem.ratings)
 
@@ -171,7 +172,7 @@ class TransferModel(ABC):
         """One replica's random numbers of an epoch: entries (n, ...) for its shuffled `rows` (n,)."""
         return {}
 
-    def prepare(self, stack: Stack) -> None:  # noqa: B027, most models need nothing more
+    def prepare(self, stack: Stack) -> None:
         """Put what the loss needs besides the stacked tables into `stack.extra`."""
 
     def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
@@ -180,6 +181,37 @@ class TransferModel(ABC):
         The training loop asks once for a block of steps, whose tensors have a leading axis; entries then too.
         """
         return {}
+
+    # The contract.
+
+    def fit(self, data: Sequence[Data], device: torch.device | str = "cpu") -> Iterator[Epoch]:
+        self.bind(data)
+        yield from self.train([d.problem for d in data], device)
+
+    def bind(self, data: Sequence[Data]) -> Self:
+        """Take the target item factors of each cell, the offset of biased ones their last column."""
+        self.items_ = [
+            d.problem.target_items
+            if d.offset is None
+            else torch.cat([d.problem.target_items, d.offset[:, None]], 1)
+            for d in data
+        ]
+        return self
+
+    def rows(self, data: Data) -> int:
+        return self.training_rows(data.problem)
+
+    def vectors(self, users: Users, replica: int = 0) -> Tensor:
+        moved = self._transferred(users.factors, replica)
+        if moved.shape[1] == self.items(replica).shape[1]:
+            return moved
+        # Ones meet the offsets of the items.
+        return torch.cat([moved, moved.new_ones(len(moved), 1)], 1)
+
+    def items(self, replica: int = 0) -> Tensor:
+        if not self.items_:
+            raise RuntimeError(f"{self.name} has no item factors yet: call fit or bind first")
+        return self.items_[replica]
 
     # What all models share.
 
@@ -216,7 +248,7 @@ class TransferModel(ABC):
         return ReplicaAdam(list(self.parameters_.values()), self.lr)
 
     def _epoch(self, stack: Stack, generators: list[torch.Generator], optimizer) -> dict[str, list[float]]:
-        plan = EpochPlan.draw([self.rows(p) for p in stack.problems], self.batch, generators)
+        plan = EpochPlan.draw([self.training_rows(p) for p in stack.problems], self.batch, generators)
         draws = plan.spread(
             [
                 self.draws(p, order, g)
@@ -247,41 +279,47 @@ class TransferModel(ABC):
             batch = Batch(block(plan.rows, start), block(plan.weight, start), drawn)
             yield dataclasses.replace(batch, inputs=self.inputs(stack, batch))
 
-    def fit(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> TransferModel:
+    def trained(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> Self:
         """Train to the last epoch and return self."""
         for _ in self.train(problems, device):
             pass
         return self
 
-    @torch.no_grad()
     def transfer(self, users: Sequence[SourceUsers]) -> list[Tensor]:
         """Target user factors [(n_r, k)] of each replica's `users`, on the CPU."""
         if len(users) != self.replicas:
             raise ValueError(f"{self.name} holds {self.replicas} replicas, got users for {len(users)}")
-        device = next(iter(self.parameters_.values())).device if self.parameters_ else "cpu"
-        return [
-            self.apply({k: v.to(device) for k, v in self.state_dict(r).items()}, to_device(u, device)).cpu()
-            for r, u in enumerate(users)
-        ]
+        return [self._transferred(u, r) for r, u in enumerate(users)]
+
+    @torch.no_grad()
+    def _transferred(self, users: SourceUsers, replica: int) -> Tensor:
+        device = self._device
+        state = {name: value.to(device) for name, value in self.state_dict(replica).items()}
+        return self.apply(state, to_device(users, device)).cpu()
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the model was trained; the CPU for a restored one."""
+        return self._first.device
 
     @property
     def replicas(self) -> int:
+        return len(self._first)
+
+    @property
+    def _first(self) -> Tensor:
         if not self.parameters_:
             raise RuntimeError(f"{self.name} has no parameters yet: call fit or load_state_dict first")
-        return len(next(iter(self.parameters_.values())))
+        return next(iter(self.parameters_.values()))
 
     def state_dict(self, replica: int = 0) -> dict[str, Tensor]:
         """One replica's parameters without the replica axis, on the CPU."""
         return {name: value[replica].detach().cpu().clone() for name, value in self.parameters_.items()}
 
-    def load_state_dict(self, *states: dict[str, Tensor]) -> TransferModel:
-        """Take over the parameters of one or more replicas and return self."""
+    def load_state_dict(self, *states: dict[str, Tensor]) -> Self:
         names = set(states[0])
         for state in states[1:]:
             if set(state) != names:
                 raise ValueError(f"{self.name}: replicas disagree on parameters: {names ^ set(state)}")
         self.parameters_ = {name: torch.stack([s[name] for s in states]) for name in states[0]}
         return self
-
-    def hyperparameters(self) -> dict[str, object]:
-        return dataclasses.asdict(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ml.data import History, Problem, Ratings, SourceUsers
+from ml.data import Data, History, Problem, Ratings, SourceUsers, Users
 
 
 def history(*liked: list[int]) -> History:
@@ -32,4 +32,28 @@ def random_problem(
         normal(items, target),
         Ratings(integers(0, users, ratings), integers(0, items, ratings), integers(1, 6, ratings).float()),
         seed,
+    )
+
+
+def users_of(factors: SourceUsers) -> Users:
+    """Users of whom nothing is known but their factors."""
+    rows = torch.arange(len(factors))
+    return Users(rows, torch.full_like(rows, -1), factors)
+
+
+def data_of(problem: Problem, offset: torch.Tensor | None = None) -> Data:
+    """A cell in which all users overlap; with `offset`, of biased factors."""
+    n, m = len(problem.source), len(problem.target_items)
+    return Data(
+        problem.seed,
+        problem.ratings,
+        problem.ratings,
+        n,
+        len(problem.source.item_factors),
+        n,
+        m,
+        users_of(problem.source),
+        problem.ratings,
+        problem=problem,
+        offset=offset,
     )

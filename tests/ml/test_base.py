@@ -23,7 +23,7 @@ from ml.replicas import (
     replica_generator,
     weighted_mean,
 )
-from tests.ml.problems import history, random_problem
+from tests.ml.problems import data_of, history, random_problem, users_of
 
 torch.set_num_threads(1)
 
@@ -35,6 +35,8 @@ class Shift(TransferModel):
     """û_t = u_s + b: the least model that the loop can train; with epochs it nears the mean difference."""
 
     name: ClassVar[str] = "shift"
+    title: ClassVar[str] = "Shift"
+    summary: ClassVar[str] = "one shift for everybody."
     source: ClassVar[str] = "this test"
     scale: float = 1.0
 
@@ -266,9 +268,40 @@ def test_the_epoch_loss_is_the_mean_over_rows():
 
 def test_the_loop_trains_towards_the_optimum():
     problem = random_problem(3)
-    model = Shift(epochs=300, batch=200, lr=0.05).fit([problem])
+    model = Shift(epochs=300, batch=200, lr=0.05).trained([problem])
     difference = (problem.target_factors - problem.source.factors)[problem.ratings.users].mean(0)
     torch.testing.assert_close(model.state_dict()["shift"], difference, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_predictions_are_products_of_transferred_users_and_items_with_their_offset(biased):
+    problems = [random_problem(seed, items=20 + seed) for seed in range(2)]
+    offsets = [torch.randn(20), torch.randn(21)] if biased else [None, None]
+    data = [data_of(p, offset) for p, offset in zip(problems, offsets, strict=True)]
+    model = Shift(epochs=2)
+    assert [epoch.number for epoch in model.fit(data)] == [1, 2]
+    moved = Shift(epochs=2).trained(problems).transfer([p.source for p in problems])
+    for r, problem in enumerate(problems):
+        users, asked = users_of(problem.source), problem.ratings
+        expected = (moved[r][asked.users] * problem.target_items[asked.items]).sum(1)
+        scores = moved[r] @ problem.target_items[:7].T
+        if biased:
+            expected, scores = expected + offsets[r][asked.items], scores + offsets[r][:7]
+        torch.testing.assert_close(model.predict(users, asked, r).mean, expected)
+        torch.testing.assert_close(model.scores(users, torch.arange(7), r), scores)
+        assert model.items_of(r) == 20 + r
+        assert model.rows(data[r]) == len(problem.ratings)
+
+
+def test_a_restored_model_predicts_once_it_is_bound_to_its_cell():
+    data = data_of(random_problem(0), torch.randn(30))
+    model = Shift(epochs=1)
+    list(model.fit([data]))
+    restored = Shift().load_state_dict(model.state_dict())
+    with pytest.raises(RuntimeError, match="shift has no item factors yet: call fit or bind"):
+        restored.predict(data.train, data.training)
+    expected = model.predict(data.train, data.training).mean
+    assert torch.equal(restored.bind([data]).predict(data.train, data.training).mean, expected)
 
 
 def test_misuse_of_a_model_is_refused():
@@ -276,8 +309,8 @@ def test_misuse_of_a_model_is_refused():
     with pytest.raises(RuntimeError, match="shift has no parameters yet: call fit or load_state_dict"):
         Shift().transfer([problem.source])
     with pytest.raises(ValueError, match="at least one problem"):
-        Shift().fit([])
-    model = Shift(epochs=1).fit([problem, random_problem(1)])
+        Shift().trained([])
+    model = Shift(epochs=1).trained([problem, random_problem(1)])
     with pytest.raises(ValueError, match="shift holds 2 replicas, got users for 1"):
         model.transfer([problem.source])
     with pytest.raises(ValueError, match="replicas disagree on parameters"):

@@ -86,7 +86,7 @@ def test_replicas_of_different_sizes_train_together_as_alone(kind):
 def test_training_repeats_with_its_seed_and_changes_with_it(kind):
     problem = random_problem(0)
     moved = [
-        kind(epochs=1).fit([dataclasses.replace(problem, seed=seed)]).transfer([problem.source])[0]
+        kind(epochs=1).trained([dataclasses.replace(problem, seed=seed)]).transfer([problem.source])[0]
         for seed in (1, 1, 2)
     ]
     assert torch.equal(moved[0], moved[1])
@@ -102,7 +102,7 @@ def test_the_loss_falls(kind):
 @every_baseline
 def test_source_and_target_widths_may_differ(kind):
     problem = random_problem(0, source=5, target=3)
-    (moved,) = kind(epochs=1).fit([problem]).transfer([problem.source])
+    (moved,) = kind(epochs=1).trained([problem]).transfer([problem.source])
     assert moved.shape == (40, 3)
 
 
@@ -119,7 +119,7 @@ def test_users_without_history_train_and_transfer(kind):
 @every_baseline
 def test_a_state_dict_round_trip_transfers_the_same(kind):
     problems = [random_problem(0), random_problem(1)]
-    model = kind(epochs=1).fit(problems)
+    model = kind(epochs=1).trained(problems)
     users = [p.source for p in problems]
     loaded = kind().load_state_dict(model.state_dict(0), model.state_dict(1))
     for before, after in zip(model.transfer(users), loaded.transfer(users), strict=True):
@@ -131,7 +131,7 @@ def test_a_state_dict_round_trip_transfers_the_same(kind):
 @every_baseline
 def test_training_leaves_the_factors_alone(kind):
     problem, untouched = random_problem(0), random_problem(0)
-    kind(epochs=1).fit([problem])
+    kind(epochs=1).trained([problem])
     assert torch.equal(problem.source.factors, untouched.source.factors)
     assert torch.equal(problem.source.item_factors, untouched.source.item_factors)
     assert torch.equal(problem.target_factors, untouched.target_factors)
@@ -143,7 +143,7 @@ def test_training_leaves_the_factors_alone(kind):
 
 def test_emcdr_reaches_least_squares_with_every_user_counted_once():
     problem = random_problem(0)
-    model = EMCDR(epochs=1500, batch=40).fit([problem])
+    model = EMCDR(epochs=1500, batch=40).trained([problem])
     expected = np.linalg.lstsq(problem.source.factors.numpy(), problem.target_factors.numpy(), rcond=None)[0]
     np.testing.assert_allclose(model.state_dict()["map"].T, expected, atol=1e-4)
     (moved,) = model.transfer([problem.source])
@@ -157,7 +157,7 @@ def test_emcdr_loss_by_hand():
 
 
 def test_emcdr_has_one_row_a_user():
-    assert EMCDR().rows(random_problem(0, users=7, ratings=50)) == 7
+    assert EMCDR().training_rows(random_problem(0, users=7, ratings=50)) == 7
 
 
 # SSCDR
@@ -170,7 +170,7 @@ def test_sscdr_without_its_ranking_term_reaches_affine_least_squares(inactive):
         model, problem = SSCDR(epochs=1500, batch=150), without_history(problem)
     else:
         model = SSCDR(epochs=1500, batch=150, margin=-1e9)
-    state = model.fit([problem]).state_dict()
+    state = model.trained([problem]).state_dict()
     # A user counts once for each of its ratings.
     users = problem.ratings.users
     inputs = np.column_stack([problem.source.factors[users], np.ones(len(users))])
@@ -197,7 +197,7 @@ def test_sscdr_ranking_brings_liked_items_nearer():
     pairs = liked_pairs(problem.source.history, users, replica_generator(9, "test"))
 
     def violation(margin: float) -> float:
-        state = SSCDR(epochs=60, margin=margin).fit([problem]).state_dict()
+        state = SSCDR(epochs=60, margin=margin).trained([problem]).state_dict()
         items = problem.source.item_factors @ state["map"].T + state["bias"]
         near, far = (
             (items[pairs[name]] - problem.target_factors[users]).square().sum(1)
@@ -297,7 +297,7 @@ def reference(state: dict[str, np.ndarray], user: np.ndarray, liked: np.ndarray,
 
 def test_ptupcdr_transfers_by_attention_and_bridge():
     problem = random_problem(0, source=3, target=2)
-    model = PTUPCDR(epochs=3, length=4).fit([problem])
+    model = PTUPCDR(epochs=3, length=4).trained([problem])
     state = {name: value.double().numpy() for name, value in model.state_dict().items()}
     (moved,) = model.transfer([problem.source])
     source = problem.source
@@ -325,7 +325,7 @@ def test_ptupcdr_loss_by_hand():
 
 def test_ptupcdr_looks_at_the_last_items_only():
     problem = random_problem(0)
-    model = PTUPCDR(epochs=1, length=3).fit([problem])
+    model = PTUPCDR(epochs=1, length=3).trained([problem])
     user = problem.source.factors[:1].expand(4, -1)
     liked = history([1, 2, 3, 4], [2, 3, 4], [2, 3, 5], [])
     (moved,) = model.transfer([SourceUsers(user, liked, problem.source.item_factors)])
@@ -358,14 +358,14 @@ def test_ptupcdr_writes_bridges_of_users_it_was_not_trained_on():
     rated = torch.randint(0, 50, (1200,), generator=generator)
     ratings = Ratings(users, rated, (true[users] * items[rated]).sum(1))
     train = source.take(torch.arange(60))
-    model = PTUPCDR(epochs=15).fit([Problem(train, true[:60], items, ratings, seed=0)])
+    model = PTUPCDR(epochs=15).trained([Problem(train, true[:60], items, ratings, seed=0)])
     (moved,) = model.transfer([source.take(torch.arange(60, 80))])
     assert (moved - true[60:]).square().mean() < 0.05 * true[60:].square().mean()
 
 
 def test_ptupcdr_transfers_in_chunks_what_it_transfers_at_once(monkeypatch):
     problem = random_problem(0)
-    model = PTUPCDR(epochs=1).fit([problem])
+    model = PTUPCDR(epochs=1).trained([problem])
     (at_once,) = model.transfer([problem.source])
     monkeypatch.setattr(ptupcdr, "CHUNK", 7)
     torch.testing.assert_close(model.transfer([problem.source])[0], at_once)

@@ -88,7 +88,7 @@ def test_training_equals_plain_torch(activation: str, clip: float) -> None:
     plain = PlainDiffCDR(problem, model)
     start = {name: value.clone() for name, value in plain.state().items()}
     plain.fit()
-    state = model.fit([problem]).state_dict()
+    state = model.trained([problem]).state_dict()
     assert close(state, plain.state())
     assert not close(state, start, 1e-2)
 
@@ -98,16 +98,16 @@ def test_training_equals_plain_torch(activation: str, clip: float) -> None:
 def test_five_replicas_together_equal_each_alone(activation: str, start: str) -> None:
     problems = [random_problem(seed, ratings=90 + 40 * seed, users=30 + seed) for seed in range(5)]
     users = [p.source for p in problems]
-    together = DiffCDR(**SMALL, activation=activation, start=start).fit(problems)
+    together = DiffCDR(**SMALL, activation=activation, start=start).trained(problems)
     for r, problem in enumerate(problems):
-        alone = DiffCDR(**SMALL, activation=activation, start=start).fit([problem])
+        alone = DiffCDR(**SMALL, activation=activation, start=start).trained([problem])
         assert close(together.state_dict(r), alone.state_dict())
         assert torch.allclose(together.transfer(users)[r], alone.transfer([users[r]])[0], atol=1e-3)
 
 
 def test_transfer_is_alm_of_dim_output() -> None:
     problems = [random_problem(seed) for seed in range(2)]
-    model = DiffCDR(**SMALL).fit(problems)
+    model = DiffCDR(**SMALL).trained(problems)
     users = [problems[0].source, problems[1].source.take(torch.tensor([4, 1]))]
     outputs, transferred = model.dim_output(users), model.transfer(users)
     for r, (output, moved) in enumerate(zip(outputs, transferred, strict=True)):
@@ -152,16 +152,16 @@ def test_da_ignores_the_ratings_and_dat_does_not() -> None:
     problem = random_problem(0)
     other = with_ratings(problem, 6 - problem.ratings.values)
     for parts, same in (("da", True), ("dat", False)):
-        a, b = (DiffCDR(**SMALL, parts=parts).fit([p]).state_dict() for p in (problem, other))
+        a, b = (DiffCDR(**SMALL, parts=parts).trained([p]).state_dict() for p in (problem, other))
         assert torch.equal(a["alignment.weight"], b["alignment.weight"]) == same
         assert all(torch.equal(a[name], b[name]) for name in network.NAMES)
 
 
 def test_da_takes_the_squared_alignment_loss() -> None:
     problem = random_problem(0)
-    da = DiffCDR(**SMALL, parts="da").fit([problem]).state_dict()
-    squared = DiffCDR(**SMALL, task_weight=0.0, alignment_loss="l2").fit([problem]).state_dict()
-    smooth = DiffCDR(**SMALL, task_weight=0.0).fit([problem]).state_dict()
+    da = DiffCDR(**SMALL, parts="da").trained([problem]).state_dict()
+    squared = DiffCDR(**SMALL, task_weight=0.0, alignment_loss="l2").trained([problem]).state_dict()
+    smooth = DiffCDR(**SMALL, task_weight=0.0).trained([problem]).state_dict()
     assert torch.equal(da["alignment.weight"], squared["alignment.weight"])
     assert not torch.equal(da["alignment.weight"], smooth["alignment.weight"])
 
@@ -172,7 +172,7 @@ def test_alm_alone_with_a_heavy_task_solves_least_squares() -> None:
     # r ≈ vᵀ W u is linear in W: one column of features for each entry of W.
     features = (items[:, :, None] * users[:, None, :]).flatten(1)
     expected = torch.linalg.lstsq(features, problem.ratings.values[:, None]).solution.view(2, 2)
-    model = DiffCDR(parts="at", epochs=500, batch=150, lr=0.02, task_weight=1e4, clip=1e9).fit([problem])
+    model = DiffCDR(parts="at", epochs=500, batch=150, lr=0.02, task_weight=1e4, clip=1e9).trained([problem])
     assert torch.allclose(model.state_dict()["alignment.weight"], expected, atol=1e-2)
 
 
@@ -183,7 +183,7 @@ def test_alm_alone_without_task_and_with_squared_loss_solves_least_squares() -> 
     expected = torch.linalg.lstsq(source, target).solution.T
     model = DiffCDR(
         parts="at", epochs=500, batch=150, lr=0.02, task_weight=0.0, alignment_loss="l2", clip=1e9
-    ).fit([problem])
+    ).trained([problem])
     assert torch.allclose(model.state_dict()["alignment.weight"], expected, atol=1e-2)
 
 
@@ -202,7 +202,7 @@ def test_losses_fall_where_there_is_something_to_learn(activation: str) -> None:
 @pytest.mark.parametrize("start", ["source", "noise"])
 def test_restored_model_transfers_equally(start: str) -> None:
     problem = random_problem(0)
-    model = DiffCDR(**SMALL, start=start).fit([problem])
+    model = DiffCDR(**SMALL, start=start).trained([problem])
     restored = DiffCDR(**model.hyperparameters()).load_state_dict(model.state_dict())
     first, second = model.transfer([problem.source])[0], restored.transfer([problem.source])[0]
     assert torch.equal(first, second)
@@ -211,7 +211,7 @@ def test_restored_model_transfers_equally(start: str) -> None:
 
 def test_noisy_start_depends_on_seed_and_draw_alone() -> None:
     problem = random_problem(0, source=5, target=4)
-    model = DiffCDR(**SMALL, start="noise").fit([problem])
+    model = DiffCDR(**SMALL, start="noise").trained([problem])
     outputs = [model.dim_output([problem.source], draw)[0] for draw in (0, 0, 1)]
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.allclose(outputs[0], outputs[2])
@@ -222,7 +222,7 @@ def test_noisy_start_depends_on_seed_and_draw_alone() -> None:
 
 def test_no_users_give_no_factors() -> None:
     problem = random_problem(0)
-    model = DiffCDR(**SMALL).fit([problem])
+    model = DiffCDR(**SMALL).trained([problem])
     nobody = SourceUsers(torch.zeros(0, 4), history(), problem.source.item_factors)
     assert model.transfer([nobody])[0].shape == (0, 4)
 
@@ -253,4 +253,4 @@ def test_bad_hyper_parameters_are_named(field: dict[str, object]) -> None:
 def test_unequal_widths_need_a_noisy_start() -> None:
     problem = random_problem(0, source=5, target=4)
     with pytest.raises(ValueError, match="set start to noise"):
-        DiffCDR(**SMALL).fit([problem])
+        DiffCDR(**SMALL).trained([problem])

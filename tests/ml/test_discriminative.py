@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.testing import assert_close
 
 from ml.data import Ratings
+from ml.distribution.contract import TransferRatings
 from ml.distribution.discriminative import (
     ItemStars,
     StarBoosting,
@@ -26,10 +27,9 @@ from ml.distribution.discriminative import (
     star_description,
     training_rows,
 )
-from ml.distribution.model import TransferRatings
-from ml.distribution.registry import build, hyperparameters
 from ml.evaluation.distribution import crps, log_loss
-from ml.models.controls import SHRINKAGE
+from ml.models.registry import build
+from ml.models.statistics import SHRINKAGE
 
 STARS = torch.arange(1.0, 6)
 
@@ -76,22 +76,22 @@ def world() -> tuple[TransferRatings, Ratings]:
 
 @pytest.fixture(scope="module")
 def logit(world) -> StarLogit:
-    return StarLogit().fit(world[0])
+    return StarLogit().trained(world[0])
 
 
 @pytest.fixture(scope="module")
 def stars(world) -> ItemStars:
-    return ItemStars().fit(world[0])
+    return ItemStars().trained(world[0])
 
 
 @pytest.fixture(scope="module")
 def boosting(world) -> StarBoosting:
-    return StarBoosting().fit(world[0])
+    return StarBoosting().trained(world[0])
 
 
 def predicted(model, world) -> torch.Tensor:
     data, held_out = world
-    return model.predict(data.description, held_out.users, held_out.items)
+    return model.predict_pairs(data.description, held_out.users, held_out.items)
 
 
 def shuffled(data: TransferRatings) -> TransferRatings:
@@ -191,7 +191,11 @@ def test_item_stars_by_hand():
             overall,
         ]
     )
-    found = ItemStars().fit(data).predict(data.description, torch.tensor([1, 0, 0]), torch.tensor([2, 0, 1]))
+    found = (
+        ItemStars()
+        .trained(data)
+        .predict_pairs(data.description, torch.tensor([1, 0, 0]), torch.tensor([2, 0, 1]))
+    )
     assert_close(found, expected[[2, 0, 1]].float())
 
 
@@ -199,9 +203,9 @@ def test_item_stars_give_all_users_the_same(world, stars):
     data, held_out = world
     other = torch.randint(400, (len(held_out),), generator=torch.Generator().manual_seed(0))
     own = predicted(stars, world)
-    assert torch.equal(own, stars.predict(data.description, other, held_out.items))
-    assert torch.equal(own, stars.predict(0 * data.description[:, :2], held_out.users, held_out.items))
-    assert torch.equal(own, predicted(ItemStars().fit(shuffled(data)), world))
+    assert torch.equal(own, stars.predict_pairs(data.description, other, held_out.items))
+    assert torch.equal(own, stars.predict_pairs(0 * data.description[:, :2], held_out.users, held_out.items))
+    assert torch.equal(own, predicted(ItemStars().trained(shuffled(data)), world))
 
 
 def test_item_stars_beat_the_marginal_distribution(world, stars):
@@ -214,15 +218,15 @@ def test_item_stars_beat_the_marginal_distribution(world, stars):
 
 
 def test_the_state_restores_item_stars(world, stars):
-    state = stars.state_dict()
+    state = stars.tensors()
     assert all(isinstance(value, torch.Tensor) and value.is_contiguous() for value in state.values())
-    assert torch.equal(predicted(ItemStars().load_state_dict(state), world), predicted(stars, world))
+    assert torch.equal(predicted(ItemStars().restored(state), world), predicted(stars, world))
 
 
 def test_item_stars_are_known_by_name_and_have_no_settings():
     model = build("item_stars")
     assert isinstance(model, ItemStars)
-    assert hyperparameters(model) == {}
+    assert model.hyperparameters() == {}
     with pytest.raises(ValueError, match="item_stars: unknown hyper-parameter 'penalty'; known: none"):
         build("item_stars", penalty=1.0)
 
@@ -237,7 +241,7 @@ def test_the_logit_is_scikit_learns(levels):
     reference = LogisticRegression(C=0.05, max_iter=1000).fit(x.numpy(), index.numpy())
     pairs = torch.arange(60), torch.arange(60) % 20
     expected = reference.predict_proba(pair_features(domain, description, *pairs).numpy())
-    found = StarLogit(penalty=20.0).fit(data).predict(description, *pairs)
+    found = StarLogit(penalty=20.0).trained(data).predict_pairs(description, *pairs)
     assert found.dtype == torch.float32
     assert_close(found.double(), torch.from_numpy(expected), atol=1e-6, rtol=0)
     assert_close(found.sum(1), torch.ones(60))
@@ -246,7 +250,7 @@ def test_the_logit_is_scikit_learns(levels):
 def test_the_logit_is_at_the_minimum_that_it_states(world, logit):
     data, _ = world
     _, x, index = training_rows(data)
-    weight, bias = (logit.state_dict()[name].requires_grad_() for name in ("weight", "bias"))
+    weight, bias = (logit.tensors()[name].requires_grad_() for name in ("weight", "bias"))
     loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, index, reduction="sum")
     (loss + 20.0 / 2 * weight.square().sum()).backward()
     assert max(weight.grad.abs().max(), bias.grad.abs().max()) < 1e-3 * len(x)
@@ -261,8 +265,8 @@ def test_a_level_that_no_training_row_has(world):
     twos = (values == 2).sum().item()
     assert twos > 0
     data = dataclasses.replace(data, target=dataclasses.replace(target, values=values), levels=STARS)
-    model = StarLogit().fit(data)
-    p = model.predict(data.description, held_out.users, held_out.items).double()
+    model = StarLogit().trained(data)
+    p = model.predict_pairs(data.description, held_out.users, held_out.items).double()
     share = torch.tensor([twos + 1, 1.0], dtype=torch.float64) / (len(values) + 5)
     assert_close(p[:, [1, 2]], share.expand(len(p), 2), atol=1e-7, rtol=0)
     domain, x, index = training_rows(data)
@@ -274,11 +278,11 @@ def test_a_level_that_no_training_row_has(world):
 
 
 def test_the_state_restores_the_logit_without_scikit_learn(world, logit, monkeypatch):
-    state = logit.state_dict()
+    state = logit.tensors()
     assert all(isinstance(value, torch.Tensor) and value.is_contiguous() for value in state.values())
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
-    restored = StarLogit().load_state_dict(state)
+    restored = StarLogit().restored(state)
     assert_close(predicted(restored, world), predicted(logit, world), atol=1e-7, rtol=0)
 
 
@@ -287,7 +291,7 @@ def test_each_prediction_stands_alone(world, model, request):
     data, held_out = world
     model = request.getfixturevalue(model)
     user, item = held_out.users[600], held_out.items[600]
-    alone = model.predict(data.description[user, None], torch.tensor([0]), item[None])
+    alone = model.predict_pairs(data.description[user, None], torch.tensor([0]), item[None])
     assert_close(alone[0], predicted(model, world)[600])
 
 
@@ -297,7 +301,7 @@ def test_the_logit_beats_the_marginal_distribution_and_one_without_a_source(worl
     blind = shuffled(data)
     own = predicted(logit, world)
     marginal = shares.expand(len(held_out), 5)
-    other = predicted(StarLogit().fit(blind), (blind, held_out))
+    other = predicted(StarLogit().trained(blind), (blind, held_out))
     for score in (crps, log_loss):
         mean = [score(p, STARS, held_out.values).mean() for p in (own, other, marginal)]
         assert mean[0] < 0.95 * mean[1] < 0.95 * mean[2]
@@ -310,7 +314,7 @@ def test_boosting_beats_the_global_median_and_one_without_a_source(world, boosti
     assert median == 5  # where the absolute error of trees gets stuck
     guesses = (
         predicted(boosting, world),
-        predicted(StarBoosting().fit(blind), (blind, held_out)),
+        predicted(StarBoosting().trained(blind), (blind, held_out)),
         median,
     )
     own, other, constant = ((guess - held_out.values).abs().mean() for guess in guesses)
@@ -325,8 +329,8 @@ def test_boosting_predicts_levels_however_they_are_spaced(lr):
     source, target = rated(kindness, 20, 10, seed=1), rated(kindness, 20, 10, seed=2, levels=levels)
     description = star_description(source, 100, 20, STARS)
     data = TransferRatings(target, 100, 20, torch.arange(100), description, seed=0)
-    model = StarBoosting(lr=lr).fit(data)
-    found = model.predict(description, target.users, target.items)
+    model = StarBoosting(lr=lr).trained(data)
+    found = model.predict_pairs(description, target.users, target.items)
     assert found.dtype == torch.float32
     assert found.shape == (len(target),)
     assert len(found.unique()) > 1
@@ -338,7 +342,7 @@ def test_the_settings_are_those_of_the_trees(world):
     one = StarBoosting(trees=1, lr=1.0, leaves=2)
 
     def different(**settings) -> int:
-        return len(predicted(dataclasses.replace(one, **settings).fit(data), world).unique())
+        return len(predicted(dataclasses.replace(one, **settings).trained(data), world).unique())
 
     assert different() == 2
     assert different(leaves=16) > 2
@@ -349,8 +353,8 @@ def test_the_settings_are_those_of_the_trees(world):
 
 def test_equal_seeds_give_equal_trees_and_others_do_not(world, boosting):
     data, _ = world
-    assert torch.equal(predicted(StarBoosting().fit(data), world), predicted(boosting, world))
-    other = StarBoosting().fit(dataclasses.replace(data, seed=1))
+    assert torch.equal(predicted(StarBoosting().trained(data), world), predicted(boosting, world))
+    other = StarBoosting().trained(dataclasses.replace(data, seed=1))
     assert not torch.equal(predicted(other, world), predicted(boosting, world))
 
 
@@ -383,13 +387,13 @@ def test_bad_data(world, kind):
     data, _ = world
     target = data.target
     with pytest.raises(ValueError, match=r"target\.items has row 59, its table has rows 0\.\.58"):
-        kind().fit(dataclasses.replace(data, n_items=59))
+        kind().trained(dataclasses.replace(data, n_items=59))
     users = target.users.clone()
     users[0] = -1
     with pytest.raises(ValueError, match=r"target\.users has row -1"):
-        kind().fit(dataclasses.replace(data, target=dataclasses.replace(target, users=users)))
+        kind().trained(dataclasses.replace(data, target=dataclasses.replace(target, users=users)))
     with pytest.raises(ValueError, match="rating 5 is none of the levels"):
-        kind().fit(dataclasses.replace(data, levels=STARS[:4]))
+        kind().trained(dataclasses.replace(data, levels=STARS[:4]))
 
 
 @pytest.mark.parametrize("kind", [StarLogit, StarBoosting])
@@ -397,7 +401,7 @@ def test_descriptions_that_are_none(world, kind):
     data, _ = world
     for width in (5, 12):
         with pytest.raises(ValueError, match=f"described by {width} numbers, not 3 and two a source level"):
-            kind().fit(dataclasses.replace(data, description=data.description[:, :width]))
+            kind().trained(dataclasses.replace(data, description=data.description[:, :width]))
 
 
 @pytest.mark.parametrize("model", ["stars", "logit", "boosting"])
@@ -405,11 +409,11 @@ def test_bad_pairs(world, model, request):
     data, _ = world
     model, one = request.getfixturevalue(model), torch.tensor([0])
     with pytest.raises(ValueError, match="users has row 400"):
-        model.predict(data.description, torch.tensor([400]), one)
+        model.predict_pairs(data.description, torch.tensor([400]), one)
     with pytest.raises(ValueError, match="items has row 60"):
-        model.predict(data.description, one, torch.tensor([60]))
+        model.predict_pairs(data.description, one, torch.tensor([60]))
     with pytest.raises(RuntimeError, match="no parameters yet"):
-        type(model)().predict(data.description, one, one)
+        type(model)().predict_pairs(data.description, one, one)
 
 
 @pytest.mark.parametrize("model", ["logit", "boosting"])
@@ -417,7 +421,7 @@ def test_descriptions_of_another_width(world, model, request):
     data, _ = world
     model, one = request.getfixturevalue(model), torch.tensor([0])
     with pytest.raises(ValueError, match="described by 11 numbers, trained on 13"):
-        model.predict(data.description[:, :11], one, one)
+        model.predict_pairs(data.description[:, :11], one, one)
 
 
 def test_bad_settings_and_descriptions(world):
@@ -431,7 +435,7 @@ def test_bad_settings_and_descriptions(world):
     values = torch.full_like(data.target.values, 4.0)
     same = dataclasses.replace(data, target=dataclasses.replace(data.target, values=values), levels=STARS)
     with pytest.raises(ValueError, match="all ratings of users with source ratings are 4"):
-        StarLogit().fit(same)
+        StarLogit().trained(same)
     source = ratings((0, 0, 5.0), (1, 1, 2.5))
     with pytest.raises(ValueError, match=r"rating 2\.5 is none of the levels"):
         star_description(source, 2, 2, STARS)

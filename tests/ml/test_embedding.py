@@ -30,7 +30,7 @@ def cloud(n=60, k=4, seed=0):
 
 def fitted(model):
     settings = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
-    return settings, model.fit([PROBLEM]).state_dict()
+    return settings, model.trained([PROBLEM]).state_dict()
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ from sklearn.linear_model import Ridge
 from sklearn.neural_network import MLPRegressor
 
 from ml.data import SourceUsers
-from ml.models.lacdr import LACDR
+from ml.models.emcdr import PerceptronEMCDR, RidgeEMCDR
+from ml.models.lacdr import LACDR, WideLACDR
 from ml.models.registry import VARIANTS
-from ml.models.variants import PerceptronEMCDR, RejectingSSCDR, RidgeEMCDR, WideLACDR
+from ml.models.sscdr import RejectingSSCDR
 from ml.replicas import replica_generator
 from tests.ml.problems import history, random_problem
 
@@ -37,16 +38,16 @@ def with_others(problem, source: int = 25, target: int = 15):
 @every_variant
 def test_replicas_train_together_as_alone(kind):
     problems = [with_others(random_problem(seed, users=20 + 9 * seed)) for seed in range(3)]
-    moved = kind().fit(problems).transfer([p.source for p in problems])
+    moved = kind().trained(problems).transfer([p.source for p in problems])
     for problem, together in zip(problems, moved, strict=True):
-        (alone,) = kind().fit([problem]).transfer([problem.source])
+        (alone,) = kind().trained([problem]).transfer([problem.source])
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
 @every_variant
 def test_a_state_dict_round_trip_transfers_the_same(kind):
     problem = random_problem(0)
-    model = kind().fit([problem])
+    model = kind().trained([problem])
     (before,) = model.transfer([problem.source])
     (after,) = kind().load_state_dict(model.state_dict()).transfer([problem.source])
     assert torch.equal(before, after)
@@ -54,14 +55,14 @@ def test_a_state_dict_round_trip_transfers_the_same(kind):
 
 def test_ridge_is_scikit_learns():
     problem = random_problem(0, source=5, target=3)
-    (moved,) = RidgeEMCDR(penalty=7.0).fit([problem]).transfer([problem.source])
+    (moved,) = RidgeEMCDR(penalty=7.0).trained([problem]).transfer([problem.source])
     reference = Ridge(alpha=7.0, fit_intercept=False).fit(problem.source.factors, problem.target_factors)
     np.testing.assert_allclose(moved, reference.predict(problem.source.factors), rtol=1e-4, atol=1e-5)
 
 
 def test_ridge_without_penalty_and_with_few_users_takes_the_least_norm():
     problem = random_problem(0, users=2, ratings=5)
-    model = RidgeEMCDR(penalty=0.0).fit([problem])
+    model = RidgeEMCDR(penalty=0.0).trained([problem])
     expected = torch.linalg.pinv(problem.source.factors) @ problem.target_factors
     torch.testing.assert_close(model.state_dict()["map"].T, expected, rtol=1e-3, atol=1e-4)
 
@@ -73,7 +74,7 @@ def test_ridge_refuses_a_negative_penalty():
 
 def test_the_perceptron_computes_what_scikit_learns_does():
     problem = random_problem(0)
-    model = PerceptronEMCDR(epochs=1).fit([problem])
+    model = PerceptronEMCDR(epochs=1).trained([problem])
     state = {name: value.numpy() for name, value in model.state_dict().items()}
     reference = MLPRegressor(hidden_layer_sizes=(8,), activation="tanh", max_iter=1)
     with pytest.warns(ConvergenceWarning):
@@ -87,8 +88,8 @@ def test_the_perceptron_computes_what_scikit_learns_does():
 def test_the_perceptron_learns_what_a_line_cannot():
     problem = random_problem(0, users=400)
     bent = dataclasses.replace(problem, target_factors=problem.source.factors.abs())
-    model = PerceptronEMCDR(epochs=200, lr=0.01).fit([bent])
-    line = RidgeEMCDR(penalty=0.0).fit([bent])
+    model = PerceptronEMCDR(epochs=200, lr=0.01).trained([bent])
+    line = RidgeEMCDR(penalty=0.0).trained([bent])
     errors = [
         (m.transfer([bent.source])[0] - bent.target_factors).square().mean().item() for m in (model, line)
     ]
@@ -116,7 +117,7 @@ def test_a_user_who_liked_everything_still_trains():
     problem = random_problem(0, users=3, ratings=20, items=4)
     source = problem.source
     full = SourceUsers(source.factors, history([0, 1, 2, 3], [0], []), source.item_factors)
-    model = RejectingSSCDR(epochs=2).fit([dataclasses.replace(problem, source=full)])
+    model = RejectingSSCDR(epochs=2).trained([dataclasses.replace(problem, source=full)])
     assert model.transfer([full])[0].isfinite().all()
 
 
@@ -132,7 +133,7 @@ def test_users_of_one_domain_alone_are_reconstructed_too():
     flat = problem.target_factors.clone()
     flat[:, 0] = 0
     problem = dataclasses.replace(problem, target_factors=flat)
-    wide, plain = (kind(epochs=60, lr=0.01).fit([problem]) for kind in (WideLACDR, LACDR))
+    wide, plain = (kind(epochs=60, lr=0.01).trained([problem]) for kind in (WideLACDR, LACDR))
     assert reconstruction(wide, "target", problem.target_alone) < 0.7 * reconstruction(
         plain, "target", problem.target_alone
     )

@@ -52,7 +52,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def fitted(world) -> StarDiffusion:
-    return StarDiffusion(**FAST).fit(world[0])
+    return StarDiffusion(**FAST).trained(world[0])
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +61,12 @@ def blind(world) -> tuple[StarDiffusion, TransferRatings]:
     data, _ = world
     order = torch.randperm(400, generator=torch.Generator().manual_seed(0))
     data = dataclasses.replace(data, description=data.description[order])
-    return StarDiffusion(**FAST).fit(data), data
+    return StarDiffusion(**FAST).trained(data), data
 
 
 def scores(model: StarDiffusion, world, **options) -> dict[str, float]:
     data, held_out = world
-    p = model.predict(data.description, held_out.users, held_out.items, **options)
+    p = model.predict_pairs(data.description, held_out.users, held_out.items, **options)
     return distribution_scores(p, STARS, held_out.values)
 
 
@@ -95,7 +95,7 @@ def test_the_posterior_is_bayes_rule(world, fitted):
     data, _ = world
     user, first, second = torch.tensor([310]), torch.tensor([4]), torch.tensor([9])
     seen = Ratings(user, first, torch.tensor([5.0]))
-    conditional = fitted.predict(data.description, user, second, observed=seen)[0]
+    conditional = fitted.predict_pairs(data.description, user, second, observed=seen)[0]
     alone = fitted.joint_log_likelihood(data.description, seen)[310]
     for stars in (1, 5):
         both = Ratings(user.repeat(2), torch.cat([first, second]), torch.tensor([5.0, stars]))
@@ -113,36 +113,36 @@ def test_all_ratings_together_are_likelier_than_one_by_one(world, fitted):
 
 def test_predictions_are_distributions_and_each_stands_alone(world, fitted):
     data, held_out = world
-    p = fitted.predict(data.description, held_out.users, held_out.items)
+    p = fitted.predict_pairs(data.description, held_out.users, held_out.items)
     torch.testing.assert_close(p.sum(1), torch.ones(len(held_out)))
-    alone = fitted.predict(data.description[350:351], torch.tensor([0]), held_out.items[600:601])
+    alone = fitted.predict_pairs(data.description[350:351], torch.tensor([0]), held_out.items[600:601])
     torch.testing.assert_close(alone[0], p[600])
     assert held_out.users[600] == 350
 
 
 def test_the_state_restores_the_model(world, fitted):
     data, held_out = world
-    state = fitted.state_dict()
+    state = fitted.tensors()
     assert all(isinstance(value, torch.Tensor) and value.is_contiguous() for value in state.values())
-    restored = StarDiffusion(**FAST).load_state_dict(state)
+    restored = StarDiffusion(**FAST).restored(state)
     arguments = data.description, held_out.users, held_out.items
-    assert torch.equal(restored.predict(*arguments), fitted.predict(*arguments))
+    assert torch.equal(restored.predict_pairs(*arguments), fitted.predict_pairs(*arguments))
 
 
 def test_equal_seeds_give_equal_models(world, fitted):
-    again = StarDiffusion(**FAST).fit(world[0])
-    for name, value in fitted.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
+    again = StarDiffusion(**FAST).trained(world[0])
+    for name, value in fitted.tensors().items():
+        assert torch.equal(value, again.tensors()[name]), name
 
 
 def test_the_mean_is_one_vector_and_the_gaussian_has_the_priors_spread(world):
     data, _ = world
-    mean = StarDiffusion(vectors="mean", epochs=1).fit(data).sample(data.description)
+    mean = StarDiffusion(vectors="mean", epochs=1).trained(data).sample(data.description)
     assert mean.shape == (400, 1, 4)
-    model = StarDiffusion(vectors="gaussian", epochs=1).fit(data)
+    model = StarDiffusion(vectors="gaussian", epochs=1).trained(data)
     samples = model.sample(data.description, 1024)
     torch.testing.assert_close(samples.mean(1), mean[:, 0], atol=0.01, rtol=0)
-    factor = model.state_dict()["prior.factor"]
+    factor = model.tensors()["prior.factor"]
     torch.testing.assert_close(samples[7].T.cov(), factor @ factor.T, atol=0.02, rtol=0.05)
 
 
@@ -164,10 +164,10 @@ def test_the_mixture_is_the_mean_of_probabilities():
 def test_users_of_the_target_domain_alone_tell_about_items(world, fitted):
     data, _ = world
     without = torch.where(torch.arange(400) < 150, -1, torch.arange(400))
-    with_them = StarDiffusion(**FAST).fit(dataclasses.replace(data, source_user=without))
+    with_them = StarDiffusion(**FAST).trained(dataclasses.replace(data, source_user=without))
     kept = data.target.users >= 150
     target = Ratings(data.target.users[kept], data.target.items[kept], data.target.values[kept])
-    dropped = StarDiffusion(**FAST).fit(dataclasses.replace(data, target=target, source_user=without))
+    dropped = StarDiffusion(**FAST).trained(dataclasses.replace(data, target=target, source_user=without))
     assert scores(with_them, world)["crps"] < scores(dropped, world)["crps"]
 
 
@@ -189,10 +189,10 @@ def test_a_column_that_was_constant_in_training_counts_nothing(world, fewer, fit
 def test_without_a_diffusion_a_constant_column_is_no_column(world, fewer):
     """Nothing is drawn for it there, so that the two fits must be equal; after saving too."""
     none = dataclasses.replace(fewer, description=fewer.description[:, :4])
-    narrow, model = (StarDiffusion(vectors="gaussian", epochs=1).fit(each) for each in (none, fewer))
-    restored = StarDiffusion(vectors="gaussian").load_state_dict(load(save(model.state_dict())))
+    narrow, model = (StarDiffusion(vectors="gaussian", epochs=1).trained(each) for each in (none, fewer))
+    restored = StarDiffusion(vectors="gaussian").restored(load(save(model.tensors())))
     found, expected = (
-        each.predict(data.description, world[1].users, world[1].items)
+        each.predict_pairs(data.description, world[1].users, world[1].items)
         for each, data in ((restored, fewer), (narrow, none))
     )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -207,10 +207,10 @@ def test_bad_input(world, fitted):
     with pytest.raises(ValueError, match="no target rating of a user with source ratings"):
         dataclasses.replace(data, source_user=torch.full((400,), -1))
     with pytest.raises(ValueError, match="items has row 60"):
-        fitted.predict(data.description, held_out.users[:1], torch.tensor([60]))
+        fitted.predict_pairs(data.description, held_out.users[:1], torch.tensor([60]))
     with pytest.raises(ValueError, match="described by 3 numbers, trained on 5"):
-        fitted.predict(data.description[:, :3], held_out.users, held_out.items)
+        fitted.predict_pairs(data.description[:, :3], held_out.users, held_out.items)
     with pytest.raises(ValueError, match="vectors must be one of diffusion, gaussian, mean"):
         StarDiffusion(vectors="laplace")
     with pytest.raises(RuntimeError, match="call fit or load_state_dict first"):
-        StarDiffusion().predict(data.description, held_out.users, held_out.items)
+        StarDiffusion().predict_pairs(data.description, held_out.users, held_out.items)

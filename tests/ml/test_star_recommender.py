@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from ml.data import Ratings
 from ml.distribution import recommender as module
+from ml.distribution.contract import TransferRatings
 from ml.distribution.diffusion import VectorDiffusion
 from ml.distribution.effects import fit_effects, level_basis
-from ml.distribution.model import StarDiffusion, TransferRatings
+from ml.distribution.model import StarDiffusion
 from ml.distribution.recommender import DescribedUsers, EffectsFoldIn, StarRecommender
 from ml.evaluation.distribution import mean, median
 from ml.recommender import Recommender
@@ -50,7 +51,7 @@ def recommender(source) -> StarRecommender:
     data = TransferRatings(target, USERS, TARGET_ITEMS, torch.arange(USERS), effects.description(), seed=0)
     fields = [field.name for field in dataclasses.fields(EffectsFoldIn)]
     return StarRecommender(
-        StarDiffusion(epochs=4, diffusion=VectorDiffusion(steps=150)).fit(data),
+        StarDiffusion(epochs=4, diffusion=VectorDiffusion(steps=150)).trained(data),
         EffectsFoldIn(*(getattr(effects, name) for name in fields)),
         torch.bincount(target.items, minlength=TARGET_ITEMS),
         torch.arange(2, TARGET_ITEMS),
@@ -66,7 +67,7 @@ def exhaustive(recommender: StarRecommender, rows: torch.Tensor) -> torch.Tensor
     """Mean ratings (n, allowed) by the model's own prediction."""
     n, allowed = len(rows), recommender.allowed
     users = torch.arange(n).repeat_interleave(len(allowed))
-    p = recommender.model.predict(rows, users, allowed.repeat(n))
+    p = recommender.model.predict_pairs(rows, users, allowed.repeat(n))
     return mean(p, STARS).view(n, -1)
 
 
@@ -156,7 +157,7 @@ def test_chunks_change_nothing(recommender, rows):
 def test_ratings_come_with_their_distribution(recommender, rows):
     items = torch.tensor([0, 9, 9, 4])
     rated = recommender.rate(rows[3], items)
-    expected = recommender.model.predict(rows, torch.full((4,), 3), items)
+    expected = recommender.model.predict_pairs(rows, torch.full((4,), 3), items)
     torch.testing.assert_close(rated.probabilities, expected)
     torch.testing.assert_close(rated.mean, mean(expected, STARS))
     assert torch.equal(rated.median, median(expected, STARS))
@@ -165,7 +166,7 @@ def test_ratings_come_with_their_distribution(recommender, rows):
 
 def test_what_is_saved_recommends_the_same(recommender, rows):
     held = json.loads(json.dumps(recommender.settings()))
-    restored = StarRecommender.restore(held, recommender.tensors(), recommender.model.state_dict())
+    restored = StarRecommender.restore(held, recommender.tensors(), recommender.model.tensors())
     assert restored.model.diffusion == recommender.model.diffusion
     items, scores = recommender.top(rows[:9], torch.ones(9).bool(), 7)
     same_items, same_scores = restored.top(rows[:9], torch.ones(9).bool(), 7)

@@ -50,7 +50,7 @@ def test_how_many_steps_are_gathered_at_once_changes_nothing(kind, monkeypatch):
     trained = []
     for block in (1, 250, 8192):
         monkeypatch.setattr(base, "BLOCK", block)
-        model = kind(epochs=2, batch=16).fit(problems)
+        model = kind(epochs=2, batch=16).trained(problems)
         trained.append([model.state_dict(r) for r in range(3)])
     for other in trained[1:]:
         for state, expected in zip(other, trained[0], strict=True):

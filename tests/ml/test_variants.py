@@ -62,7 +62,7 @@ def test_variants_on_a_problem_each_equal_models_trained_alone(start: str) -> No
     model = DiffCDR(**SMALL, start=start)
     trained(model, problems, variants)
     for r, (problem, variant) in enumerate(zip(problems, variants, strict=True)):
-        alone = DiffCDR(**SMALL, start=start, **variant).fit([problem])
+        alone = DiffCDR(**SMALL, start=start, **variant).trained([problem])
         state = model.state_dict(r)
         for name, value in alone.state_dict().items():
             torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-4)
@@ -99,7 +99,7 @@ def test_a_later_training_without_variants_is_the_plain_one() -> None:
     problem = random_problem(0)
     model = DiffCDR(**SMALL)
     trained(model, [problem], GRID)
-    state, expected = model.fit([problem]).state_dict(), DiffCDR(**SMALL).fit([problem]).state_dict()
+    state, expected = model.trained([problem]).state_dict(), DiffCDR(**SMALL).trained([problem]).state_dict()
     assert set(state) == set(expected)
     assert all(torch.equal(state[name], expected[name]) for name in expected)
 

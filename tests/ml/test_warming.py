@@ -14,9 +14,10 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from ml.data import Ratings
+from ml.distribution.contract import TransferRatings
 from ml.distribution.diffusion import VectorDiffusion
 from ml.distribution.effects import level_basis
-from ml.distribution.model import StarDiffusion, TransferRatings
+from ml.distribution.model import StarDiffusion
 from ml.distribution.warming import (
     RATES,
     SAMPLES,
@@ -66,7 +67,7 @@ def planted():
     description = torch.randn(440, 5, generator=generator, dtype=torch.float64)
     training = take(rows, users < 300)
     data = TransferRatings(training, 440, ITEMS, torch.arange(440), description, seed=0)
-    model = StarDiffusion(epochs=3, diffusion=VectorDiffusion(steps=150)).fit(data)
+    model = StarDiffusion(epochs=3, diffusion=VectorDiffusion(steps=150)).trained(data)
     chosen_on = Newcomers(description[300:340], take(rows, (users >= 300) & (users < 340), first=300))
     newcomers = Newcomers(description[340:], take(rows, users >= 340, first=340))
     totals = torch.bincount(training.items, training.values, ITEMS)
@@ -86,7 +87,7 @@ def planted():
 def coin() -> StarDiffusion:
     """Two levels, one number a user: θ ~ N(0, 1) and p(2 | θ) = sigmoid(2 θ), of every item."""
     model = StarDiffusion(vectors="gaussian")
-    return model.load_state_dict(
+    return model.restored(
         {
             "seed": torch.tensor(0),
             "levels": torch.tensor([1.0, 2.0], dtype=torch.float64),
@@ -163,7 +164,7 @@ def test_weighted_samples_are_bayes_rule(coin, high, low):
     """The integral over θ in closed form of a user with `high` twos and `low` ones."""
     observed = ratings([(1, i, 2.0 if i < high else 1.0) for i in range(high + low)])
     later = ratings([(1, 29, 2.0)])
-    found = coin.predict(torch.zeros(3, 1), later.users, later.items, observed, SAMPLES)
+    found = coin.predict_pairs(torch.zeros(3, 1), later.users, later.items, observed, SAMPLES)
     expected = quad(evidence, -9, 9, args=(high + 1, low))[0] / quad(evidence, -9, 9, args=(high, low))[0]
     assert found[0, 1].item() == pytest.approx(expected, abs=2e-3)
 
@@ -172,7 +173,7 @@ def test_nothing_observed_is_the_cold_prediction(planted):
     model, newcomers, chosen_on, _ = planted
     rows = error_by_n(model, newcomers, chosen_on, counts=(0, 5))
     later = split_first(newcomers.ratings, 0, 5)[1]
-    cold = model.predict(newcomers.description, later.users, later.items, samples=SAMPLES)
+    cold = model.predict_pairs(newcomers.description, later.users, later.items, samples=SAMPLES)
     expected = distribution_scores(cold, STARS, later.values)
     assert (rows[0]["method"], rows[0]["n"]) == ("samples", 0)
     for name in ("mae", "rmse", "crps"):
