@@ -11,8 +11,7 @@ from assets.settings.catalog import Catalog
 from assets.settings.profile import Profile
 from assets.state.code import code_of
 from assets.state.store import NotMaterialized, Store, fingerprint
-from ml.models.facts import facts
-from ml.models.registry import MODELS
+from ml.models.registry import facts
 
 # How the factorizations and effects are fitted, and how any model is trained and judged.
 FACTORS = (

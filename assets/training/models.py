@@ -11,8 +11,7 @@ from assets.state.store import Store
 from assets.state.tracking import MlflowTracking
 from assets.training.fingerprints import TRAINING, needs_of, other_of
 from assets.training.run import Training
-from ml.models.facts import facts
-from ml.models.registry import MODELS
+from ml.models.registry import facts
 
 # The asset that gives what a model needs, where it is not the ratings themselves.
 BASES = {

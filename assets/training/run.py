@@ -32,8 +32,7 @@ from assets.training.outcome import (
     model_files,
     restored,
 )
-from ml.models.facts import facts
-from ml.models.registry import MODELS
+from ml.models.registry import facts
 
 if TYPE_CHECKING:
     from ml.evaluation.selection import Objective

@@ -19,8 +19,7 @@ from assets.state.progress import Stopwatch
 from assets.state.store import Store, fingerprint, parquet
 from assets.training.fingerprints import Fingerprints
 from assets.training.run import restored_model
-from ml.models.facts import facts
-from ml.models.registry import MODELS
+from ml.models.registry import facts
 
 if TYPE_CHECKING:
     from ml.data import HeldOut
@@ -64,7 +63,7 @@ def sampling_models(profile: Profile) -> list[str]:
     return [
         name
         for name in names
-        if facts(profile.kinds(name)[0], MODELS).warms_by == "samples"
+        if facts(profile.kinds(name)[0]).warms_by == "samples"
         and profile.model(name, "").get("vectors") != "mean"
     ]
 

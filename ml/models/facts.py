@@ -52,27 +52,24 @@ class Facts:
         return {name: type(value) for name, value in self.defaults.items()}
 
 
-def facts(name: str, models: Mapping[str, str]) -> Facts:
-    """Facts of a model by its name in `models` (name → `module:Class`), or of any `module:Class`.
+def read(path: str) -> Facts:
+    """Facts of the model `module:Class`.
 
-    Raises ValueError for an unknown name, a module or class that is not found, a class that is no model, and
-    one that lacks a fact.
+    Raises ValueError for a module or class that is not found, a class that is no model, and one that lacks a
+    fact.
     """
-    path = path_of(name, models)
+    module, _, name = path.partition(":")
     try:
-        kind = _skeleton(*path.split(":"))
+        kind = _skeleton(module, name)
     except _NotLiteral:
         kind = imported(path)
     return facts_of(kind, path)
 
 
-def path_of(name: str, models: Mapping[str, str]) -> str:
-    """The `module:Class` of a name. Raises ValueError for an unknown one."""
-    path = models.get(name, name)
-    module, colon, attribute = path.partition(":")
-    if not (module and colon and attribute):
-        raise ValueError(f"unknown model {name!r}; known models: {', '.join(models)}, or give module:Class")
-    return path
+def defaults(path: str) -> dict[str, object]:
+    """Fields of any dataclass `module:Class` and their defaults, as in `Facts`."""
+    module, _, name = path.partition(":")
+    return dict(_defaults(_skeleton(module, name), path))
 
 
 def imported(path: str) -> type:
@@ -134,20 +131,25 @@ def flat(settings: Mapping[str, object]) -> dict[str, object]:
 
 
 def check_settings(model: Facts, settings: Mapping[str, object]) -> None:
-    """Raise ValueError for an unknown setting, another type than the default's, and a value out of range.
+    """Raise ValueError for settings that the model cannot have, see `check`."""
+    check(model.name, model.defaults, settings)
+
+
+def check(title: str, defaults: Mapping[str, object], settings: Mapping[str, object]) -> None:
+    """Raise ValueError, beginning with `title`, for an unknown setting, another type than its default's and a
+    value out of range.
 
     An int may stand for a float. A count, an int whose default is at least 1, is at least 1; a float whose
     default is not negative is not negative. What only the model knows it checks itself when it is built.
     """
     for name, value in flat(settings).items():
-        if name not in model.defaults:
-            known = ", ".join(model.defaults) or "none"
-            raise ValueError(f"{model.name}: unknown setting {name!r}; known: {known}")
-        check_value(f"{model.name}: {name}", model.defaults[name], value)
+        if name not in defaults:
+            known = ", ".join(defaults) or "none"
+            raise ValueError(f"{title}: unknown hyper-parameter {name!r}; known: {known}")
+        _check_value(f"{title}: {name}", defaults[name], value)
 
 
-def check_value(title: str, default: object, value: object) -> None:
-    """Raise ValueError, beginning with `title`, unless `value` may stand in place of `default`."""
+def _check_value(title: str, default: object, value: object) -> None:
     expected = type(default)
     if default is None:
         return

@@ -6,9 +6,9 @@ is named as `module:Class`. Nothing is imported before it is asked for.
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 from typing import TYPE_CHECKING
+
+from ml.models.facts import Facts, check_settings, construct, facts_of, imported, read
 
 if TYPE_CHECKING:
     from ml.models.contract import Model
@@ -50,57 +50,31 @@ def path_of(name: str) -> str:
     return MODELS.get(name, name)
 
 
+def facts(name: str) -> Facts:
+    """What a model says of itself, by its name here or as `module:Class`; neither it nor torch is imported.
+
+    Raises ValueError where there is none, it does not meet the contract or it lacks a fact.
+    """
+    return read(path_of(name))
+
+
 def find(name: str) -> type[Model]:
     """The class of a model by its name here, or as `module:Class` from anywhere on the Python path.
 
-    Raises ValueError where there is none or it does not meet the contract.
+    Raises ValueError as `facts` does.
     """
-    from ml.models.contract import Model
-
-    module, _, attribute = path_of(name).partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"model {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, Model)):
-        raise ValueError(f"model {name!r} is not a subclass of ml.models.contract.Model")
-    return found
+    path = path_of(name)
+    kind = imported(path)
+    facts_of(kind, path)
+    return kind
 
 
 def build(name: str, **hyperparameters: object) -> Model:
     """The model `name` with `hyperparameters` in place of its defaults; those of a nested dataclass are a
-    mapping of their own.
+    mapping of their own, or `outer.inner`.
 
-    Raises ValueError for a model, a hyper-parameter or a type of value that does not exist there.
+    Raises ValueError for a model, a hyper-parameter, a type of value or a value that does not exist there.
     """
-    return _built(name, find(name), hyperparameters)
-
-
-def _built(name: str, kind: type, hyperparameters: dict[str, object]):
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    unknown = [key for key in hyperparameters if key not in fields]
-    if unknown:
-        known = ", ".join(fields) or "none"
-        raise ValueError(f"{name}: unknown hyper-parameter {', '.join(map(repr, unknown))}; known: {known}")
-    return kind(**{key: _value(name, fields[key], value) for key, value in hyperparameters.items()})
-
-
-def _value(model: str, field: dataclasses.Field, value: object) -> object:
-    if dataclasses.is_dataclass(field.default_factory):
-        if not isinstance(value, dict):
-            raise ValueError(f"{model}: {field.name} must be a mapping of settings, not {value!r}")
-        return _built(f"{model}.{field.name}", field.default_factory, value)
-    check_type(model, field, value)
-    return value
-
-
-def check_type(model: str, field: dataclasses.Field, value: object) -> None:
-    """Raise ValueError unless `value` has the type of the field's default; an int may stand for a float."""
-    expected = type(field.default)
-    if type(value) is expected or (expected is float and type(value) is int):
-        return
-    # YAML 1.1 reads 1e-3 as text; it wants the point.
-    hint = " (in YAML write 1.0e-3, not 1e-3)" if isinstance(value, str) and expected is float else ""
-    raise ValueError(f"{model}: {field.name} must be of type {expected.__name__}, not {value!r}{hint}")
+    kind = find(name)
+    check_settings(facts_of(kind, path_of(name)), hyperparameters)
+    return construct(kind, hyperparameters)

@@ -6,8 +6,8 @@ from textwrap import dedent
 
 import pytest
 
-from ml.models.facts import Facts, check_settings, construct, facts, facts_of, imported
-from ml.models.registry import MODELS
+from ml.models.facts import Facts, check_settings, facts_of, imported, read
+from ml.models.registry import MODELS, build, facts
 
 BODY = """
     def fit(self, data, device="cpu"): yield
@@ -67,16 +67,16 @@ def module(tmp_path, monkeypatch):
 
 def test_every_registered_model_says_the_same_by_syntax_and_by_import():
     for name, path in MODELS.items():
-        read = facts(name, MODELS)
-        assert read == facts_of(imported(path), path)
-        assert read.name == name
+        told = facts(name)
+        assert told == facts_of(imported(path), path)
+        assert told.name == name
 
 
 def test_a_class_of_literals_is_read_without_importing_it(module):
     module("plain", PLAIN + "\nraise RuntimeError('imported')\n")
-    read = facts("plain:Plain", {})
+    told = read("plain:Plain")
     assert "plain" not in sys.modules
-    assert read == Facts(
+    assert told == Facts(
         name="plain",
         path="plain:Plain",
         title="Plain",
@@ -95,13 +95,13 @@ def test_a_class_of_literals_is_read_without_importing_it(module):
             "diffusion.decay": 1e-2,
         },
     )
-    assert read.types["lr"] is float
+    assert told.types["lr"] is float
 
 
 def test_neither_torch_nor_the_contract_is_imported(module, tmp_path):
     module("plain", PLAIN)
     code = (
-        "import sys; from ml.models.facts import facts; facts('plain:Plain', {}); "
+        "import sys; from ml.models.registry import facts; facts('plain:Plain'); "
         "print(sorted({'torch', 'numpy', 'plain', 'ml.models.contract'} & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -143,30 +143,30 @@ def test_inherited_facts_and_fields_come_through_the_imports_of_a_package(module
         """,
     )
     for name in ("Wide", "Wider"):
-        read = facts(f"pack.own:{name}", {})
-        assert read == facts_of(imported(f"pack.own:{name}"), f"pack.own:{name}")
-    wide = facts("pack.own:Wide", {})
+        told = read(f"pack.own:{name}")
+        assert told == facts_of(imported(f"pack.own:{name}"), f"pack.own:{name}")
+    wide = read("pack.own:Wide")
     assert (wide.name, wide.role, wide.title) == ("wide", "simple", "Plain")
     assert wide.defaults == {"lr": 0.1, "shift": -1.0, "epochs": 10, "start": "source", "width": 8}
 
 
 def test_what_is_no_literal_is_imported(module):
     module("computed", PLAIN.replace("lr: float = 1e-3", "lr: float = 10 ** -3"))
-    assert facts("computed:Plain", {}).defaults["lr"] == 1e-3
+    assert read("computed:Plain").defaults["lr"] == 1e-3
     assert "computed" in sys.modules
 
 
 def test_a_changed_file_is_read_anew(module):
     module("plain", PLAIN)
-    facts("plain:Plain", {})
+    read("plain:Plain")
     module("plain", PLAIN.replace("epochs: int = 10", "epochs: int = 1000"))
-    assert facts("plain:Plain", {}).defaults["epochs"] == 1000
+    assert read("plain:Plain").defaults["epochs"] == 1000
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("plian", "", "unknown model 'plian'; known models: plain, or give module:Class"),
+        ("plian", "", "unknown model 'plian'; known models: tgt, cmf,.* or give module:Class"),
         ("nowhere_at_all:Plain", "", "cannot be imported: No module named 'nowhere_at_all'.*PYTHONPATH"),
         ("own:Other", "class Plain: ...", "cannot be imported: module 'own' has no attribute 'Other'"),
         ("own:Plain", "class Plain: ...", r"'own:Plain' is not a subclass of ml.models.contract.Model"),
@@ -185,15 +185,18 @@ def test_a_changed_file_is_read_anew(module):
 def test_what_is_no_model_is_refused_with_a_sentence(module, name, text, message):
     module("own", text)
     with pytest.raises(ValueError, match=message):
-        facts(name, {"plain": "plain:Plain"})
+        facts(name)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rl": 0.1}, "plain: unknown setting 'rl'; known: lr, shift, epochs, start, diffusion.hidden"),
-        ({"diffusion": {"wide": 3}}, "unknown setting 'diffusion.wide'"),
-        ({"diffusion": 3}, "unknown setting 'diffusion'"),
+        (
+            {"rl": 0.1},
+            "plain: unknown hyper-parameter 'rl'; known: lr, shift, epochs, start, diffusion.hidden",
+        ),
+        ({"diffusion": {"wide": 3}}, "unknown hyper-parameter 'diffusion.wide'"),
+        ({"diffusion": 3}, "unknown hyper-parameter 'diffusion'"),
         ({"lr": "1e-3"}, r"lr must be of type float, not '1e-3' \(in YAML write 1.0e-3, not 1e-3\)"),
         ({"epochs": 1.0}, "epochs must be of type int, not 1.0$"),
         ({"epochs": True}, "epochs must be of type int, not True"),
@@ -207,12 +210,11 @@ def test_what_is_no_model_is_refused_with_a_sentence(module, name, text, message
 def test_settings_are_checked_without_the_class(module, settings, message):
     module("plain", PLAIN)
     with pytest.raises(ValueError, match=message):
-        check_settings(facts("plain:Plain", {}), settings)
+        check_settings(read("plain:Plain"), settings)
 
 
 def test_settings_of_the_right_kind_pass_and_build_the_model(module):
     module("plain", PLAIN)
     settings = {"lr": 1, "shift": -2.0, "diffusion": {"hidden": 16}, "diffusion.decay": 0.0}
-    check_settings(facts("plain:Plain", {}), settings)
-    model = construct(imported("plain:Plain"), settings)
+    model = build("plain:Plain", **settings)
     assert (model.lr, model.shift, model.diffusion.hidden, model.diffusion.decay) == (1, -2.0, 16, 0.0)
