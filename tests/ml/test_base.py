@@ -49,9 +49,9 @@ class Shift(TransferModel):
     def loss(self, stack, batch):
         drawn = batch.draws["row"]
         assert torch.equal(drawn[batch.weight > 0], batch.rows[batch.weight > 0])
-        users = stack.gather(stack.users, batch.rows)
-        moved = stack.gather(stack.source, users) + self.parameters_["shift"].unsqueeze(1)
-        return weighted_mean((moved - stack.gather(stack.target, users)).square().sum(2), batch.weight)
+        users = gather(stack.users, batch.rows)
+        moved = gather(stack.source, users) + self.parameters_["shift"].unsqueeze(1)
+        return weighted_mean((moved - gather(stack.target, users)).square().sum(2), batch.weight)
 
     def apply(self, parameters, users):
         return users.factors + parameters["shift"]
@@ -122,8 +122,8 @@ def test_stack_gather_reads_each_replica_its_own_table(sizes, extra, data):
     table = torch.randn(len(sizes), max(sizes), *([2] * extra))
     index = torch.tensor([[data.draw(st.integers(0, n - 1)) for _ in range(3)] for n in sizes])
     expected = torch.stack([table[r][index[r]] for r in range(len(sizes))])
-    assert torch.equal(Stack.gather(table, index), expected)
-    assert torch.equal(Stack.gather(table, index[..., None]), expected.unsqueeze(2))
+    assert torch.equal(gather(table, index), expected)
+    assert torch.equal(gather(table, index[..., None]), expected.unsqueeze(2))
 
 
 def test_stack_pads_short_problems_with_zeros():

@@ -26,10 +26,10 @@ BASELINES = [EMCDR, SSCDR, LACDR, PTUPCDR]
 def test_columns_are_the_gathered_rows_of_every_step():
     table = torch.randn(3, 7, 4)
     index = torch.randint(7, (5, 3, 6))
-    columns = Stack.columns(table, index)
+    columns = gather_columns(table, index)
     assert columns.is_contiguous()
     for step in range(5):
-        assert torch.equal(columns[step], Stack.gather(table, index[step]).mT)
+        assert torch.equal(columns[step], gather(table, index[step]).mT)
 
 
 def test_the_steps_of_a_block_are_its_batches():
