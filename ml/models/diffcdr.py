@@ -218,7 +218,7 @@ class DiffCDR(TransferModel):
             loss, gradients = self.dim_gradients(inputs, batch.draws)
             losses["dim"] = loss.expand(self.replicas)
             optimizer.dim.update(list(gradients.values()), active)
-        moved = self._moved_rows(inputs, batch.draws)
+        moved = self.moved_rows(inputs, batch.draws)
         alignment, gradient = self.alignment_gradient(stack, inputs, moved)
         optimizer.alignment.update([gradient], active)
         return losses | alignment
@@ -227,7 +227,7 @@ class DiffCDR(TransferModel):
         """DIM's loss plus ALM's (R,), as Algorithm 1 descends them one after the other: DIM's output is held
         fixed in ALM's."""
         inputs = batch.inputs or self.inputs(stack, batch)
-        moved = self._moved_rows(inputs, batch.draws)
+        moved = self.moved_rows(inputs, batch.draws)
         loss = self._alignment_loss(stack, inputs, moved)
         return loss if self.parts == "at" else loss + self._dim_loss(inputs, batch.draws)
 
@@ -293,7 +293,7 @@ class DiffCDR(TransferModel):
             slope = slope + (weight * residual)[..., None] * inputs["item"]
         return losses, (slope * row_scale(share, slope)).mT @ moved
 
-    def _moved_rows(self, inputs: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
+    def moved_rows(self, inputs: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
         """What ALM is given for the rows of a batch: DIM's output (R, B, k), without a gradient."""
         if self.parts == "at":
             return inputs["source"]
