@@ -12,8 +12,10 @@ from pathlib import Path
 
 import yaml
 
+from ml.models.registry import MODELS, facts
+
 GROUPS = ("models", "ablations", "controls")
-NO_HYPERPARAMETERS = ("model", "objectives", "clip", "trials")
+NO_HYPERPARAMETERS = ("model", "objectives", "clip", "trials", "title")
 KEYS = {"title", "extends", "validation", "objectives", "factors", *GROUPS, "search", "tasks"}
 
 
@@ -88,6 +90,11 @@ class Profile:
     def registered(self, name: str) -> str:
         """The registry's name of a profile's model."""
         return str(self.settings[name].get("model", name))
+
+    def title_of(self, name: str) -> str:
+        """What tables call a model: what the profile says, else its own title, else that of its kind."""
+        own = self.settings[name].get("title")
+        return str(own) if own else facts(name if name in MODELS else self.kinds(name)[0]).title
 
     @property
     def trained(self) -> tuple[str, ...]:

@@ -112,12 +112,9 @@ def train_target(
 ) -> None:
     """Train the target factors of a task's cells that are missing or stale, together."""
     task, fingerprints = group[0].task, Fingerprints(store, catalog, profile)
+    entries = {cell: store.target_factors(profile.name, cell, objective) for cell in group}
     expected = {cell: fingerprints.target_factors(cell, objective) for cell in group}
-    pending = [
-        cell
-        for cell in group
-        if not store.target_factors(profile.name, cell, objective).stands(expected[cell])
-    ]
+    pending = [cell for cell in group if not entries[cell].stands(expected[cell])]
     title = f"{profile.name}/target_factors {objective}"
     if not pending:
         log.info("%s %s: up to date", title, span(group))

@@ -26,7 +26,7 @@ TRAINING = ("assets.training.run:Training", "assets.data.cell:Gate")
 
 def needs_of(profile: Profile, name: str) -> tuple[str, ...]:
     """All that a model of a profile reads of a cell, each once; where it needs another, the other's too."""
-    needed = [need for kind in profile.kinds(name) for need in facts(kind, MODELS).needs]
+    needed = [need for kind in profile.kinds(name) for need in facts(kind).needs]
     if "model" in needed:
         needed += needs_of(profile, other_of(profile, name))
     return tuple(dict.fromkeys(needed))
@@ -35,7 +35,7 @@ def needs_of(profile: Profile, name: str) -> tuple[str, ...]:
 def other_of(profile: Profile, name: str) -> str:
     """The model of the profile that a model needs, "" where it needs none."""
     kind = profile.kinds(name)[0]
-    return str(profile.model(name, "").get("of", facts(kind, MODELS).defaults.get("of", "")))
+    return str(profile.model(name, "").get("of", facts(kind).defaults.get("of", "")))
 
 
 class Fingerprints:
@@ -70,7 +70,7 @@ class Fingerprints:
     def model(self, name: str, cell: Cell, objective: str) -> str:
         """The fingerprint of a trained model: settings, code and everything it is computed from."""
         profile, needs = self.profile, needs_of(self.profile, name)
-        kinds = [facts(kind, MODELS).path for kind in profile.kinds(name)]
+        kinds = [facts(kind).path for kind in profile.kinds(name)]
         return fingerprint(
             code=code_of(*TRAINING, *kinds),
             settings=profile.trials(name, cell.task),
@@ -117,7 +117,7 @@ class Fingerprints:
 
 def uses_factor_settings(profile: Profile, name: str) -> bool:
     """Whether a model's settings start from the factorizations', or its users are fine-tuned by them."""
-    kinds = [facts(kind, MODELS) for kind in profile.kinds(name)]
+    kinds = [facts(kind) for kind in profile.kinds(name)]
     return any(kind.settings_from == "factors" or "factors" in kind.needs for kind in kinds) or warms(
         profile, name
     )

@@ -25,7 +25,7 @@ HEADLINES = {"rating": ("mae", "rmse"), "ranking": ("ndcg@20", "recall@20")}
 
 def model_asset(axes: Axes, profile: Profile, name: str) -> dg.AssetsDefinition:
     """The asset of one model of a profile."""
-    kinds = [facts(kind, MODELS) for kind in profile.kinds(name)]
+    kinds = [facts(kind) for kind in profile.kinds(name)]
 
     @dg.asset(
         name=name,

@@ -166,7 +166,7 @@ class Training:
 
         given = dict(settings)
         kind = str(given.pop("model"))
-        known = facts(kind, MODELS)
+        known = facts(kind)
         shared = self.profile.factors(task) if known.settings_from == "factors" else {}
         return build(kind, **{k: v for k, v in shared.items() if k in known.defaults} | given)
 
@@ -198,7 +198,7 @@ class Training:
 
     def _mlflow_run(self, cell: Cell) -> contextlib.AbstractContextManager[CellRun]:
         suffix = "" if self.objective.name == "rating" else f".{self.objective.name}"
-        kinds = [facts(kind, MODELS).path for kind in self.profile.kinds(self.name)]
+        kinds = [facts(kind).path for kind in self.profile.kinds(self.name)]
         return self.tracking.run(
             model=f"{self.name}{suffix}",
             task=cell.task,

@@ -43,7 +43,7 @@ class Model(ABC):
     role: ClassVar[str] = "learned"
     # Settings that a profile's factorizations and this model share: `factors` where they start from those.
     settings_from: ClassVar[str] = ""
-    # How first target ratings change what is predicted: `samples` of the user are weighted by them, or nothing.
+    # How first target ratings change what is predicted: `samples` of the user are weighted by them.
     warms_by: ClassVar[str] = ""
 
     @abstractmethod
