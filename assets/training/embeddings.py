@@ -118,13 +118,8 @@ def embeddings_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
 
 def analyse(store: Store, compute: Compute, catalog: Catalog, profile: Profile, group: list[Cell]) -> None:
     """Write the analysis of a task's cells that are missing or stale."""
-    pending = {
-        cell: mark
-        for cell in group
-        if not store.embeddings(profile.name, cell).stands(
-            mark := _fingerprint(store, catalog, profile, cell)
-        )
-    }
+    expected = {cell: _fingerprint(store, catalog, profile, cell) for cell in group}
+    pending = [cell for cell in group if not store.embeddings(profile.name, cell).stands(expected[cell])]
     if not pending:
         log.info("%s/embeddings %s: up to date", profile.name, span(group))
         return
