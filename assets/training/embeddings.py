@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ml.data import SourceUsers
-    from ml.evaluation.embedding import Variant
+    from ml.models.outputs import Variant
 
 log = logging.getLogger("diffcdr")
 CODE = code_of("assets.training.embeddings:analyse")
@@ -205,13 +205,15 @@ def cell_sides(
 
 def vectors_of(profile: Profile, inputs: Inputs, users: Side) -> "dict[Variant, np.ndarray]":
     """The vectors (n, k) float32 that everything gives the users of one side."""
-    from ml.evaluation.embedding import Variant, transferred
+    from ml.models.outputs import Variant, transferred
+    from ml.models.registry import build
 
     vectors = {Variant(SOURCE): users.source.factors, Variant(BASE): users.base}
     for name, entry in inputs.models.items():
         config = json.loads((entry.path / "config.json").read_text())
-        weights = entry.tensors("weights.safetensors")
-        vectors |= transferred(name, config["model"], config["hyperparameters"], weights, users.source)
+        model = build(config["model"], **config["hyperparameters"])
+        model.load_state_dict(entry.tensors("weights.safetensors"))
+        vectors |= transferred(name, model, users.source)
     return {variant: tensor.numpy() for variant, tensor in vectors.items()}
 
 
@@ -286,7 +288,7 @@ def shown_models(variants: "Iterable[Variant]") -> "dict[str, Variant]":
 
 def shown_nfe(variants: "Iterable[Variant]") -> "dict[str, Variant]":
     """The series of panels c and d: the source, and the first model with DIM by function evaluations."""
-    from ml.evaluation.embedding import NFE, Variant
+    from ml.models.outputs import NFE, Variant
 
     with_dim = [variant for variant in variants if variant.model.endswith("_dim") and variant.nfe in NFE]
     shown = {f"nfe {v.nfe}": v for v in with_dim if v.model == with_dim[0].model}
