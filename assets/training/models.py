@@ -145,7 +145,8 @@ def _metadata(trainings: list[ModelTraining], cell: Cell) -> dict:
         cold = metrics[(metrics["stage"] == "cold") & metrics["metric"].isin(HEADLINES[objective])]
         metadata |= {f"{row.selection}_{row.metric}": round(float(row.value), 6) for row in cold.itertuples()}
         metadata["dagster/row_count"] = facts["test_users"]
-        metadata[f"mlflow_run_{objective}"] = dg.MetadataValue.url(facts["mlflow_url"])
+        if "mlflow_url" in facts:
+            metadata[f"mlflow_run_{objective}"] = dg.MetadataValue.url(facts["mlflow_url"])
     return metadata
 
 

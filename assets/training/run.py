@@ -683,8 +683,7 @@ class ModelTraining:
         self.entry(cell).write(
             files,
             mark,
-            mlflow_run_id=run.run_id,
-            mlflow_url=run.url,
+            **run.facts,
             test_users=len(self._held_out(cell)["test"][0]),
             warm_left_out=outcome.warm_left_out,
         )
