@@ -1,20 +1,25 @@
 """The stages of `diffcdr run` in order, each a Dagster run of one job."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import dagster as dg
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.execute_in_process import core_execute_in_process, merge_run_tags
 
 from assets.settings.axes import CATALOG, Cell, Trial
 from assets.settings.profile import load_profiles
 from assets.training.models import BASES, upstream
 from assets.training.warming import diffusions
+from pipeline import processes, stopping
 from pipeline.definitions import defs
+from pipeline.executor import FROM_COMMAND_LINE
 
 Step = tuple[str, Callable[[], object]]
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 # The UI lists a run under its job and on the timeline by this tag, which it sets itself on runs it launches.
-OUR_RUNS = {".dagster/repository": "__repository__@diffcdr"}
+# The daemon starts nothing again that somebody started by hand.
+OUR_RUNS = {".dagster/repository": "__repository__@diffcdr", "dagster/max_retries": "0"}
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 
 
@@ -105,16 +110,41 @@ class Chain:
         last: str | None = None,
         assets: Sequence[dg.AssetKey] | None = None,
     ) -> Callable[[], object]:
-        where = {"partition_key": first} if first == last else {}
         span = {} if first == last else {RANGE_START: first, RANGE_END: last}
         return functools.partial(
-            defs.resolve_job_def(job).execute_in_process,
-            instance=self.instance,
-            asset_selection=assets,
-            run_config=QUIET,
-            tags={**OUR_RUNS, **span},
-            **where,
+            execute,
+            self.instance,
+            defs.resolve_job_def(job),
+            assets,
+            {**OUR_RUNS, **span},
+            first if first == last else None,
         )
+
+
+def execute(
+    instance: dg.DagsterInstance,
+    job: dg.JobDefinition,
+    assets: Sequence[dg.AssetKey] | None = None,
+    tags: Mapping[str, str] | None = None,
+    partition: str | None = None,
+) -> None:
+    """Run a job in this process, by its own executor; raises what a step raises.
+
+    `JobDefinition.execute_in_process` would put another executor in its place, which waits for pools unheard.
+    """
+    assets = list(assets or ())
+    tags = {**(tags or {}), **processes.tags(), FROM_COMMAND_LINE: "true"}
+    core_execute_in_process(
+        job=InMemoryJob(job.get_subset(asset_selection=frozenset(assets)) if assets else job),
+        instance=instance,
+        run_config=QUIET,
+        run_tags=merge_run_tags(job, partition, tags, assets, instance, QUIET),
+        asset_selection=frozenset(assets),
+        output_capturing_enabled=False,
+        raise_on_error=True,
+    )
+    # A signal that came between two steps has been noted, and nothing more.
+    stopping.raise_if_received()
 
 
 def adjacent(chosen: Sequence[int], axis: Sequence[int]) -> list[list[int]]:

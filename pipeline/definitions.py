@@ -26,6 +26,7 @@ from pipeline.automation import (
     watch_sources,
     weekly_refresh,
 )
+from pipeline.executor import in_process
 from pipeline.jobs import build_jobs
 
 
@@ -53,7 +54,7 @@ def build_defs() -> dg.Definitions:
         sensors=[watch_sources, stale_cells_sensor, freshness_sensor],
         schedules=[weekly_refresh],
         resources={"store": Store(), "compute": Compute(), "tracking": MlflowTracking()},
-        executor=dg.in_process_executor,
+        executor=in_process,
     )
 
 

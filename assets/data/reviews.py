@@ -151,7 +151,7 @@ def _query(domain: Domain, folder: Path) -> Path:
     return file
 
 
-def _connect(domain: Domain, folder: Path) -> duckdb.DuckDBPyConnection:
+def _connect(domain: Domain, folder: Path) -> "duckdb.DuckDBPyConnection":
     """To the domain's database, which is only read, or in memory where the query names its files itself."""
     settings = {"temp_directory": str(folder)}
     try:

@@ -509,7 +509,7 @@ def recommend_file(bundle: Bundle, users: Path, output: Path, k: int) -> dict[st
     return {"users": n, "by_popularity": by_popularity}
 
 
-def _stage(connection: duckdb.DuckDBPyConnection, users: Path, bundle: Bundle) -> Callable:
+def _stage(connection: "duckdb.DuckDBPyConnection", users: Path, bundle: Bundle) -> Callable:
     """Make the table asked(n, user_id), and history(n, item, rating, place) where the file has one; returns
     what picks a chunk of users from them."""
     try:
@@ -552,14 +552,14 @@ def _parquet(path: Path) -> str:
     return "read_parquet('{}', file_row_number = true)".format(str(path).replace("'", "''"))
 
 
-def _register(connection: duckdb.DuckDBPyConnection, table: str, name: str, ids: np.ndarray) -> None:
+def _register(connection: "duckdb.DuckDBPyConnection", table: str, name: str, ids: np.ndarray) -> None:
     frame = pa.table({name: pa.array(ids, pa.string()), "code": np.arange(len(ids))})
     connection.register("frame", frame)
     connection.execute(f"CREATE TABLE {table} AS FROM frame")
     connection.unregister("frame")
 
 
-def _refuse(connection: duckdb.DuckDBPyConnection, users: Path, bad: str, reason: str) -> None:
+def _refuse(connection: "duckdb.DuckDBPyConnection", users: Path, bad: str, reason: str) -> None:
     """Raise RecommendationError with the first row for which the condition `bad` holds."""
     found = connection.execute(
         f"SELECT file_row_number + 1, {reason} FROM {_parquet(users)} WHERE {bad} ORDER BY 1 LIMIT 1"
@@ -568,7 +568,7 @@ def _refuse(connection: duckdb.DuckDBPyConnection, users: Path, bad: str, reason
         raise RecommendationError(f"{users}, row {found[0]}: {found[1]}; correct or remove that row")
 
 
-def _refuse_ratings(connection: duckdb.DuckDBPyConnection, users: Path, bundle: Bundle) -> None:
+def _refuse_ratings(connection: "duckdb.DuckDBPyConnection", users: Path, bundle: Bundle) -> None:
     low, high = bundle.scale
     rating = "'rating ' || coalesce(rating::VARCHAR, 'null')"
     _refuse(
@@ -585,7 +585,7 @@ def _refuse_ratings(connection: duckdb.DuckDBPyConnection, users: Path, bundle: 
         _refuse(connection, users, bad, f"{rating} || ' is none of the levels {known}'")
 
 
-def _looked_up(connection: duckdb.DuckDBPyConnection, bundle: Bundle, start: int) -> Asked:
+def _looked_up(connection: "duckdb.DuckDBPyConnection", bundle: Bundle, start: int) -> Asked:
     rows = connection.execute(
         """SELECT user_id, coalesce(code, -1) AS code FROM asked LEFT JOIN codes USING (user_id)
            WHERE n >= $1 AND n < $2 ORDER BY n""",
@@ -594,7 +594,7 @@ def _looked_up(connection: duckdb.DuckDBPyConnection, bundle: Bundle, start: int
     return bundle.known_users(np.asarray(rows["code"], np.int64), np.asarray(rows["user_id"], object))
 
 
-def _folded_in(connection: duckdb.DuckDBPyConnection, bundle: Bundle, start: int) -> Asked:
+def _folded_in(connection: "duckdb.DuckDBPyConnection", bundle: Bundle, start: int) -> Asked:
     """Users by the ratings in the file; a code only says that an id is known as well."""
     import torch
 

@@ -1,7 +1,7 @@
 """Where everything lies on disk, and how it is written: whole or not at all.
 
-All state is under one folder, `DIFFCDR_HOME` (default `.diffcdr` in the project). Files that DuckDB or a
-download writes in place stay local; everything else may live behind an fsspec URL (`DIFFCDR_ARTIFACTS`).
+All state is under one folder, `DIFFCDR_HOME` (default `.diffcdr` in the working folder). Files that DuckDB or
+a download writes in place stay local; everything else may live behind an fsspec URL (`DIFFCDR_ARTIFACTS`).
 Every folder that counts holds a `manifest.json`, written last; a folder without one is not there. The
 manifest's fingerprint covers configuration, inputs and code, so that finished work can be told from stale.
 """
@@ -192,7 +192,7 @@ class Store(dg.ConfigurableResource):
 
     @property
     def root(self) -> Path:
-        return Path(self.home or os.environ.get("DIFFCDR_HOME") or PROJECT / ".diffcdr").absolute()
+        return Path(self.home or os.environ.get("DIFFCDR_HOME") or ".diffcdr").absolute()
 
     @property
     def artifact_root(self) -> UPath:

@@ -78,7 +78,8 @@ def _metadata(trainings: list[Training], cell: Cell) -> dict:
         cold = metrics[(metrics["stage"] == "cold") & metrics["metric"].isin(HEADLINES[objective])]
         metadata |= {f"{row.selection}_{row.metric}": round(float(row.value), 6) for row in cold.itertuples()}
         metadata["dagster/row_count"] = manifest["test_users"]
-        metadata[f"mlflow_run_{objective}"] = dg.MetadataValue.url(manifest["mlflow_url"])
+        if "mlflow_url" in manifest:
+            metadata[f"mlflow_run_{objective}"] = dg.MetadataValue.url(manifest["mlflow_url"])
     return metadata
 
 

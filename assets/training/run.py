@@ -5,7 +5,7 @@ The loop knows no model by name: it asks the class what it needs, and the fitted
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,13 +62,22 @@ class Training:
             log.info("%s %s: up to date", self.title, span(group))
             return
         gates = [self._gate(cell) for cell in pending]
-        with Runs(self._mlflow_run(cell) for cell in pending) as runs:
-            outcomes = self._best_trial(gates, list(runs))
+        with contextlib.ExitStack() as stack:
+            runs = [stack.enter_context(self._mlflow_run(cell)) for cell in pending]
+            outcomes = self._best_trial(gates, runs)
             if self._warms(gates[0]):
                 fine_tune_held_out(gates, outcomes, self.objective, self._clip(gates[0]))
-            for gate, run, outcome in zip(gates, list(runs), outcomes, strict=True):
-                with runs.finish(run):
+            failed = []
+            for gate, run, outcome in zip(gates, runs, outcomes, strict=True):
+                try:
                     self._write(gate, fingerprints[gate.cell], run, outcome)
+                    run.finish()
+                # The neighbours are trained: they are written before the first failure is raised.
+                except Exception as error:
+                    run.fail(str(error))
+                    failed.append(error)
+            if failed:
+                raise failed[0]
 
     @property
     def fingerprints(self) -> Fingerprints:
@@ -247,8 +256,7 @@ class Training:
         self.entry(gate.cell).write(
             files,
             fingerprint,
-            mlflow_run_id=run.run_id,
-            mlflow_url=run.url,
+            **run.facts,
             test_users=len(gate.members("test")),
             warm_left_out=outcome.warm_left_out,
         )
@@ -293,32 +301,3 @@ def _judged(model: "Model", replica: int, judges: Mapping[str, Judge]) -> dict[s
         for side, judge in judges.items()
         for metric, value in judge(model, replica).items()
     }
-
-
-class Runs:
-    """The MLflow runs of cells that are trained together: one that cannot be written fails alone."""
-
-    def __init__(self, managers: Iterator[contextlib.AbstractContextManager[CellRun]]) -> None:
-        self._managers, self._open = managers, {}
-
-    def __enter__(self) -> "Runs":
-        for manager in self._managers:
-            stack = contextlib.ExitStack()
-            run = stack.enter_context(manager)
-            self._open[run.run_id] = (run, stack)
-        return self
-
-    def __iter__(self) -> Iterator[CellRun]:
-        return iter([run for run, _ in self._open.values()])
-
-    @contextlib.contextmanager
-    def finish(self, run: CellRun) -> Iterator[None]:
-        """End one run with what is done in the block: as finished, or as failed by its exception."""
-        _, stack = self._open.pop(run.run_id)
-        with stack:
-            yield
-
-    def __exit__(self, *reason: object) -> None:
-        """Runs that are still open were cut off by `reason`."""
-        for _, stack in self._open.values():
-            stack.__exit__(*reason)

@@ -207,8 +207,7 @@ class Search:
         entry.write(
             {"surface.parquet": parquet(surface), "surface.png": image},
             mark,
-            mlflow_run_id=run.run_id,
-            mlflow_url=run.url,
+            **run.facts,
         )
 
 
@@ -270,7 +269,7 @@ def _metadata(entry: Entry) -> dict:
         "epoch": int(best["epoch"]),
         **{metric: float(best[metric]) for metric in METRICS},
         **_at_paper(surface),
-        "mlflow_run": dg.MetadataValue.url(facts["mlflow_url"]),
+        **({"mlflow_run": dg.MetadataValue.url(facts["mlflow_url"])} if "mlflow_url" in facts else {}),
         "surface": dg.MetadataValue.md(plots.as_markdown(image, "validation error over λ and s")),
     }
 
