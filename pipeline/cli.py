@@ -212,12 +212,13 @@ def verdict(
     """Say whether transfer helps, by how much, and which model to use, from the cells that are finished."""
     with _errors_in_one_line(debug):
         from assets.report.parts import verdict_layouts
-        from assets.settings.axes import CATALOG
+        from assets.settings.catalog import load_catalog
         from assets.state.store import Store
 
-        for name in task or list(CATALOG.tasks):
+        names = task or list(load_catalog().tasks)
+        for name in names:
             settings = _known_profile(name, profile)
-        shown = verdict_layouts(Store(), settings, task or list(CATALOG.tasks))
+        shown = verdict_layouts(Store(), settings, names)
         if not shown:
             raise LookupError(
                 f"no finished cell of profile {profile} with validation users; run "
@@ -261,13 +262,13 @@ def _enter(pair) -> str:
 def _inspect_task(task: str):
     """The report of a task, its ratings fetched and read where they are not there yet."""
     from assets.data.overview import inspect_task
-    from assets.settings.axes import CATALOG
+    from assets.settings.catalog import load_catalog
     from assets.state.store import Store
     from pipeline.chain import Chain
 
     with _opened_instance() as instance:
         _perform(Chain(instance, [task], [], [], [], []).data_steps())
-    return inspect_task(Store(), CATALOG, task)
+    return inspect_task(Store(), load_catalog(), task)
 
 
 def _perform(steps) -> None:
