@@ -6,10 +6,13 @@ Every cell ends as the same folder of the store:
 - `weights.safetensors`, where the model has any, and `config.json`: what `restored` makes it of again;
 - `user_errors.parquet`: each test user's sums of errors (rating); `coverage.parquet`: where the errors are
   (rating); `calibration.parquet`: of predicted distributions; `throughput.parquet`: how fast it was;
+- `lists.parquet`: each test user's list; `list_scores.parquet`: its metrics (ranking); `list_groups.parquet`:
+  metrics by popularity of the items and length of the history, and beyond accuracy;
 - `trials.parquet`: the settings that were tried and their validation errors, where there were several.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from ml.models.contract import Model
     from ml.replicas import Epoch
 
+log = logging.getLogger("diffcdr")
+LISTED = 20  # items of a list
+
 
 @dataclass
 class Outcome:
@@ -39,6 +45,7 @@ class Outcome:
 
     settings: the model's kind and hyper-parameters; vectors: target user vectors of the held-out users by
     side, and the item vectors that they meet, of models that have them; predicted: of the test ratings;
+    lists: (test users, LISTED) items, best first, where the objective is ranking;
     warm: metrics by epoch of fine-tuning, and `before` it, by side; trials: all that were tried; speed:
     samples and seconds.
     """
@@ -48,6 +55,7 @@ class Outcome:
     vectors: "dict[str, Tensor]" = field(default_factory=dict)
     items: "Tensor | None" = None
     predicted: "Predicted | None" = None
+    lists: "Tensor | None" = None
     weights: "dict[str, Tensor]" = field(default_factory=dict)
     trials: list[dict] = field(default_factory=list)
     before: dict[str, dict] = field(default_factory=dict)
@@ -95,24 +103,21 @@ class Judge:
     def __init__(self, held: "HeldOut", objective: "Objective", clip: tuple[float, float] | None) -> None:
         self.held, self.objective, self.clip = held, objective, clip
         self.predicted: Predicted | None = None
+        self.lists: Tensor | None = None
         self.seconds = np.inf
 
     def __call__(self, model: "Model", replica: int) -> dict[str, float]:
         """Metrics of the held-out ratings."""
         from ml.evaluation.cold_start import list_metrics, rating_metrics
-        from ml.evaluation.ranking import Diverged, undefined_metrics
 
         held, watch = self.held, Stopwatch()
         if self.objective.name == "ranking":
             expected = model.expected(held.ratings, len(held), replica)
             if expected is not None:
                 return expected
-            try:
-                with watch:
-                    top = lambda users, k: model.top(users, k, replica=replica)[0]  # noqa: E731
-                    metrics = list_metrics(top, held, model.items_of(replica))
-            except Diverged:
-                metrics = undefined_metrics()
+            with watch:
+                self.lists = _lists(model, held, replica)
+            metrics = list_metrics(self.lists, held.ratings, model.items_of(replica))
         else:
             with watch:
                 self.predicted = model.predict(held.users, held.ratings, replica)
@@ -121,6 +126,19 @@ class Judge:
             metrics |= model.own_metrics(held.users, held.ratings, replica)
         self.seconds = min(self.seconds, watch.seconds)
         return metrics
+
+
+def _lists(model: "Model", held: "HeldOut", replica: int) -> "Tensor":
+    """The LISTED best items of each held-out user; empty lists of a model that has diverged."""
+    import torch
+
+    from ml.evaluation.ranking import Diverged
+
+    try:
+        return model.top(held.users, LISTED, replica=replica)[0]
+    except Diverged as reason:
+        log.warning("%s gives no lists: %s", model.name, reason)
+        return torch.full((len(held), LISTED), -1)
 
 
 def metric_rows(outcome: Outcome, objective: "Objective") -> list[dict]:
@@ -175,25 +193,72 @@ def error_files(gate: Gate, predicted: "Predicted", clip: tuple[float, float] | 
     return files
 
 
+def list_files(gate: Gate, lists: "Tensor") -> dict[str, bytes]:
+    """What the test users are shown, how good it is for each, and for which items and users it is."""
+    import torch
+
+    from ml.evaluation.lists import beyond_accuracy, by_length, by_popularity, list_scores
+
+    held, members = gate.held_out("test"), gate.members("test")
+    popularity = torch.from_numpy(_training_counts(gate))
+    scores = list_scores(lists, held.ratings, len(popularity))
+    by_user = {"user": members[scores.users.numpy()], **{n: v.numpy() for n, v in scores.values.items()}}
+    shown = pd.DataFrame(lists.numpy().astype(np.int32), columns=[f"{i + 1}" for i in range(lists.shape[1])])
+    shown.insert(0, "user", members)
+    history = torch.from_numpy(_liked_counts(gate))
+    groups = [
+        {"by": "all", "group": "all", **beyond_accuracy(lists, popularity, _training_users(gate))},
+        *(
+            {"by": "popularity", "group": r.pop("third"), **r}
+            for r in by_popularity(lists, held.ratings, popularity)
+        ),
+        *({"by": "history", "group": _span(row), **row} for row in by_length(scores, history)),
+    ]
+    return {
+        "lists.parquet": parquet(shown),
+        "list_scores.parquet": parquet(pd.DataFrame(by_user)),
+        "list_groups.parquet": parquet(pd.DataFrame(groups)),
+    }
+
+
+def _span(row: dict) -> str:
+    """`1–4`, or `50 or more`, of a row with `from` and `to`, which it loses."""
+    start, end = row.pop("from"), row.pop("to")
+    return f"{start} or more" if end is None else f"{start}" if start == end else f"{start}–{end}"
+
+
+def _training_counts(gate: Gate) -> np.ndarray:
+    """Training ratings of each target item: (items,) int64."""
+    target = domain_ratings(gate.store, gate.cell.target.name)
+    rows = training_rows(gate.store, gate.profile, gate.cell)
+    return np.bincount(target.items[rows], minlength=target.n_items)
+
+
+def _training_users(gate: Gate) -> int:
+    target = domain_ratings(gate.store, gate.cell.target.name)
+    return len(np.unique(target.users[training_rows(gate.store, gate.profile, gate.cell)]))
+
+
+def _liked_counts(gate: Gate) -> np.ndarray:
+    """Liked source items of each test user: (n,) int64."""
+    members = gate.members("test")
+    liked = gate.store.overlap(gate.cell.task).table("liked.parquet")["user"]
+    return np.bincount(liked, minlength=members.max() + 1)[members]
+
+
 def _coverage(gate: Gate, held: "HeldOut", predicted: "Predicted", clips: bool) -> pd.DataFrame:
     """The test users' errors by training ratings of the item, by source history and by prediction."""
     import torch
 
     from ml.evaluation.coverage import coverage
 
-    cell, members = gate.cell, gate.members("test")
-    target = domain_ratings(gate.store, cell.target.name)
-    of_item = np.bincount(
-        target.items[training_rows(gate.store, gate.profile, cell)], minlength=target.n_items
-    )
-    liked = gate.store.overlap(cell.task).table("liked.parquet")["user"]
-    history = np.bincount(liked, minlength=members.max() + 1)[members]
+    of_item, history = _training_counts(gate), _liked_counts(gate)
     sums = coverage(
         predicted.mean,
         held.ratings.values,
         torch.from_numpy(of_item)[held.ratings.items],
         torch.from_numpy(history)[held.ratings.users],
-        cell.target.scale,
+        gate.cell.target.scale,
         clips,
         None if predicted.median is predicted.mean else predicted.median,
     )

@@ -27,6 +27,7 @@ from assets.training.outcome import (
     Outcome,
     error_files,
     fine_tune_held_out,
+    list_files,
     losses_of,
     metric_rows,
     model_files,
@@ -166,7 +167,7 @@ class Training:
                     run.metrics(row, epoch.number)
                 if outcome.record({"epoch": epoch.number, **row}, self.objective):
                     outcome.keep(model, r, sides[r])
-                    outcome.predicted = judges[r]["test"].predicted
+                    outcome.predicted, outcome.lists = judges[r]["test"].predicted, judges[r]["test"].lists
         self._set_speed(model, gates, outcomes, judges, watch.seconds)
         return outcomes
 
@@ -249,6 +250,8 @@ class Training:
         predicted = outcome.predicted
         if self.objective.name == "rating":
             files |= error_files(gate, predicted or self._predicted(gate, outcome), self._clip(gate))
+        if outcome.lists is not None:
+            files |= list_files(gate, outcome.lists)
         if outcome.trials:
             files["trials.parquet"] = parquet(pd.DataFrame(outcome.trials))
         if outcome.speed:

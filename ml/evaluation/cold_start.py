@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from ml.data import HeldOut, Predicted, Ratings, Users
+from ml.data import Predicted, Ratings
 from ml.evaluation.distribution import crps, distribution_scores
+from ml.evaluation.lists import list_scores
 from ml.evaluation.ranking import metrics_of_lists, rank_metrics
 from ml.evaluation.ratings import predict, rating_errors
 from ml.evaluation.selection import Objective
@@ -51,14 +50,11 @@ def crps_of(predicted: Predicted, ratings: Ratings) -> Tensor:
     return crps(predicted.probabilities, predicted.levels, ratings.values)
 
 
-def list_metrics(
-    top: Callable[[Users, int], Tensor], held: HeldOut, n_items: int, k: int = 20
-) -> dict[str, float]:
-    """The metrics of `rank_metrics` of the lists that `top(users, k)`, (n, k) int64, gives to those held-out
-    users who have a rating. A model that has diverged has NaN."""
-    users, ratings = held.ratings.users.unique(return_inverse=True)
-    wanted = Ratings(ratings, held.ratings.items, held.ratings.values)
-    return metrics_of_lists(top(held.users.take(users), k), wanted, n_items)
+def list_metrics(lists: Tensor, ratings: Ratings, n_items: int) -> dict[str, float]:
+    """The metrics of `rank_metrics` at k of lists (n, k) int64 of n users, with those of `list_scores`."""
+    scores = list_scores(lists, ratings, n_items)
+    means = {name: value for name, value in scores.means().items() if "@" in name}
+    return means | metrics_of_lists(lists, ratings, n_items)
 
 
 def user_error_sums(

@@ -25,11 +25,6 @@ class Diverged(ValueError):
     """A model's numbers are no numbers; nothing can be ranked by them."""
 
 
-def undefined_metrics(k: int = 20) -> dict[str, float]:
-    """NaN under every name of `metrics_of_lists`: what a model that has diverged is judged by."""
-    return dict.fromkeys(_metrics(torch.zeros(1, k), torch.ones(1, dtype=torch.int64)), math.nan)
-
-
 @torch.no_grad()
 def top_k(
     user_factors: Tensor, item_factors: Tensor, k: int = 20, exclude: Ratings | None = None
@@ -201,8 +196,7 @@ def rank_metrics(
 
 
 def metrics_of_lists(lists: Tensor, relevant: Ratings, n_items: int) -> dict[str, float]:
-    """The metrics of `rank_metrics` at k of lists (n, k) int64, −1 where a place is empty, of n users of whom
-    each has a relevant item."""
+    """The metrics of `rank_metrics` at k of lists (n, k) int64, −1 where a place is empty."""
     wanted = _pairs(relevant, n_items).unique().to(lists.device)
     users, counts = (wanted // n_items).unique_consecutive(return_counts=True)
     hits = (lists[users] >= 0) & torch.isin(users[:, None] * n_items + lists[users], wanted)

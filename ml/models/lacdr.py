@@ -67,7 +67,7 @@ class LACDR(TransferModel):
 
     @torch.no_grad()
     def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """∂‖e‖/∂e = e / ‖e‖, 0 at 0: by either matrix through e = D E x − x, by E through the codes' distance."""
+        """∂‖e‖/∂e = e / ‖e‖, 0 at 0: by either matrix by e = D E x − x, by E also by the codes' distance."""
         vectors = batch.inputs or self.inputs(stack, batch)
         codes = {side: self.encoded(side, columns) for side, columns in vectors.items()}
         apart, between = weighted_norm(codes["source"] - codes["target"], 2 * batch.weight)
