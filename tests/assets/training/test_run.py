@@ -1,4 +1,4 @@
-"""The training loop on the tiny task: what a cell leaves, and that all models are judged by the same rules."""
+"""The training loop on the tiny task: what a cell leaves; all models are judged by the same rules."""
 
 import dataclasses
 
