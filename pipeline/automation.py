@@ -50,8 +50,8 @@ def weekly_refresh(store: Store) -> Iterator[dg.RunRequest]:
 def changed_domains(store: Store) -> Iterator[dg.RunRequest]:
     """A run of `ingest` for each domain whose source has changed; one change asks once, even if it fails."""
     for domain in CATALOG.domains.values():
-        if mark := change(store, domain):
-            yield dg.RunRequest(run_key=f"{domain.name}-{mark}", partition_key=domain.name)
+        if change_found := change(store, domain):
+            yield dg.RunRequest(run_key=f"{domain.name}-{change_found}", partition_key=domain.name)
 
 
 stale_cells_sensor = dg.AutomationConditionSensorDefinition(

@@ -45,13 +45,13 @@ def find_overlap(store: Store, task: Task) -> dict:
     entry = store.overlap(task.name)
     sides = {side: store.ratings(domain).require() for side, domain in _sides(task).items()}
     liked_above = CATALOG.domains[task.source].liked_above
-    mark = fingerprint(
+    wanted = fingerprint(
         code=OVERLAP_CODE,
         sides={side: m["fingerprint"] for side, m in sides.items()},
         expected=task.overlap,
         liked_above=liked_above,
     )
-    if entry.stands(mark):
+    if entry.is_current(wanted):
         log.info("overlap %s: up to date", task.name)
         return entry.require()
     users, liked = _query_overlap(store, task, liked_above)
@@ -69,7 +69,7 @@ def find_overlap(store: Store, task: Task) -> dict:
     log.info("overlap %s: %d users, %d liked source ratings", task.name, len(users), len(liked))
     return entry.write(
         {"users.parquet": parquet(users), "liked.parquet": parquet(liked)},
-        mark,
+        wanted,
         users=len(users),
         liked=len(liked),
         without_liked=len(users) - with_liked,
@@ -147,14 +147,14 @@ def draw_split(store: Store, cell: Cell) -> dict:
     shared, entry, config = store.overlap(cell.task), store.split(cell), CATALOG.split
     shared_facts = shared.require()
     seed = cell.seed if config.seed is None else config.seed
-    mark = fingerprint(
+    wanted = fingerprint(
         code=SPLIT_CODE,
         overlap=shared_facts["fingerprint"],
         beta=cell.beta,
         seed=seed,
         validation=config.validation,
     )
-    if entry.stands(mark):
+    if entry.is_current(wanted):
         return entry.require()
     users = shared.table("users.parquet")
     roles = splits.assign_roles(len(users), cell.beta, seed, cell.task, config.validation)
@@ -167,7 +167,7 @@ def draw_split(store: Store, cell: Cell) -> dict:
     log.info("split %s: %s", cell.key, ", ".join(f"{count} {role}" for role, count in counts.items()))
     return entry.write(
         files,
-        mark,
+        wanted,
         counts=counts,
         manifest_hash=splits.manifest_hash(users["user_id"].tolist(), roles),
         warm_start="by time" if shared_facts["timed"] else "refused: a domain has no timestamps",

@@ -66,7 +66,7 @@ Count = Annotated[StrictInt, Field(ge=1)]
 
 
 class CatalogError(ValueError):
-    """The catalogue cannot be used; the message names the file, the key and the mend."""
+    """The catalogue cannot be used; the message names the file, the key and the hint."""
 
 
 class _Entry(BaseModel):

@@ -18,7 +18,7 @@ KEYS = {"title", "extends", "validation", "objectives", "factors", *GROUPS, "sea
 
 
 class ProfileError(ValueError):
-    """A profile that cannot be used; the message names the file and the mend."""
+    """A profile that cannot be used; the message names the file and the hint."""
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,10 @@ def fit_source(store: Store, profile: Profile, domain: str, seed: int) -> dict:
     from ml.distribution.effects import fit_effects
 
     entry = store.source_effects(profile.name, domain, seed)
-    mark = fingerprint(code=CODE, seed=seed, ratings=store.ratings(domain).require()["fingerprint"])
+    wanted = fingerprint(code=CODE, seed=seed, ratings=store.ratings(domain).require()["fingerprint"])
     title = f"{profile.name}/source_effects {domain} seed {seed}"
     with store.lock(f"effects-{profile.name}-{domain}-{seed}"):
-        if entry.stands(mark):
+        if entry.is_current(wanted):
             log.info("%s: up to date", title)
             return entry.require()
         ratings = domain_ratings(store, domain)
@@ -68,5 +68,5 @@ def fit_source(store: Store, profile: Profile, domain: str, seed: int) -> dict:
             "prior_covariance": effects.prior_covariance,
         }
         return entry.write(
-            {"effects.safetensors": tensors(held)}, mark, users=ratings.n_users, items=ratings.n_items
+            {"effects.safetensors": tensors(held)}, wanted, users=ratings.n_users, items=ratings.n_items
         )

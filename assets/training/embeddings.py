@@ -119,15 +119,15 @@ def embeddings_asset(profile: Profile) -> dg.AssetsDefinition:
 def analyse(store: Store, compute: Compute, profile: Profile, group: list[Cell]) -> None:
     """Write the analysis of a task's cells that are missing or stale."""
     pending = {
-        cell: mark
+        cell: wanted
         for cell in group
-        if not store.embeddings(profile.name, cell).stands(mark := _mark(store, profile, cell))
+        if not store.embeddings(profile.name, cell).is_current(wanted := _fingerprint(store, profile, cell))
     }
     if not pending:
         log.info("%s/embeddings %s: up to date", profile.name, span(group))
         return
     truth = train_truth(store, compute, profile, list(pending))
-    for cell, mark in pending.items():
+    for cell, wanted in pending.items():
         inputs = cell_inputs(store, profile, cell)
         sides = cell_sides(store, profile, cell, inputs, truth[cell.seed])
         vectors = {side: vectors_of(profile, inputs, users) for side, users in sides.items()}
@@ -140,7 +140,7 @@ def analyse(store: Store, compute: Compute, profile: Profile, group: list[Cell])
             "figure4.svg": _saved(figure(points), "svg", dpi=150),
         }
         facts = {"users": {side: len(users.rows) for side, users in sides.items()}}
-        store.embeddings(profile.name, cell).write(files, mark, models=sorted(inputs.models), **facts)
+        store.embeddings(profile.name, cell).write(files, wanted, models=sorted(inputs.models), **facts)
 
 
 def cell_inputs(store: Store, profile: Profile, cell: Cell) -> Inputs:
@@ -150,11 +150,7 @@ def cell_inputs(store: Store, profile: Profile, cell: Cell) -> Inputs:
     been trained yet is left out. Raises NotMaterialized where none has been.
     """
     entries = {name: store.model(profile.name, name, cell) for name in profile.models}
-    models = {
-        name: entry
-        for name, entry in entries.items()
-        if entry.manifest() is not None and (entry.path / "weights.safetensors").exists()
-    }
+    models = {name: entry for name, entry in entries.items() if entry.has("weights.safetensors")}
     if not models:
         raise NotMaterialized(
             f"no model of profile {profile.name} has weights for {cell.key}: materialize one of "
@@ -168,7 +164,7 @@ def cell_inputs(store: Store, profile: Profile, cell: Cell) -> Inputs:
     )
 
 
-def _mark(store: Store, profile: Profile, cell: Cell) -> str:
+def _fingerprint(store: Store, profile: Profile, cell: Cell) -> str:
     """The fingerprint of a cell's analysis: settings, code and everything it is computed from."""
     inputs = cell_inputs(store, profile, cell)
     upstream = {"source": inputs.source, "target": inputs.target, **inputs.models}
@@ -222,7 +218,7 @@ def vectors_of(profile: Profile, inputs: Inputs, users: Side) -> "dict[Variant, 
 
     vectors = {Variant(SOURCE): users.source.factors, Variant(BASE): users.base}
     for name, entry in inputs.models.items():
-        config = json.loads((entry.path / "config.json").read_text())
+        config = json.loads(entry.read("config.json"))
         weights = entry.tensors("weights.safetensors")
         vectors |= transferred(name, config["model"], config["hyperparameters"], weights, users.source)
     return {variant: tensor.numpy() for variant, tensor in vectors.items()}

@@ -98,7 +98,7 @@ def train_source(
     entries = {
         seed: store.source_factors(profile.name, domain, config, seed, objective) for seed in sorted(seeds)
     }
-    mark = fingerprint(
+    wanted = fingerprint(
         code=SOURCE_CODE,
         settings=profile.factors(task),
         objective=objective,
@@ -107,12 +107,12 @@ def train_source(
     title = f"{profile.name}/source_factors {domain} {objective}"
     # Two tasks, or two β in two runs, may want the same factors at once: the second waits and finds them.
     with store.lock(f"source-{profile.name}-{domain}-{config}-{objective}"):
-        pending = [seed for seed, entry in entries.items() if not entry.stands(mark)]
+        pending = [seed for seed, entry in entries.items() if not entry.is_current(wanted)]
         if pending:
             tables = [source_table(store, domain, seed, objective) for seed in pending]
             work = Work(tables, f"source/{domain}", f"{title} seeds {pending}")
             for seed, table, fitted in zip(pending, tables, _fit(compute, profile, task, work), strict=True):
-                _write(entries[seed], mark, table, fitted)
+                _write(entries[seed], wanted, table, fitted)
         else:
             log.info("%s seeds %s: up to date", title, sorted(entries))
     return {seed: entry.require() for seed, entry in entries.items()}
@@ -122,10 +122,10 @@ def train_target(store: Store, compute: Compute, profile: Profile, group: list[C
     """Train the target factors of a task's cells that are missing or stale, together."""
     task = group[0].task
     pending = {
-        cell: mark
+        cell: wanted
         for cell in group
-        if not store.target_factors(profile.name, cell, objective).stands(
-            mark := _target_mark(store, profile, cell, objective)
+        if not store.target_factors(profile.name, cell, objective).is_current(
+            wanted := _target_fingerprint(store, profile, cell, objective)
         )
     }
     title = f"{profile.name}/target_factors {objective}"
@@ -136,8 +136,8 @@ def train_target(store: Store, compute: Compute, profile: Profile, group: list[C
     judges = [target_judge(store, profile, cell, objective) for cell in pending]
     work = Work(tables, f"target/{task}", f"{title} {span(list(pending))}", judges)
     fitted = _fit(compute, profile, task, work)
-    for (cell, mark), table, each in zip(pending.items(), tables, fitted, strict=True):
-        _write(store.target_factors(profile.name, cell, objective), mark, table, each)
+    for (cell, wanted), table, each in zip(pending.items(), tables, fitted, strict=True):
+        _write(store.target_factors(profile.name, cell, objective), wanted, table, each)
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _fit_biased(settings: dict, work: Work) -> list[Fitted]:
     return fitted
 
 
-def _write(entry: Entry, mark: str, table: "RatingTable", fitted: Fitted) -> None:
+def _write(entry: Entry, wanted: str, table: "RatingTable", fitted: Fitted) -> None:
     files = {
         "factors.safetensors": tensors(fitted.factors),
         "curves.parquet": parquet(pd.DataFrame(fitted.curve)),
@@ -210,7 +210,7 @@ def _write(entry: Entry, mark: str, table: "RatingTable", fitted: Fitted) -> Non
         files["trials.parquet"] = parquet(pd.DataFrame(fitted.trials))
     entry.write(
         files,
-        mark,
+        wanted,
         ratings=len(table.users),
         users=table.n_users,
         items=table.n_items,
@@ -266,7 +266,7 @@ def target_judge(store: Store, profile: Profile, cell: Cell, objective: str) -> 
     return FactorJudge(store, profile, cell, objective, rows, clip=clip)
 
 
-def _target_mark(store: Store, profile: Profile, cell: Cell, objective: str) -> str:
+def _target_fingerprint(store: Store, profile: Profile, cell: Cell, objective: str) -> str:
     return fingerprint(
         code=TARGET_CODE,
         objective=objective,

@@ -62,7 +62,7 @@ def restored(entry: Entry, device: str = "cpu"):
     from ml.distribution import registry as distributions
     from ml.models.registry import build
 
-    config = json.loads((entry.path / "config.json").read_text())
+    config = json.loads(entry.read("config.json"))
     make = distributions.build if config["model"] in distributions.MODELS else build
     weights = {name: value.to(device) for name, value in entry.tensors("weights.safetensors").items()}
     return make(config["model"], **config["hyperparameters"]).load_state_dict(weights)

@@ -136,7 +136,11 @@ class ModelTraining:
 
     def run(self, group: list[Cell]) -> None:
         """Train the cells that are missing or stale, together, and write each one's folder."""
-        pending = {cell: mark for cell in group if not self.entry(cell).stands(mark := self.mark(cell))}
+        pending = {
+            cell: wanted
+            for cell in group
+            if not self.entry(cell).is_current(wanted := self.fingerprint(cell))
+        }
         if not pending:
             log.info("%s %s: up to date", self.title, span(group))
             return
@@ -184,7 +188,7 @@ class ModelTraining:
     def entry(self, cell: Cell) -> Entry:
         return self.store.model(self.profile.name, self.name, cell, self.objective.name)
 
-    def mark(self, cell: Cell) -> str:
+    def fingerprint(self, cell: Cell) -> str:
         """The fingerprint of a finished cell: settings, code and everything it is computed from."""
         return fingerprint(
             code=code_of(*self.profile.kinds(self.name)),
@@ -659,7 +663,7 @@ class ModelTraining:
         # Not `clip`: that is what DiffCDR calls its largest gradient norm.
         return {**factors, **settings, "clip_predictions": self.clips}
 
-    def _write(self, cell: Cell, mark: str, run: CellRun, outcome: Outcome) -> None:
+    def _write(self, cell: Cell, wanted: str, run: CellRun, outcome: Outcome) -> None:
         rows = metric_rows(outcome, self.objective)
         last = int(outcome.curves[-1]["epoch"])
         run.metrics(
@@ -682,7 +686,7 @@ class ModelTraining:
             files["throughput.parquet"] = parquet(pd.DataFrame([outcome.speed]))
         self.entry(cell).write(
             files,
-            mark,
+            wanted,
             mlflow_run_id=run.run_id,
             mlflow_url=run.url,
             test_users=len(self._held_out(cell)["test"][0]),

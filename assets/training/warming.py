@@ -74,14 +74,14 @@ def warm_up(store: Store, profile: Profile, cell: Cell) -> dict:
     """The manifest of a cell's errors by number of first ratings, computed where missing or stale."""
     entry, title = store.warming(profile.name, cell), f"{profile.name}/warming_up {cell.key}"
     models = {name: store.model(profile.name, name, cell) for name in diffusions(profile)}
-    mark = fingerprint(code=CODE, models={name: m.require()["fingerprint"] for name, m in models.items()})
-    if entry.stands(mark):
+    wanted = fingerprint(code=CODE, models={name: m.require()["fingerprint"] for name, m in models.items()})
+    if entry.is_current(wanted):
         log.info("%s: up to date", title)
         return entry.require()
     with Stopwatch() as watch:
         frame = pd.concat([_of_model(store, profile, cell, name) for name in models], ignore_index=True)
     log.info("%s: %.1f s", title, watch.seconds)
-    return entry.write({"warming.parquet": parquet(frame)}, mark, rows=len(frame))
+    return entry.write({"warming.parquet": parquet(frame)}, wanted, rows=len(frame))
 
 
 def _of_model(store: Store, profile: Profile, cell: Cell, name: str) -> pd.DataFrame:
