@@ -15,7 +15,6 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
-from assets.settings.axes import Cell
 from assets.state import folders
 from assets.state.store import (
     Damaged,
@@ -26,8 +25,8 @@ from assets.state.store import (
     parquet,
     tensors,
 )
+from tests.assets.axes import CELL
 
-CELL = Cell.parse("tiny|b20-s0")
 METRICS = pd.DataFrame({"metric": ["mae"], "value": [0.5]})
 
 
