@@ -36,7 +36,7 @@ FLUSH_SECONDS = 10.0
 # The tag by which MLflow nests a run under another.
 PARENT = "mlflow.parentRunId"
 # What the serving code imports, directly or through the model registry.
-SERVING_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch")
+SERVING_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "scipy", "torch")
 # No telemetry, no migration log, no progress bars, no link printed for every run.
 QUIET = {
     "DO_NOT_TRACK": "true",
