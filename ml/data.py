@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -201,6 +201,28 @@ class HeldOut:
 
     def __len__(self) -> int:
         return len(self.users)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Predictions of m ratings: mean (m,), for squared errors; median (m,), for absolute ones; probabilities
+    (m, L) of the levels (L,), where there are any."""
+
+    mean: Tensor
+    median: Tensor
+    probabilities: Tensor | None = None
+    levels: Tensor | None = None
+
+    @classmethod
+    def points(cls, values: Tensor) -> Predicted:
+        """Of a model that says one number (m,)."""
+        return cls(values, values)
+
+    def clipped(self, scale: tuple[float, float] | None) -> Predicted:
+        """With mean and median within the scale, where one is given."""
+        if scale is None:
+            return self
+        return replace(self, mean=self.mean.clamp(*scale), median=self.median.clamp(*scale))
 
 
 @dataclass(frozen=True)

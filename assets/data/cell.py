@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ml.models.contract import Model
 
 SIDES = {"validation": VALIDATION, "test": TEST}
+ROLES = {"train": TRAIN, **SIDES}
 
 
 def inputs(
@@ -90,8 +91,8 @@ class Gate:
         return HeldOut(self.users(members, side), ratings) if len(members) else None
 
     def members(self, side: str) -> np.ndarray:
-        """Overlap rows (n,) of the users of a side."""
-        return np.flatnonzero(self.roles == SIDES[side])
+        """Overlap rows (n,) of the users of a side, or of the training users (`train`)."""
+        return np.flatnonzero(self.roles == ROLES[side])
 
     @cached_property
     def roles(self) -> np.ndarray:

@@ -14,9 +14,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from ml.data import Data, Ratings, Users, check_rows
+from ml.data import Data, Predicted, Ratings, Users, check_rows
 from ml.evaluation.distribution import mean, median
-from ml.models.contract import Model, Predicted
+from ml.models.contract import Model
 from ml.replicas import Epoch
 
 

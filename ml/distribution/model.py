@@ -59,6 +59,7 @@ class StarDiffusion(Distribution):
         "(`ml/distribution/model.py`, docs/tuned.md)."
     )
     needs: ClassVar[tuple[str, ...]] = ("effects",)
+    warms_by: ClassVar[str] = "samples"
     epochs: int = 6
     batch: int = 1024
     lr: float = 3e-3

@@ -74,6 +74,10 @@ class CMF(Collective):
     lr: float = 0.01
     init_std: float = 1.0
 
+    @property
+    def total_epochs(self) -> int:
+        return self.epochs
+
     def fit(self, data: Sequence[Data], device: torch.device | str = "cpu") -> Iterator[Epoch]:
         trainer = MatrixFactorization(**self.hyperparameters())
         purpose = f"cmf/{data[0].purpose}"
@@ -103,7 +107,7 @@ class BiasedCMF(Collective):
     source_weight: float = 1.0
 
     @property
-    def epochs(self) -> int:
+    def total_epochs(self) -> int:
         return self.sweeps
 
     def fit(self, data: Sequence[Data], device: torch.device | str = "cpu") -> Iterator[Epoch]:

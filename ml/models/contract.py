@@ -14,13 +14,12 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from ml.data import Data, Ratings, Users
+from ml.data import Data, Predicted, Ratings, Users
 from ml.evaluation.ranking import top_by_scores, top_k
 from ml.evaluation.ratings import predict
 from ml.replicas import Epoch
@@ -30,28 +29,6 @@ NEEDS = ("ratings", "factors", "target_factors", "effects", "stars", "model")
 # How a model stands in a comparison: `blind` knows nothing of the user, `simple` has statistics of the source
 # alone, `learned` is trained, `probe` shows something of another model and is never used.
 ROLES = ("blind", "simple", "learned", "probe")
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """Predictions of m ratings: mean (m,), for squared errors; median (m,), for absolute ones; probabilities
-    (m, L) of the levels (L,), where there are any."""
-
-    mean: Tensor
-    median: Tensor
-    probabilities: Tensor | None = None
-    levels: Tensor | None = None
-
-    @classmethod
-    def points(cls, values: Tensor) -> Predicted:
-        """Of a model that says one number (m,)."""
-        return cls(values, values)
-
-    def clipped(self, scale: tuple[float, float] | None) -> Predicted:
-        """With mean and median within the scale, where one is given."""
-        if scale is None:
-            return self
-        return dataclasses.replace(self, mean=self.mean.clamp(*scale), median=self.median.clamp(*scale))
 
 
 class Model(ABC):
@@ -66,6 +43,8 @@ class Model(ABC):
     role: ClassVar[str] = "learned"
     # Settings that a profile's factorizations and this model share: `factors` where they start from those.
     settings_from: ClassVar[str] = ""
+    # How first target ratings change what is predicted: `samples` of the user are weighted by them.
+    warms_by: ClassVar[str] = ""
 
     @abstractmethod
     def fit(self, data: Sequence[Data], device: torch.device | str = "cpu") -> Iterator[Epoch]:
@@ -92,6 +71,11 @@ class Model(ABC):
         """Give a restored model what it reads of its cells beside its own parameters; returns self."""
         return self
 
+    @property
+    def total_epochs(self) -> int:
+        """How often `fit` yields."""
+        return 1
+
     def rows(self, data: Data) -> int:
         """Training rows of one epoch, for throughput: one a target rating that may be learned from, unless a
         model says otherwise."""
@@ -103,8 +87,9 @@ class Model(ABC):
         """The k best items of each user but those that `exclude` names for them, best first: items (n, k)
         int64, −1 where there are fewer, and scores (n, k) float32. Of equal scores the lower item comes
         first."""
+        items = torch.arange(self.items_of(replica))
         return top_by_scores(
-            lambda items: self.scores(users, items, replica), len(users), self.items_of(replica), k, exclude
+            lambda rows: self.scores(users.take(rows), items, replica), len(users), len(items), k, exclude
         )
 
     @abstractmethod

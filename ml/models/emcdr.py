@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ml.data import Problem, SourceUsers
 from ml.models.transfer import Batch, Stack, TransferModel
-from ml.replicas import Epoch, bias, dense, linear, weighted_mean
+from ml.replicas import Epoch, bias, dense, gather, gather_columns, linear, weighted_mean
 
 
 @dataclass
@@ -38,16 +38,19 @@ class EMCDR(TransferModel):
     def training_rows(self, problem: Problem) -> int:
         return len(problem.source)
 
-    def loss(self, stack: Stack, batch: Batch) -> Tensor:
-        return self.gradients(stack, batch)[0]
-
     def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
-        source, target = (stack.columns(table, batch.rows) for table in (stack.source, stack.target))
+        source, target = (gather_columns(table, batch.rows) for table in (stack.source, stack.target))
         return {"source": source, "target": target, "share": batch.share.unsqueeze(-2) / target.shape[-2]}
+
+    def loss(self, stack: Stack, batch: Batch) -> Tensor:
+        """Mean over users and factors of (W u_s − u_t)²."""
+        source, target, share = (batch.inputs or self.inputs(stack, batch)).values()
+        mapped = self.parameters_["map"] @ source
+        return (share * (mapped - target).square()).sum((1, 2))
 
     @torch.no_grad()
     def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss (R,) and its gradient in closed form: autograd costs more than the step itself."""
+        """∂/∂W = 2 Σ share (W u_s − u_t) u_sᵀ."""
         source, target, share = (batch.inputs or self.inputs(stack, batch)).values()
         error = torch.baddbmm(target, self.parameters_["map"], source, beta=-1)
         shared = error * share
@@ -58,7 +61,7 @@ class EMCDR(TransferModel):
 
 
 @dataclass
-class RidgeEMCDR(TransferModel):
+class RidgeEMCDR(EMCDR):
     """û_t = W u_s with W = argmin Σ_u ‖W u_s − u_t‖² + penalty ‖W‖², solved exactly: one epoch, no draws."""
 
     name: ClassVar[str] = "emcdr_ridge"
@@ -91,20 +94,6 @@ class RidgeEMCDR(TransferModel):
         # Without a penalty and with fewer users than factors the least-norm solution is taken.
         return torch.linalg.lstsq(gram, source.T @ target, driver="gelsd").solution.T.float()
 
-    def training_rows(self, problem: Problem) -> int:
-        return len(problem.source)
-
-    def initial(self, problem: Problem, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"map": self._solve(problem)}
-
-    def loss(self, stack: Stack, batch: Batch) -> Tensor:
-        error = stack.gather(stack.source, batch.rows) @ self.parameters_["map"].mT
-        error = error - stack.gather(stack.target, batch.rows)
-        return weighted_mean(error.square().mean(2), batch.weight)
-
-    def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
-        return users.factors @ parameters["map"].T
-
 
 @dataclass
 class PerceptronEMCDR(TransferModel):
@@ -131,8 +120,8 @@ class PerceptronEMCDR(TransferModel):
         return len(problem.source)
 
     def loss(self, stack: Stack, batch: Batch) -> Tensor:
-        error = self._map(self.parameters_, stack.gather(stack.source, batch.rows))
-        error = error - stack.gather(stack.target, batch.rows)
+        error = self._map(self.parameters_, gather(stack.source, batch.rows))
+        error = error - gather(stack.target, batch.rows)
         return weighted_mean(error.square().mean(2), batch.weight)
 
     @staticmethod

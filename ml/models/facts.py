@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import ClassVar
 
 CONTRACT = ("ml.models.contract", "Model")
-TEXTS = ("name", "title", "summary", "source", "role", "settings_from")
+TEXTS = ("name", "title", "summary", "source", "role", "settings_from", "warms_by")
 TUPLES = ("needs", "objectives")
 
 
@@ -44,6 +44,7 @@ class Facts:
     objectives: tuple[str, ...]
     role: str
     settings_from: str
+    warms_by: str
     defaults: Mapping[str, object]
 
     @property

@@ -39,6 +39,9 @@ class OneVector(VectorModel):
         self.items_ = [with_offset(each.problem.target_items, each.offset) for each in data]
         return self
 
+    def rows(self, data: Data) -> int:
+        return len(data.problem.ratings)
+
     def vectors(self, users: Users, replica: int = 0) -> Tensor:
         return self.vectors_[replica].repeat(len(users), 1)
 

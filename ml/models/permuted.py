@@ -9,8 +9,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from ml.data import Data, Ratings, Users
-from ml.models.contract import Model, Predicted
+from ml.data import Data, Predicted, Ratings, Users
+from ml.models.contract import Model
 from ml.replicas import Epoch, replica_generator
 
 

@@ -28,10 +28,12 @@ class TGT(VectorModel):
 
     def __post_init__(self) -> None:
         self.factors_: list[tuple[Tensor, Tensor]] = []
+        self.epochs_ = 1
 
     def fit(self, data: Sequence[Data], device: torch.device | str = "cpu") -> Iterator[Epoch]:
         """Nothing is left to train: the epochs are those of the factorization, as they were measured then."""
         self.bind(data)
+        self.epochs_ = len(data[0].curve)
         for rows in zip(*(each.curve for each in data), strict=True):
             measured = [{name: v for name, v in row.items() if name not in ("epoch", "loss")} for row in rows]
             yield Epoch(int(rows[0]["epoch"]), {"loss": [row["loss"] for row in rows]}, measured)
@@ -45,6 +47,10 @@ class TGT(VectorModel):
 
     def items(self, replica: int = 0) -> Tensor:
         return self.factors_[replica][1]
+
+    @property
+    def total_epochs(self) -> int:
+        return self.epochs_
 
     def rows(self, data: Data) -> int:
         return 0

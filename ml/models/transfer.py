@@ -102,29 +102,6 @@ class Stack:
         """One table (n_r, ...) of each replica as (R, max n_r, ...), zero where padded."""
         return torch.nn.utils.rnn.pad_sequence(tables, batch_first=True).to(self.device)
 
-    @staticmethod
-    def gather(table: Tensor, index: Tensor, axis: int = 0) -> Tensor:
-        """Rows `index` (R, ...) of each replica's `table` (R, n, ...): (R, ..., *table.shape[2:]).
-
-        axis: which one of `index` is R.
-        """
-        replicas, rows = table.shape[:2]
-        inner = [1] * (index.dim() - 1 - axis % index.dim())
-        offset = torch.arange(replicas, device=table.device).view(-1, *inner) * rows
-        return (
-            table.flatten(0, 1)
-            .index_select(0, (index + offset).flatten())
-            .view(*index.shape, *table.shape[2:])
-        )
-
-    @classmethod
-    def columns(cls, table: Tensor, index: Tensor) -> Tensor:
-        """Rows `index` (..., R, B) of each replica's `table` (R, n, k) as columns: (..., R, k, B).
-
-        A batch is longer than a row: what runs along it uses the processor's whole width.
-        """
-        return cls.gather(table, index, -2).mT.contiguous()
-
 
 @dataclass
 class TransferModel(VectorModel):
@@ -136,6 +113,8 @@ class TransferModel(VectorModel):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("factors",)
+    summed: ClassVar[bool] = False  # whether the loss of a batch is the sum over its rows, not their mean
+    buffers: ClassVar[tuple[str, ...]] = ()  # names of what a replica's state has beside its parameters
     epochs: int = 10
     batch: int = 128
     lr: float = 0.01
@@ -148,6 +127,7 @@ class TransferModel(VectorModel):
         if self.lr <= 0:
             raise ValueError(f"{self.name}: lr must be positive, not {self.lr}")
         self.parameters_: dict[str, Tensor] = {}
+        self.buffers_: dict[str, Tensor] = {}
         self.items_: list[Tensor] = []
 
     # What a model is.
@@ -158,11 +138,16 @@ class TransferModel(VectorModel):
 
     @abstractmethod
     def loss(self, stack: Stack, batch: Batch) -> Tensor:
-        """Loss of each replica on a batch: (R,)."""
+        """Loss of each replica on a batch: (R,). The formula, which autograd can differentiate."""
 
     @abstractmethod
     def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
-        """Target user factors (n, k) of `users` by one replica's parameters (no replica axis)."""
+        """Target user factors (n, k) of `users` by one replica's state (no replica axis)."""
+
+    def initial_buffers(self, problem: Problem) -> dict[str, Tensor]:
+        """What one replica's state has beside its parameters, under the names in `buffers`: it is stored and
+        restored with them and never trained."""
+        return {}
 
     def training_rows(self, problem: Problem) -> int:
         """Training rows of a problem: one a rating, unless a model says otherwise."""
@@ -173,7 +158,7 @@ class TransferModel(VectorModel):
         return {}
 
     def prepare(self, stack: Stack) -> None:
-        """Put what the loss needs besides the stacked tables into `stack.extra`."""
+        """Put what the loss needs besides the stacked tables into `stack.extra`; no parameter is touched."""
 
     def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
         """What a step reads of its rows, whatever the parameters: entries (R, ...).
@@ -197,6 +182,10 @@ class TransferModel(VectorModel):
             for d in data
         ]
         return self
+
+    @property
+    def total_epochs(self) -> int:
+        return self.epochs
 
     def rows(self, data: Data) -> int:
         return self.training_rows(data.problem)
@@ -222,7 +211,11 @@ class TransferModel(VectorModel):
         return {"loss": loss}
 
     def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss (R,) of a batch and its gradients by name; a model may have them in closed form."""
+        """Loss (R,) of a batch and its gradients by name: those of `loss`.
+
+        A model may override this by what autograd would find, derived by hand: for small models autograd
+        costs more than the step itself.
+        """
         loss = self.loss(stack, batch)
         gradients = torch.autograd.grad(loss.sum(), list(self.parameters_.values()))
         return loss.detach(), dict(zip(self.parameters_, gradients, strict=True))
@@ -233,16 +226,28 @@ class TransferModel(VectorModel):
         if not problems:
             raise ValueError("train needs at least one problem")
         generators = [replica_generator(p.seed, self.name) for p in problems]
-        initial = [self.initial(p, g) for p, g in zip(problems, generators, strict=True)]
-        self.parameters_ = {
-            name: torch.stack([state[name] for state in initial]).to(device).requires_grad_()
-            for name in initial[0]
-        }
+        self.begin(problems, generators, device)
         stack = Stack(problems, device)
         self.prepare(stack)
         optimizer = self.optimizer()
         for number in range(1, self.epochs + 1):
             yield Epoch(number, self._epoch(stack, generators, optimizer))
+
+    def begin(
+        self,
+        problems: Sequence[Problem],
+        generators: Sequence[torch.Generator],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Set the state of all replicas as training begins."""
+        initial = [self.initial(p, g) for p, g in zip(problems, generators, strict=True)]
+        self.parameters_ = {
+            name: value.to(device).requires_grad_() for name, value in stacked(initial).items()
+        }
+        self.buffers_ = {
+            name: value.to(device)
+            for name, value in stacked([self.initial_buffers(p) for p in problems]).items()
+        }
 
     def optimizer(self) -> ReplicaAdam:
         return ReplicaAdam(list(self.parameters_.values()), self.lr)
@@ -262,8 +267,9 @@ class TransferModel(VectorModel):
             for batch in block.steps()
         ]
         rows = plan.weight.sum(2)
+        counted = torch.ones_like(rows) if self.summed else rows
         return {
-            name: ((torch.stack([loss[name] for loss in losses], 1) * rows).sum(1) / rows.sum(1)).tolist()
+            name: ((torch.stack([loss[name] for loss in losses], 1) * counted).sum(1) / rows.sum(1)).tolist()
             for name in losses[0]
         }
 
@@ -313,13 +319,25 @@ class TransferModel(VectorModel):
         return next(iter(self.parameters_.values()))
 
     def state_dict(self, replica: int = 0) -> dict[str, Tensor]:
-        """One replica's parameters without the replica axis, on the CPU."""
-        return {name: value[replica].detach().cpu().clone() for name, value in self.parameters_.items()}
+        """One replica's parameters and buffers without the replica axis, on the CPU."""
+        if not 0 <= replica < self.replicas:
+            raise IndexError(f"{self.name} holds {self.replicas} replicas, there is no number {replica}")
+        state = self.parameters_ | self.buffers_
+        # What has no other replica is shared by all.
+        own = {name: value[replica if len(value) > 1 else 0] for name, value in state.items()}
+        return {name: value.detach().cpu().clone() for name, value in own.items()}
 
     def load_state_dict(self, *states: dict[str, Tensor]) -> Self:
         names = set(states[0])
         for state in states[1:]:
             if set(state) != names:
                 raise ValueError(f"{self.name}: replicas disagree on parameters: {names ^ set(state)}")
-        self.parameters_ = {name: torch.stack([s[name] for s in states]) for name in states[0]}
+        together = stacked(states)
+        self.buffers_ = {name: value for name, value in together.items() if name in self.buffers}
+        self.parameters_ = {name: value for name, value in together.items() if name not in self.buffers}
         return self
+
+
+def stacked(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """States of single replicas as one with a leading axis of replicas."""
+    return {name: torch.stack([state[name] for state in states]) for name in states[0]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from ml.data import Data, History, Problem, Ratings, SourceUsers, Users
@@ -57,3 +59,21 @@ def data_of(problem: Problem, offset: torch.Tensor | None = None) -> Data:
         problem=problem,
         offset=offset,
     )
+
+
+def with_others(problem: Problem, source: int = 25, target: int = 15) -> Problem:
+    """`problem` with users of one domain alone."""
+    generator = torch.Generator().manual_seed(problem.seed + 100)
+    k, q = problem.widths
+    return dataclasses.replace(
+        problem,
+        source_alone=torch.randn(source, k, generator=generator),
+        target_alone=torch.randn(target, q, generator=generator),
+    )
+
+
+def without_history(problem: Problem) -> Problem:
+    """`problem` in which nobody liked anything."""
+    source = problem.source
+    nothing = history(*[[]] * len(source))
+    return dataclasses.replace(problem, source=SourceUsers(source.factors, nothing, source.item_factors))

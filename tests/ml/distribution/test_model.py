@@ -212,5 +212,5 @@ def test_bad_input(world, fitted):
         fitted.predict_pairs(data.description[:, :3], held_out.users, held_out.items)
     with pytest.raises(ValueError, match="vectors must be one of diffusion, gaussian, mean"):
         StarDiffusion(vectors="laplace")
-    with pytest.raises(RuntimeError, match="call fit or load_state_dict first"):
+    with pytest.raises(RuntimeError, match="fit it or load its state first"):
         StarDiffusion().predict_pairs(data.description, held_out.users, held_out.items)

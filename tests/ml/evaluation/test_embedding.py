@@ -1,8 +1,5 @@
-import dataclasses
-
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
@@ -10,67 +7,15 @@ from scipy.spatial.distance import pdist
 from ml.evaluation.distances import mmd_rbf
 from ml.evaluation.embedding import (
     MAX_POINTS,
-    Variant,
     compare,
     project,
     sample,
-    transferred,
     typical_distance,
 )
-from ml.models.diffcdr import DiffCDR
-from ml.models.emcdr import EMCDR
-from tests.ml.problems import random_problem
-
-PROBLEM = random_problem(seed=3)
 
 
 def cloud(n=60, k=4, seed=0):
     return np.random.default_rng(seed).normal(size=(n, k))
-
-
-def fitted(model):
-    settings = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
-    return settings, model.trained([PROBLEM]).state_dict()
-
-
-@pytest.fixture(scope="module")
-def diffcdr():
-    return fitted(DiffCDR(epochs=1, batch=64, hidden=8, nfe=12))
-
-
-def test_diffcdr_gives_both_outputs_and_every_solver(diffcdr):
-    settings, weights = diffcdr
-    vectors = transferred("mine", "diffcdr", settings, weights, PROBLEM.source)
-    solvers = [Variant("mine_dim", nfe) for nfe in (5, 12, 15, 20, 30)]
-    assert list(vectors) == [Variant("mine", 12), *solvers]
-    own = DiffCDR(**settings).load_state_dict(weights)
-    assert torch.equal(vectors["mine", 12], own.transfer([PROBLEM.source])[0])
-    aligned = vectors["mine_dim", 12] @ weights["alignment.weight"].T
-    torch.testing.assert_close(aligned, vectors["mine", 12])
-
-
-@pytest.mark.parametrize("nfe", [5, 30])
-def test_a_solver_is_the_same_weights_solved_otherwise(diffcdr, nfe):
-    settings, weights = diffcdr
-    vectors = transferred("mine", "diffcdr", settings, weights, PROBLEM.source)
-    other = DiffCDR(**{**settings, "nfe": nfe}).load_state_dict(weights)
-    assert torch.equal(vectors["mine_dim", nfe], other.dim_output([PROBLEM.source])[0])
-    assert not torch.allclose(vectors["mine_dim", nfe], vectors["mine_dim", 12])
-
-
-def test_diffcdr_without_diffusion_has_one_output():
-    settings, weights = fitted(DiffCDR(epochs=1, hidden=8, parts="at"))
-    vectors = transferred("at", "diffcdr", settings, weights, PROBLEM.source)
-    assert list(vectors) == [Variant("at", 30)]
-    torch.testing.assert_close(vectors["at", 30], PROBLEM.source.factors @ weights["alignment.weight"].T)
-
-
-def test_another_model_is_transferred_once_under_its_name():
-    settings, weights = fitted(EMCDR(epochs=1))
-    vectors = transferred("mine", "emcdr", settings, weights, PROBLEM.source)
-    assert list(vectors) == [Variant("mine")]
-    expected = EMCDR(**settings).load_state_dict(weights).transfer([PROBLEM.source])[0]
-    assert torch.equal(vectors["mine", None], expected)
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 5))
