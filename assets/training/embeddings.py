@@ -152,7 +152,7 @@ def cell_inputs(store: Store, profile: Profile, cell: Cell) -> Inputs:
     models = {
         name: entry
         for name, entry in entries.items()
-        if entry.manifest() is not None and "factors" in facts(profile.kinds(name)[0]).needs
+        if entry.manifest() is not None and "factors" in profile.facts[profile.kind(name)].needs
     }
     if not models:
         raise NotMaterialized(

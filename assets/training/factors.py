@@ -24,7 +24,7 @@ from assets.state.code import code_of
 from assets.state.compute import Compute
 from assets.state.progress import epochs
 from assets.state.store import Entry, Store, parquet, tensors
-from assets.training.fingerprints import FACTORS, Fingerprints
+from assets.training.fingerprints import FACTORS, Fingerprints, clips_tgt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -218,7 +218,7 @@ def target_judge(
 
     gate = Gate(store, profile, cell, objective, needs=())
     sides = {side: held for side in SIDES if (held := gate.held_out(side)) is not None}
-    clip = cell.target.scale if "tgt" in profile.settings and profile.clips("tgt") else None
+    clip = cell.target.scale if clips_tgt(profile) else None
 
     def judge(users: "Tensor", items: "Tensor") -> dict[str, float]:
         return {

@@ -11,7 +11,6 @@ from assets.settings.catalog import Catalog
 from assets.settings.profile import Profile
 from assets.state.code import code_of
 from assets.state.store import NotMaterialized, Store, fingerprint
-from ml.models.registry import facts
 
 # How the factorizations and effects are fitted, and how any model is trained and judged.
 FACTORS = (
@@ -26,16 +25,14 @@ TRAINING = ("assets.training.run:Training", "assets.data.cell:Gate")
 
 def needs_of(profile: Profile, name: str) -> tuple[str, ...]:
     """All that a model of a profile reads of a cell, each once; where it needs another, the other's too."""
-    needed = [need for kind in profile.kinds(name) for need in facts(kind).needs]
-    if "model" in needed:
-        needed += needs_of(profile, other_of(profile, name))
-    return tuple(dict.fromkeys(needed))
+    needed = [need for kind in profile.kinds(name) for need in profile.facts[kind].needs]
+    other = profile.of(name)
+    return tuple(dict.fromkeys([*needed, *(needs_of(profile, other) if other else [])]))
 
 
-def other_of(profile: Profile, name: str) -> str:
-    """The model of the profile that a model needs, "" where it needs none."""
-    kind = profile.kinds(name)[0]
-    return str(profile.model(name, "").get("of", facts(kind).defaults.get("of", "")))
+def clips_tgt(profile: Profile) -> bool:
+    """Whether the target factorization is judged as a TGT whose predictions are clipped."""
+    return "tgt" in profile.entries and profile.clips("tgt")
 
 
 class Fingerprints:
@@ -57,7 +54,7 @@ class Fingerprints:
             code=code_of(*FACTORS),
             objective=objective,
             settings=self.profile.factors(cell.task),
-            clips=self.profile.clips("tgt") if "tgt" in self.profile.settings else False,
+            clips=clips_tgt(self.profile),
             validation=self.profile.validation,
             split=split_fingerprint(self.store, self.catalog, cell),
             ratings=ratings_fingerprint(self.store, cell.target),
@@ -70,15 +67,15 @@ class Fingerprints:
     def model(self, name: str, cell: Cell, objective: str) -> str:
         """The fingerprint of a trained model: settings, code and everything it is computed from."""
         profile, needs = self.profile, needs_of(self.profile, name)
-        kinds = [facts(kind).path for kind in profile.kinds(name)]
+        kinds = [profile.facts[kind].path for kind in profile.kinds(name)]
         return fingerprint(
             code=code_of(*TRAINING, *kinds),
-            settings=profile.trials(name, cell.task),
+            settings=profile.tried(name, cell.task),
             clips=profile.clips(name),
             objective=objective,
             validation=profile.validation,
-            # Fine-tuning and CMF use the settings of the factorizations.
-            factors=profile.factors(cell.task) if uses_factor_settings(profile, name) else None,
+            # Fine-tuning uses the settings of the factorizations.
+            factors=profile.factors(cell.task) if warms(profile, name) else None,
             split=split_fingerprint(self.store, self.catalog, cell),
             inputs={need: self._input(need, name, cell, objective) for need in sorted(needs)},
         )
@@ -89,7 +86,7 @@ class Fingerprints:
         if need == "effects":
             return [self.effects(cell), ratings_fingerprint(self.store, cell.target)]
         if need == "model":
-            return self.model(other_of(self.profile, name), cell, objective)
+            return self.model(self.profile.of(name), cell, objective)
         target = self.target_factors(cell, objective)
         return [self.source_factors(cell, objective), target] if need == "factors" else target
 
@@ -110,17 +107,9 @@ class Fingerprints:
                 self.effects(cell)
             )
         if "model" in needs:
-            other = other_of(profile, name)
+            other = profile.of(name)
             expected = self.model(other, cell, objective)
             store.model(profile.name, other, cell, objective).require_current(expected)
-
-
-def uses_factor_settings(profile: Profile, name: str) -> bool:
-    """Whether a model's settings start from the factorizations', or its users are fine-tuned by them."""
-    kinds = [facts(kind) for kind in profile.kinds(name)]
-    return any(kind.settings_from == "factors" or "factors" in kind.needs for kind in kinds) or warms(
-        profile, name
-    )
 
 
 def warms(profile: Profile, name: str) -> bool:

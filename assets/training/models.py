@@ -9,9 +9,8 @@ from assets.state.code import code_of
 from assets.state.compute import Compute
 from assets.state.store import Store
 from assets.state.tracking import MlflowTracking
-from assets.training.fingerprints import TRAINING, needs_of, other_of
+from assets.training.fingerprints import TRAINING, needs_of
 from assets.training.run import Training
-from ml.models.registry import facts
 
 # The asset that gives what a model needs, where it is not the ratings themselves.
 BASES = {
@@ -25,7 +24,7 @@ HEADLINES = {"rating": ("mae", "rmse"), "ranking": ("ndcg@20", "recall@20")}
 
 def model_asset(axes: Axes, profile: Profile, name: str) -> dg.AssetsDefinition:
     """The asset of one model of a profile."""
-    kinds = [facts(kind) for kind in profile.kinds(name)]
+    kinds = [profile.facts[kind] for kind in profile.kinds(name)]
 
     @dg.asset(
         name=name,
@@ -64,7 +63,7 @@ def model_asset(axes: Axes, profile: Profile, name: str) -> dg.AssetsDefinition:
 def upstream(profile: Profile, name: str) -> list[str]:
     """The assets of the profile that a model is made from: factors, effects, and the model that it needs."""
     bases = [asset for need in needs_of(profile, name) for asset in BASES.get(need, ())]
-    other = other_of(profile, name)
+    other = profile.of(name)
     return [*dict.fromkeys(bases), *([other] if other else [])]
 
 

@@ -21,7 +21,7 @@ from assets.state.compute import Compute
 from assets.state.progress import Stopwatch, epochs
 from assets.state.store import Entry, Store, parquet
 from assets.state.tracking import CellRun, DatasetRecord, MlflowTracking
-from assets.training.fingerprints import TRAINING, Fingerprints, needs_of, other_of, warms
+from assets.training.fingerprints import TRAINING, Fingerprints, needs_of, warms
 from assets.training.outcome import (
     Judge,
     Outcome,
@@ -33,7 +33,6 @@ from assets.training.outcome import (
     model_files,
     restored,
 )
-from ml.models.registry import facts
 
 if TYPE_CHECKING:
     from ml.evaluation.selection import Objective
@@ -130,27 +129,27 @@ class Training:
                 ):
                     best[r] = outcome
         for outcome, rows, run in zip(best, tried, runs, strict=True):
-            self._log_choice(outcome, rows, run, task)
+            self._log_choice(outcome, rows, run)
         return best
 
     def _cost(self, row: Mapping[str, float]) -> float:
         value = row[f"validation_{self.objective.criterion}"]
         return np.inf if np.isnan(value) else -value if self.objective.higher_is_better else value
 
-    def _log_choice(self, outcome: Outcome, rows: list[dict], run: CellRun, task: str) -> None:
+    def _log_choice(self, outcome: Outcome, rows: list[dict], run: CellRun) -> None:
         """Say in the outcome what was tried beside it, and log the chosen one."""
         costs = [self._cost(row) for row in rows]
         chosen = costs.index(min(costs))
         outcome.trials = [{**row, "chosen": number == chosen} for number, row in enumerate(rows)]
         for row in outcome.curves:
             run.metrics({name: value for name, value in row.items() if name != "epoch"}, int(row["epoch"]))
-        run.params(self._hyperparameters(outcome.settings, task))
+        run.params(hyperparameters(outcome.settings))
 
     def _fit(
         self, gates: Sequence[Gate], settings: Mapping[str, object], runs: "Sequence[CellRun | None]"
     ) -> list[Outcome]:
         """Train a model with `settings` on all cells as one program, and judge it after each epoch."""
-        model = self._build(settings, gates[0].cell.task)
+        model = built(settings)
         sides = [{s: held for s in SIDES if (held := gate.held_out(s)) is not None} for gate in gates]
         judges = [
             {s: Judge(held, self.objective, self._clip(gate)) for s, held in of_cell.items()}
@@ -170,15 +169,6 @@ class Training:
                     outcome.predicted, outcome.lists = judges[r]["test"].predicted, judges[r]["test"].lists
         self._set_speed(model, gates, outcomes, judges, watch.seconds)
         return outcomes
-
-    def _build(self, settings: Mapping[str, object], task: str) -> "Model":
-        from ml.models.registry import build
-
-        given = dict(settings)
-        kind = str(given.pop("model"))
-        known = facts(kind)
-        shared = self.profile.factors(task) if known.settings_from == "factors" else {}
-        return build(kind, **{k: v for k, v in shared.items() if k in known.defaults} | given)
 
     def _set_speed(
         self,
@@ -208,7 +198,7 @@ class Training:
 
     def _mlflow_run(self, cell: Cell) -> contextlib.AbstractContextManager[CellRun]:
         suffix = "" if self.objective.name == "rating" else f".{self.objective.name}"
-        kinds = [facts(kind).path for kind in self.profile.kinds(self.name)]
+        kinds = [self.profile.facts[kind].path for kind in self.profile.kinds(self.name)]
         return self.tracking.run(
             model=f"{self.name}{suffix}",
             task=cell.task,
@@ -231,11 +221,8 @@ class Training:
         factors = {f"factors.{k}": v for k, v in self.profile.factors(task).items()}
         trials = self.profile.trials(self.name, task)
         # Of several trials the chosen one's are added when it is known.
-        settings = self._hyperparameters(trials[0], task) if len(trials) == 1 else {}
+        settings = hyperparameters(trials[0]) if len(trials) == 1 else {}
         return {**factors, **settings, "clip_predictions": self.profile.clips(self.name)}
-
-    def _hyperparameters(self, settings: Mapping[str, object], task: str) -> dict[str, object]:
-        return {"model": settings["model"], **self._build(settings, task).hyperparameters()}
 
     def _write(self, gate: Gate, fingerprint: str, run: CellRun, outcome: Outcome) -> None:
         rows = metric_rows(outcome, self.objective)
@@ -274,9 +261,22 @@ class Training:
         return Predicted.points(predict(outcome.vectors["test"], outcome.items, held.ratings))
 
 
+def built(settings: Mapping[str, object]) -> "Model":
+    """The model of a trial: its kind is the setting `model`."""
+    from ml.models.registry import build
+
+    given = dict(settings)
+    return build(str(given.pop("model")), **given)
+
+
+def hyperparameters(settings: Mapping[str, object]) -> dict[str, object]:
+    """Every hyper-parameter of a trial with its value, defaults included."""
+    return {"model": settings["model"], **built(settings).hyperparameters()}
+
+
 def gate_of(store: Store, profile: Profile, name: str, cell: Cell, objective: str) -> Gate:
     """A cell as a model of a profile meets it, with the trained model that it needs, where it needs one."""
-    needs, other = needs_of(profile, name), other_of(profile, name)
+    needs, other = needs_of(profile, name), profile.of(name)
     needed = restored_model(store, profile, other, cell, objective) if other else None
     return Gate(store, profile, cell, objective, needs, needed)
 

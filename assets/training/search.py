@@ -5,7 +5,6 @@ module, whose loss contains neither λ nor s.
 """
 
 import contextlib
-import itertools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import pandas as pd
 from assets.data.cell import Gate
 from assets.settings.axes import Axes, Cell
 from assets.settings.catalog import Catalog
-from assets.settings.profile import Profile, ProfileError
+from assets.settings.profile import Profile
 from assets.state import plots
 from assets.state.compute import Compute
 from assets.state.progress import epochs
@@ -49,7 +48,7 @@ METRICS = {"validation_mae": "validation MAE", "validation_rmse": "validation RM
 
 
 def search_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
-    """The search of a profile. Raises ProfileError where it has no grid or no validation users."""
+    """The search of a profile that has a grid."""
     count = len(grid(profile))
 
     @dg.asset(
@@ -79,30 +78,7 @@ def search_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
 
 def grid(profile: Profile) -> list[dict[str, float]]:
     """The variants of a profile's search, λ-major and rising: each a task_weight and a guidance."""
-    if not profile.validation:
-        raise ProfileError(
-            f"profile {profile.name}: search needs validation users; set `validation: true` or `search: {{}}`"
-        )
-    if set(profile.search) != set(GRID):
-        raise ProfileError(
-            f"profile {profile.name}: search must list {' and '.join(GRID)}, "
-            f"it has {', '.join(profile.search) or 'nothing'}"
-        )
-    axes = [_axis(profile, name) for name in GRID]
-    return [dict(zip(GRID, point, strict=True)) for point in itertools.product(*axes)]
-
-
-def _axis(profile: Profile, name: str) -> list[float]:
-    values = profile.search[name]
-    try:
-        axis = sorted({float(value) for value in values})
-    except (TypeError, ValueError):
-        axis = []
-    if not axis or not np.isfinite(axis).all():
-        raise ProfileError(
-            f"profile {profile.name}: search.{name} must be a list of numbers like [0.1, 1], not {values!r}"
-        )
-    return axis
+    return [{name: float(point[name]) for name in GRID} for point in profile.search.grid]
 
 
 @dataclass

@@ -19,7 +19,6 @@ from assets.state.progress import Stopwatch
 from assets.state.store import Store, fingerprint, parquet
 from assets.training.fingerprints import Fingerprints
 from assets.training.run import restored_model
-from ml.models.registry import facts
 
 if TYPE_CHECKING:
     from ml.data import HeldOut
@@ -63,7 +62,7 @@ def sampling_models(profile: Profile) -> list[str]:
     return [
         name
         for name in names
-        if facts(profile.kinds(name)[0]).warms_by == "samples"
+        if profile.facts[profile.kind(name)].warms_by == "samples"
         and profile.model(name, "").get("vectors") != "mean"
     ]
 
