@@ -14,8 +14,8 @@ Settings = Mapping[str, object]
 
 
 class Range(Section):
-    """Numbers between low and high, both included; log: drawn evenly in their logarithm. Whole numbers where
-    both ends are."""
+    """Numbers between low and high, both included; log: drawn evenly in their logarithm. Of a float
+    hyper-parameter also where both ends are whole numbers."""
 
     low: int | float
     high: int | float
