@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 
 import dagster as dg
 
@@ -11,7 +10,7 @@ from assets.settings.axes import Axes
 from assets.settings.catalog import Domain
 from assets.state import plots
 from assets.state.code import code_of
-from assets.state.store import Store, fingerprint
+from assets.state.store import DATABASE, Store, fingerprint
 
 log = logging.getLogger("diffcdr")
 CODE = code_of("assets.data.ratings:ingest_domain")
@@ -69,15 +68,12 @@ def ingest_domain(store: Store, domain: Domain) -> dict:
     if entry.stands(mark):
         log.info("ratings %s: up to date", domain.name)
         return entry.require()
-    # Beside the ratings at hand, which count until the new ones are whole.
-    database = store.database(domain.name)
-    incoming = database.with_name("incoming.duckdb")
-    facts = dataclasses.asdict(ingest.ingest(raw.path / source["file"], incoming, domain))
-    entry.unseal()
-    os.replace(incoming, database)
+    with entry.draft() as draft:
+        ingested = ingest.ingest(raw.path_of(source["file"]), draft.folder / DATABASE, domain)
+        manifest = draft.publish(wanted, **dataclasses.asdict(ingested))
     log.info(
         "ratings %s: %d ratings of %d users on %d items (%d rows read, %d repeated)",
         domain.name,
-        *(facts[key] for key in ("ratings", "users", "items", "rows_read", "repeated")),
+        *(manifest[key] for key in ("ratings", "users", "items", "rows_read", "repeated")),
     )
-    return entry.seal(mark, **facts)
+    return manifest

@@ -81,7 +81,7 @@ def find_overlap(store: Store, catalog: Catalog, name: str) -> dict:
     log.info("overlap %s: %d users, %d liked source ratings", task.name, len(users), len(liked))
     return entry.write(
         {"users.parquet": parquet(users), "liked.parquet": parquet(liked)},
-        mark,
+        wanted,
         users=len(users),
         liked=len(liked),
         without_liked=len(users) - with_liked,
@@ -196,7 +196,7 @@ def draw_split(store: Store, catalog: Catalog, cell: Cell) -> dict:
     log.info("split %s: %s", cell.key, ", ".join(f"{count} {role}" for role, count in counts.items()))
     return entry.write(
         files,
-        mark,
+        wanted,
         counts=counts,
         manifest_hash=splits.manifest_hash(users["user_id"].tolist(), roles),
         warm_start="by time" if shared_facts["timed"] else "refused: a domain has no timestamps",

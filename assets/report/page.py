@@ -189,12 +189,12 @@ def report_asset(profiles: Mapping[str, Profile]) -> dg.AssetsDefinition:
         title = "DiffCDR: results"
         (folder / "report.html").write_text(page("report.html", title=title, lead=lead, chapters=chapters))
         (folder / "report.md").write_text(_report_markdown(title, lead, chapters))
-        absent = [item.mend for chapter in chapters for item in chapter.items if item.part is None]
+        absent = [item.hint for chapter in chapters for item in chapter.items if item.part is None]
         return dg.MaterializeResult(
             metadata={
                 "html": dg.MetadataValue.path(str(folder / "report.html")),
                 "markdown": dg.MetadataValue.path(str(folder / "report.md")),
-                "missing": dg.MetadataValue.md("\n".join(f"- {mend}" for mend in absent) or "none"),
+                "missing": dg.MetadataValue.md("\n".join(f"- {hint}" for hint in absent) or "none"),
             }
         )
 
@@ -210,7 +210,7 @@ class Item:
     place: str = ""
 
     @property
-    def mend(self) -> str:
+    def hint(self) -> str:
         return f"Not made yet: materialize {self.place} (the job `tables` makes all)."
 
 
@@ -251,5 +251,5 @@ def _report_markdown(title: str, lead: str, chapters: Sequence[Chapter]) -> str:
         blocks += [f"## {chapter.title}", chapter.lead]
         for item in chapter.items:
             shown = item.part and markdown(item.part, f"../{item.place}/", level=3).rstrip()
-            blocks.append(shown or item.mend)
+            blocks.append(shown or item.hint)
     return "\n\n".join(blocks) + "\n"

@@ -353,8 +353,8 @@ def _first_cells(frame: pd.DataFrame) -> list[Cell]:
 
 
 def _picture(entry: Entry, name: str, file: str, caption: str) -> Picture:
-    endings = [ending for ending in ("png", "svg") if (entry.path / f"{file}.{ending}").exists()]
-    return Picture(name, caption, {e: (entry.path / f"{file}.{e}").read_bytes() for e in endings})
+    endings = [ending for ending in ("png", "svg") if entry.has(f"{file}.{ending}")]
+    return Picture(name, caption, {e: entry.read(f"{file}.{e}") for e in endings})
 
 
 def _gaps(

@@ -49,7 +49,7 @@ def fit_source(store: Store, catalog: Catalog, profile: Profile, cell: Cell) -> 
     mark = Fingerprints(store, catalog, profile).effects(cell)
     title = f"{profile.name}/source_effects {domain} seed {seed}"
     with store.lock(f"effects-{profile.name}-{domain}-{seed}"):
-        if entry.stands(mark):
+        if entry.is_current(wanted):
             log.info("%s: up to date", title)
             return entry.require()
         store.ratings(domain).require_current(ratings_fingerprint(store, cell.source))
@@ -70,5 +70,5 @@ def fit_source(store: Store, catalog: Catalog, profile: Profile, cell: Cell) -> 
             "prior_covariance": effects.prior_covariance,
         }
         return entry.write(
-            {"effects.safetensors": tensors(held)}, mark, users=ratings.n_users, items=ratings.n_items
+            {"effects.safetensors": tensors(held)}, wanted, users=ratings.n_users, items=ratings.n_items
         )

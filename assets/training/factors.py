@@ -189,7 +189,7 @@ def _fit_biased(settings: dict, work: Work) -> list[Fitted]:
     return fitted
 
 
-def _write(entry: Entry, mark: str, table: "RatingTable", fitted: Fitted) -> None:
+def _write(entry: Entry, wanted: str, table: "RatingTable", fitted: Fitted) -> None:
     files = {
         "factors.safetensors": tensors(fitted.factors),
         "curves.parquet": parquet(pd.DataFrame(fitted.curve)),
@@ -198,7 +198,7 @@ def _write(entry: Entry, mark: str, table: "RatingTable", fitted: Fitted) -> Non
         files["trials.parquet"] = parquet(pd.DataFrame(fitted.trials))
     entry.write(
         files,
-        mark,
+        wanted,
         ratings=len(table.users),
         users=table.n_users,
         items=table.n_items,

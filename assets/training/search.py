@@ -5,6 +5,7 @@ module, whose loss contains neither λ nor s.
 """
 
 import contextlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import pandas as pd
 from assets.data.cell import Gate
 from assets.settings.axes import Axes, Cell
 from assets.settings.catalog import Catalog
-from assets.settings.profile import Profile
+from assets.settings.profile import SEARCHED, Profile
 from assets.state import plots
 from assets.state.compute import Compute
 from assets.state.progress import epochs
@@ -95,9 +96,9 @@ class Search:
 
     def run(self, cell: Cell) -> Entry:
         """The cell's folder, written unless it is there and up to date."""
-        entry, mark = self.store.search(self.profile.name, cell), self.mark(cell)
+        entry, wanted = self.store.search(self.profile.name, cell), self.fingerprint(cell)
         title = f"{self.profile.name}/search {cell.key}"
-        if entry.stands(mark):
+        if entry.is_current(wanted):
             log.info("%s: up to date", title)
             return entry
         trials = grid(self.profile, cell)
@@ -109,7 +110,7 @@ class Search:
                 stack.enter_context(self._nested_run(cell, parent, trials.label(v), v)) for v in variants
             ]
             surface = choose(self._train(cell, variants, nested, title), trials)
-            self._write(entry, mark, parent, surface, trials)
+            self._write(entry, wanted, parent, surface, trials)
         return entry
 
     def settings(self, cell: Cell) -> dict[str, object]:
@@ -117,7 +118,7 @@ class Search:
         settings = self.profile.model(SEARCHED, cell.task)
         return {name: value for name, value in settings.items() if name not in GRID}
 
-    def mark(self, cell: Cell) -> str:
+    def fingerprint(self, cell: Cell) -> str:
         """The fingerprint of a finished cell: settings, grid, code and everything it is computed from."""
         fingerprints = Fingerprints(self.store, self.catalog, self.profile)
         return fingerprint(
@@ -178,7 +179,7 @@ class Search:
         return {"model": "search", "profile": self.profile.name, **where, "tags": tags}
 
     @staticmethod
-    def _write(entry: Entry, mark: str, run: CellRun, surface: pd.DataFrame, trials: Trials) -> None:
+    def _write(entry: Entry, wanted: str, run: CellRun, surface: pd.DataFrame, trials: Trials) -> None:
         best = surface[surface["chosen"]].iloc[0]
         run.metrics({name: best[name] for name in (*GRID, *METRICS)}, int(best["epoch"]))
         run.flush()
@@ -191,7 +192,7 @@ class Search:
                 "trials.parquet": parquet(trials.results),
                 "study.json": json.dumps(trials.study, indent=1).encode(),
             },
-            mark,
+            wanted,
             **run.facts,
         )
 
@@ -251,7 +252,7 @@ def _metadata(entry: Entry) -> dict:
     """What the asset page shows: the surface, the chosen λ and s, and the errors there and at the paper's."""
     facts, surface = entry.require(), entry.table("surface.parquet")
     best = surface[surface["chosen"]].iloc[0]
-    image = (entry.path / "surface.png").read_bytes()
+    image = entry.read("surface.png")
     return {
         "dagster/row_count": len(surface),
         **{f"{SYMBOLS[name]} ({name})": float(best[name]) for name in GRID},
