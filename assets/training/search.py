@@ -51,7 +51,7 @@ METRICS = {"validation_mae": "validation MAE", "validation_rmse": "validation RM
 
 def search_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
     """The search of a profile that has a grid."""
-    count = len(grid(profile))
+    count = len(profile.search.grid)
 
     @dg.asset(
         name="search",
