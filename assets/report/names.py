@@ -36,38 +36,27 @@ class Names:
     def model(self, name: str) -> str:
         return self._titles.get(name, name)
 
+    def ours(self, objective: str = "rating") -> str | None:
+        """The profile's own model that is trained for an objective; None where it has none."""
+        mine = (name for name in self.profile.ours if objective in self.profile.objectives_of(name))
+        return next(mine, None)
+
     @property
-    def ours(self) -> str:
-        """The title of the profile's own model."""
-        return self.model(self.profile.ours)
+    def our_title(self) -> str:
+        """The titles of the profile's own models."""
+        return ", ".join(map(self.model, self.profile.ours)) or "our model"
 
     @cached_property
     def _titles(self) -> dict[str, str]:
-        titles = {name: title(self.profile, name) for name in self.profile.trained}
+        titles = {name: self.profile.title_of(name) for name in self.profile.trained}
         seen = Counter(titles.values())
         # A column of a table is one model.
         return {name: text if seen[text] == 1 else f"{text} ({name})" for name, text in titles.items()}
 
 
-def title(profile: Profile, name: str) -> str:
-    """What readers call a model of a profile: its own `title`, or that of the registered model."""
-    from ml.models import registry
-
-    own = profile.settings[name].get("title")
-    if own is not None:
-        return str(own)
-    try:
-        return registry.facts(name).title
-    except ValueError:
-        # A variant that the registry does not know by this name.
-        return name
-
-
 def gives_distribution(profile: Profile, name: str) -> bool:
     """Whether a model of a profile gives probabilities of the rating levels."""
-    from ml.models import registry
-
-    return bool({"effects", "stars"} & set(registry.facts(profile.registered(name)).needs))
+    return bool({"effects", "stars"} & set(profile.facts[profile.kind(name)].needs))
 
 
 def compared(profile: Profile) -> list[str]:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import dagster as dg
 
-from assets.data.splits import overlap
 from assets.report.coverage import COVERAGE
 from assets.report.distribution import DISTRIBUTION
 from assets.report.figure3 import FIGURE3
@@ -29,10 +28,12 @@ from assets.report.table3 import TABLE3
 from assets.report.table4 import TABLE4
 from assets.report.verdict import VERDICT
 from assets.report.warming import WARMING
+from assets.settings.axes import Axes
 from assets.settings.catalog import Catalog
 from assets.settings.profile import Profile
 from assets.state import plots
-from assets.state.store import PROJECT, Store, code_version
+from assets.state.code import code_of, digest_of
+from assets.state.store import Store, fingerprint
 
 # In the order of the report.
 PARTS = (
@@ -49,10 +50,10 @@ PARTS = (
     TABLE4,
     SEARCH,
 )
-_FILES = [
-    file for file in Path(__file__).parent.rglob("*") if file.suffix in (".py", ".html", ".css", ".csv")
+_OTHERS = [
+    file for folder in ("templates", "published") for file in Path(__file__).with_name(folder).iterdir()
 ]
-CODE = code_version(*(str(file.relative_to(PROJECT)) for file in _FILES))
+CODE = fingerprint(code=code_of("assets.report.page"), files=digest_of(*_OTHERS))
 # Tables follow their cells without waiting for all of them.
 FRESH = (
     dg.AutomationCondition.any_deps_updated().since_last_handled()
@@ -68,8 +69,9 @@ COMMON = {
 METADATA_IMAGE = 300_000  # bytes: larger pictures would burden every page that shows the event
 
 
-def report_assets(profiles: Mapping[str, Profile], catalog: Catalog) -> list[dg.AssetsDefinition]:
+def report_assets(axes: Axes, profiles: Mapping[str, Profile]) -> list[dg.AssetsDefinition]:
     """Table 1, each profile's tables and figures, and the report."""
+    catalog = axes.catalog
     wanted = [(profile, part) for profile in profiles.values() for part in PARTS if part.wanted(profile)]
     parts = [part_asset(profile, part, catalog) for profile, part in wanted]
     table1 = table1_asset(catalog)
@@ -80,7 +82,7 @@ def report_assets(profiles: Mapping[str, Profile], catalog: Catalog) -> list[dg.
 def table1_asset(catalog: Catalog) -> dg.AssetsDefinition:
     """The asset of Table 1, which no profile has a part in."""
 
-    @dg.asset(name="table1", deps=[overlap], kinds={"parquet", "markdown"}, **COMMON)
+    @dg.asset(name="table1", deps=["overlap"], kinds={"parquet", "markdown"}, **COMMON)
     def table1(store: Store) -> dg.MaterializeResult:
         """Table 1, data statistics of each task, with the paper's numbers where the task is the paper's."""
         return _publish(store, table1_part(store, catalog), "table1")

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from assets.report.names import Names
-from assets.settings.axes import Cell, Trial
+from assets.settings.axes import Axes, Cell
 from assets.settings.catalog import Catalog
 from assets.settings.profile import Profile
-from assets.state.store import Entry, Store
+from assets.state.store import Entry, NotMaterialized, Store
 
 COLUMNS = ["profile", "task", "beta", "seed", "model", "stage", "objective", "selection", "metric", "value"]
 STATES = ["profile", "task", "objective", "model", "beta", "seed", "state"]
@@ -60,8 +60,8 @@ class Source:
     @cached_property
     def cells(self) -> list[Cell]:
         """Every cell that the catalogue asks for, task by task and β-major."""
-        trials = [Trial(beta, seed) for beta in self.catalog.betas for seed in self.catalog.seeds]
-        return [Cell(task, trial) for task in self.catalog.tasks for trial in trials]
+        axes = Axes(self.catalog)
+        return [cell for task in self.catalog.tasks for cell in axes.of_task(task)]
 
     @cached_property
     def results(self) -> pd.DataFrame:
@@ -198,9 +198,28 @@ class Source:
 
 def source(store: Store, catalog: Catalog, profile: Profile) -> Source:
     """The source whose entries count by the fingerprints of the training room."""
-    from assets.training.run import expected_fingerprint
+    return Source(store, catalog, profile, partial(_expected, store, catalog))
 
-    return Source(store, catalog, profile, partial(expected_fingerprint, store, catalog))
+
+def _expected(
+    store: Store, catalog: Catalog, profile: Profile, name: str, cell: Cell, objective: str
+) -> str | None:
+    from assets.training.embeddings import embeddings_fingerprint
+    from assets.training.fingerprints import expected_fingerprint
+    from assets.training.search import search_fingerprint
+    from assets.training.warming import warming_fingerprint
+
+    of_analyses = {
+        "embeddings": embeddings_fingerprint,
+        "search": search_fingerprint,
+        "warming_up": warming_fingerprint,
+    }
+    if name not in of_analyses:
+        return expected_fingerprint(store, catalog, profile, name, cell, objective)
+    try:
+        return of_analyses[name](store, catalog, profile, cell)
+    except NotMaterialized:
+        return None
 
 
 def read_results(sources: Iterable[Source], task: str | None = None) -> pd.DataFrame:

@@ -48,7 +48,8 @@ def significance_frame(source: Source) -> pd.DataFrame:
         errors = user_errors(source, str(task))
         for (beta, metric), part in of_task.groupby(["beta", "metric"]):
             head = {"task": task, "beta": beta, "metric": metric}
-            rows += _comparisons(part, errors[errors["beta"] == beta], head, profile.ours)
+            ours = source.names.ours(BY_NAME[metric].objective)
+            rows += _comparisons(part, errors[errors["beta"] == beta], head, ours)
     columns = ["task", "beta", "metric", "baseline", "difference", "seeds", "t_p", "wilcoxon_seeds_p"]
     columns += ["wilcoxon_seeds_holm", "users", "wilcoxon_users_p", "wilcoxon_users_holm"]
     frame = pd.DataFrame(rows, columns=[*columns, "user_difference", "low", "high", "undefined"])
@@ -56,7 +57,7 @@ def significance_frame(source: Source) -> pd.DataFrame:
     return frame.astype({column: float for column in frame.columns if column not in words})
 
 
-def _comparisons(part: pd.DataFrame, errors: pd.DataFrame, head: Mapping, ours: str) -> list[dict]:
+def _comparisons(part: pd.DataFrame, errors: pd.DataFrame, head: Mapping, ours: str | None) -> list[dict]:
     from ml.evaluation.significance import holm
 
     models = set(part["model"])
@@ -129,7 +130,7 @@ def significance_tables(frame: pd.DataFrame, names: Names) -> list[Table]:
             rows.append(
                 {
                     **head,
-                    f"{names.ours} against": names.model(record.baseline),
+                    f"{names.our_title} against": names.model(record.baseline),
                     ("Over seeds", "difference"): Number(record.difference, style),
                     ("Over seeds", "t-test p"): PValue(record.t_p),
                     ("Over seeds", "Wilcoxon p"): PValue(record.wilcoxon_seeds_p),
@@ -153,7 +154,7 @@ def _user_cells(record, style: str) -> dict[tuple[str, str], object]:
 
 
 def significance_part(source: Source) -> Part:
-    profile, ours = source.profile, source.names.ours
+    profile, ours = source.profile, source.names.our_title
     frame = significance_frame(source)
     notes = (
         f"Difference: {ours} − baseline, mean over seeds; for MAE and RMSE a negative one favours "

@@ -7,7 +7,7 @@ import pandas as pd
 from assets.report.part import Part
 from assets.report.results import DIVERGED, FINISHED, MISSING, STALE, STATES, Source
 from assets.report.table import table
-from assets.settings.axes import Trial
+from assets.settings.axes import place
 from assets.settings.catalog import Catalog
 
 COUNTED = (FINISHED, STALE, MISSING, DIVERGED)
@@ -23,7 +23,7 @@ def summary_frame(states: pd.DataFrame) -> pd.DataFrame:
     states = states.merge(begun, on=["profile", "task"])
     counts = states.groupby(KEYS, sort=False)["state"].value_counts().unstack(fill_value=0)
     counts = counts.reindex(columns=list(COUNTED), fill_value=0)
-    keys = [Trial(beta, seed).key for beta, seed in zip(states["beta"], states["seed"], strict=True)]
+    keys = [place(beta, seed) for beta, seed in zip(states["beta"], states["seed"], strict=True)]
     absent = states.assign(trials=keys)[states["state"] != FINISHED]
     trials = absent.groupby(KEYS)["trials"].agg(" ".join).reindex(counts.index, fill_value="")
     return counts.assign(expected=counts.sum(axis=1), trials=trials).reset_index()

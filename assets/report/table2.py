@@ -25,8 +25,6 @@ from assets.report.summaries import (
     table_by_model,
 )
 from assets.report.table import KIND, UNDEFINED, Number, PValue, Table, counted, digits
-from assets.settings.catalog import Catalog
-from assets.settings.profile import Profile
 from assets.state import plots
 
 METRICS = shown_in("table2")
@@ -38,7 +36,7 @@ INFERRED_NOTE = (
 PERCENT = "{:.1%}"
 
 
-def table2_frame(results: pd.DataFrame, catalog: Catalog, profile: Profile) -> pd.DataFrame:
+def table2_frame(results: pd.DataFrame, names: Names) -> pd.DataFrame:
     """Cold-start results: task, beta, metric, model, selection, mean, std, seeds, paper, paper_significant.
 
     Every row also names the best control by its mean (control, control_mean) and has optimism, the model's
@@ -47,18 +45,19 @@ def table2_frame(results: pd.DataFrame, catalog: Catalog, profile: Profile) -> p
     improvement (relative to it, positive where ours is better; paper_improve is the paper's), p_value (paired
     t-test over the seeds both have) or, where that is undefined, why (undefined).
     """
-    ours, keys = profile.ours, ["task", "beta", "metric", "selection"]
+    profile, keys = names.profile, ["task", "beta", "metric", "selection"]
+    ours = {metric.name: names.ours(metric.objective) for metric in METRICS}
     everything = of_metrics(results, METRICS, [*profile.models, *profile.controls])
     chosen = everything[everything["model"].isin(profile.models)]
     frame = summary(everything, [*keys, "model"])
     frame = _with_optimism(_with_best_control(frame, keys, profile.controls))
     theirs = published("table2").rename(columns={"value": "paper", "significant": "paper_significant"})
     theirs["paper_improve"] = theirs.pop("improve_percent") / 100
-    frame = beside_the_papers(frame, theirs, catalog, ["beta", "metric", "model"])
+    frame = beside_the_papers(frame, theirs, names.catalog, ["beta", "metric", "model"])
     against = [
-        {**dict(zip(keys, key, strict=True)), "model": ours, **_against_the_best(part, ours, BY_NAME[key[2]])}
+        {**dict(zip(keys, key, strict=True)), **_against_the_best(part, ours[key[2]], BY_NAME[key[2]])}
         for key, part in chosen.groupby(keys)
-        if ours in set(part["model"]) and part["model"].nunique() > 1
+        if ours[key[2]] in set(part["model"]) and part["model"].nunique() > 1
     ]
     columns = [*keys, "model", "baseline", "improvement", "p_value", "undefined"]
     # An undefined number is None, which must not turn the column into one of objects.
@@ -92,11 +91,12 @@ def _against_the_best(part: pd.DataFrame, ours: str, metric: Metric) -> dict[str
     means = part.groupby("model")["value"].agg(strict_mean)
     best = best_other(means, ours, metric)
     if best is None:
-        return {"undefined": "every other model has diverged"}
+        return {"model": ours, "undefined": "every other model has diverged"}
     pairs = paired_seeds(part, ours, best)
     test = paired_t_test(pairs["ours"], pairs["other"])
     gain = improvement(means[ours], means[best], metric)
-    return {"baseline": best, "improvement": gain, "p_value": test.p_value, "undefined": test.undefined}
+    found = {"baseline": best, "improvement": gain, "p_value": test.p_value, "undefined": test.undefined}
+    return {"model": ours, **found}
 
 
 def table2_tables(frame: pd.DataFrame, names: Names) -> list[Table]:
@@ -107,7 +107,7 @@ def table2_tables(frame: pd.DataFrame, names: Names) -> list[Table]:
         chosen = frame[(frame["selection"] == selection) & frame["model"].isin(profile.models)]
         rows = [row for group in groups(chosen, names, METRICS) for row in _rows(*group, names)]
         caption = caption[0].upper() + caption[1:]
-        tables += table_by_model(caption, rows, names, profile.models, _notes(chosen, profile.ours))
+        tables += table_by_model(caption, rows, names, profile.models, _notes(chosen))
     return [*tables, *_controls(frame, names), *_optimism(frame, names)]
 
 
@@ -134,11 +134,11 @@ def _optimism(frame: pd.DataFrame, names: Names) -> list[Table]:
     return table_by_model(caption, rows, names, models)
 
 
-def _notes(chosen: pd.DataFrame, ours: str) -> list[str]:
+def _notes(chosen: pd.DataFrame) -> list[str]:
     inferred = [metric.name for metric in METRICS if metric.title.endswith("†")]
     notes = [INFERRED_NOTE] if chosen["metric"].isin(inferred).any() else []
     notes += [BEATEN_NOTE] if chosen["control"].notna().any() else []
-    reasons = chosen.loc[chosen["model"] == ours, "undefined"].dropna().unique()
+    reasons = chosen["undefined"].dropna().unique()
     return notes + ([f"{UNDEFINED}: undefined, for the test {'; '.join(reasons)}."] if len(reasons) else [])
 
 
@@ -158,7 +158,7 @@ def _rows(head: Mapping, metric: Metric, part: pd.DataFrame, names: Names) -> li
 
 
 def _our_cells(by_model: pd.DataFrame, metric: Metric, names: Names) -> dict[str, object]:
-    means, ours, style = by_model["mean"], names.profile.ours, digits(metric.digits)
+    means, ours, style = by_model["mean"], names.ours(metric.objective), digits(metric.digits)
     mine = by_model.loc[ours] if ours in by_model.index else None
     significant = mine is not None and mine["p_value"] < 0.05 and mine["improvement"] > 0
     best = metric.best(means)
@@ -229,12 +229,12 @@ def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:
 
 def table2_part(source: Source) -> Part:
     names, profile = source.names, source.profile
-    frame = table2_frame(source.results, source.catalog, profile)
+    frame = table2_frame(source.results, names)
     notes = (
         "Means ± sample standard deviation over seeds; bold is the best of a row. MAE and RMSE: lower is "
-        f"better; N@20 and H@20: higher is better. Improve: {names.ours} against the best other model, "
-        f"positive where {names.ours} is better. p: paired t-test over seeds between the two; * where "
-        f"{names.ours} is better with p < 0.05. Difference: ours − paper.",
+        f"better; N@20 and H@20: higher is better. Improve: {names.our_title} against the best other model, "
+        f"positive where {names.our_title} is better. p: paired t-test over seeds between the two; * where "
+        f"{names.our_title} is better with p < 0.05. Difference: ours − paper.",
     )
     gaps = source.gaps((*profile.models, *profile.controls))
     title = f"Table 2. Cold start. {profile.title}"

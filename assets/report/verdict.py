@@ -44,19 +44,19 @@ def families(profile: Profile) -> dict[str, Families]:
     by_role: dict[str, list[str]] = {"learned": [], "simple": [], "blind": []}
     for name in candidates(profile):
         by_role[role(profile, name)].append(name)
-    learned, simple, ours = by_role["learned"], by_role["simple"], profile.ours
+    learned, simple, ours = by_role["learned"], by_role["simple"], list(profile.ours)
     return {
         "transfer": Families([*learned, *simple], by_role["blind"]),
         "learning": Families(learned, simple),
-        "baselines": Families([ours], [name for name in learned if name != ours]),
-        "diffusion": Families([ours], [n for n in profile.ablations if _without_diffusion(profile, n)]),
+        "baselines": Families(ours, [name for name in learned if name not in ours]),
+        "diffusion": Families(ours, [n for n in profile.ablations if _without_diffusion(profile, n)]),
     }
 
 
 def _without_diffusion(profile: Profile, name: str) -> bool:
     """Whether an ablation is our model but for the diffusion."""
     settings = profile.model(name, "")
-    of_ours = profile.registered(name) == profile.registered(profile.ours)
+    of_ours = profile.kind(name) in map(profile.kind, profile.ours)
     return of_ours and (settings.get("parts") == "at" or settings.get("vectors") in ("gaussian", "mean"))
 
 
@@ -183,7 +183,7 @@ def _use(by_metric: Mapping[str, str]) -> str:
 
 
 def verdict_part(source: Source) -> Part:
-    profile, ours = source.profile, source.names.ours
+    profile, ours = source.profile, source.names.our_title
     frame = verdict_frame(source)
     notes = (
         "Each model is the best of its family by validation error; errors and differences are on the test "

@@ -9,7 +9,7 @@ from assets.report.results import Source
 from assets.report.summaries import strict_mean, task_betas
 from assets.report.table import Number, Table, table
 from assets.state import plots
-from assets.training.warming import diffusions
+from assets.training.warming import sampling_models
 
 METRICS = shown_in("verdict")
 COLUMNS = ["task", "beta", "seed", "method", "n", "users", "ratings", "mae", "rmse", "crps"]
@@ -81,7 +81,7 @@ def _panel(axes, frame: pd.DataFrame, metric: Metric, names: Names) -> None:
 
 def warming_part(source: Source) -> Part:
     names = source.names
-    sampled = ", ".join(map(names.model, diffusions(names.profile)))
+    sampled = ", ".join(map(names.model, sampling_models(names.profile)))
     frame = warming_frame(source.analysis("warming", "warming.parquet", COLUMNS))
     notes = (
         "Of each test user with enough target ratings the first n are seen, by time where there is time, and "
@@ -102,5 +102,5 @@ WARMING = Chapter(
     "Error by number of target ratings seen.",
     warming_part,
     lambda profile: ["warming_up"],
-    lambda profile: bool(diffusions(profile)),
+    lambda profile: bool(sampling_models(profile)),
 )

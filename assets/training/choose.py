@@ -10,9 +10,7 @@ from assets.settings.profile import Profile
 
 def role(profile: Profile, name: str) -> str:
     """How a model of a profile stands in a comparison, see `ml.models.contract.ROLES`."""
-    from ml.models import registry
-
-    return registry.facts(profile.registered(name)).role
+    return profile.facts[profile.kind(name)].role
 
 
 def candidates(profile: Profile, objective: str = "rating") -> list[str]:
