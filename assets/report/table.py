@@ -49,7 +49,12 @@ class Number:
 
     @property
     def text(self) -> str:
-        return UNDEFINED if pd.isna(self.value) else _written(self.style, self.value)
+        """The value with what is not its format's: the mark of the beaten, and whose it is."""
+        written = UNDEFINED if pd.isna(self.value) else _written(self.style, self.value)
+        return f"{written}{BEATEN if self.beaten else ''} {self.who}".rstrip()
+
+    def __str__(self) -> str:
+        return self.text
 
     @property
     def spread_text(self) -> str:
@@ -209,9 +214,9 @@ def _html_cell(cell: object, star: bool, spread: bool) -> str:
     """Room for a star and a spread is kept in every row of a column that has some: decimals align."""
     if not isinstance(cell, Number):
         return escaping.escape(str(cell))
-    text = escaping.escape(f"{cell.text}{BEATEN * cell.beaten}{' ' * bool(cell.who)}{cell.who}")
+    text = escaping.escape(cell.text)
     text = f'<span class="best">{text}</span>' if cell.best else text
-    text += f'<span class="star">{"*" * cell.star}</span>' if star else ""
+    text += f'<span class="star">{"*" if cell.star else ""}</span>' if star else ""
     said = f"± {cell.spread_text}" if cell.spread_text else ""
     return text + (f'<span class="spread">{said}</span>' if spread else "")
 
@@ -253,11 +258,11 @@ def latex_text(text: str) -> str:
 def _latex_cell(cell: object) -> str:
     if not isinstance(cell, Number):
         return latex_text(str(cell))
-    text = latex_text(f"{cell.text}{BEATEN * cell.beaten}{' ' * bool(cell.who)}{cell.who}")
+    text = latex_text(cell.text)
     text = rf"\textbf{{{text}}}" if cell.best else text
     # A spread as a subscript keeps seven models within a page.
     spread = rf"$_{{\pm {cell.spread_text}}}$" if cell.spread_text else ""
-    return text + "$^{*}$" * cell.star + spread
+    return text + ("$^{*}$" if cell.star else "") + spread
 
 
 def markdown(whole: Table) -> str:
@@ -273,18 +278,11 @@ def markdown(whole: Table) -> str:
 
 
 def _markdown_cell(cell: object) -> str:
+    text = str(cell).replace("|", r"\|")
     if not isinstance(cell, Number):
-        return str(cell).replace("|", r"\|")
-    text = plain(cell)
+        return text
     text = f"**{text}**" if cell.best else text
-    return text + "∗" * cell.star + (f" ± {cell.spread_text}" if cell.spread_text else "")
-
-
-def plain(cell: object) -> str:
-    """A cell as text, without its spread."""
-    if not isinstance(cell, Number):
-        return str(cell)
-    return f"{cell.text}{BEATEN * cell.beaten}{' ' * bool(cell.who)}{cell.who}"
+    return text + ("∗" if cell.star else "") + (f" ± {cell.spread_text}" if cell.spread_text else "")
 
 
 def to_rich(whole: Table, title: str) -> "Iterator[RichTable]":
@@ -301,5 +299,5 @@ def to_rich(whole: Table, title: str) -> "Iterator[RichTable]":
             shown.add_column(Text(_flat(name)), justify=justify, no_wrap=True)
         for row in part.without_repeats().itertuples(index=False, name=None):
             bold = ["bold" if getattr(cell, "best", False) else "" for cell in row]
-            shown.add_row(*(Text(plain(cell), style) for cell, style in zip(row, bold, strict=True)))
+            shown.add_row(*(Text(str(cell), style) for cell, style in zip(row, bold, strict=True)))
         yield shown

@@ -151,9 +151,9 @@ def verdict_tables(frame: pd.DataFrame, use: pd.DataFrame, names: Names) -> list
     ]
     if not rows:
         return []
-    numbers = table("The numbers behind it", rows, keys=3, sections=True)
+    numbers = table("The numbers behind it", rows, keys=4, sections=True)
     sentences = _sentences(frame, use, names)
-    return [table("", sentences, keys=1, sections=True), numbers] if sentences else [numbers]
+    return [table("", sentences, keys=4, sections=True), numbers] if sentences else [numbers]
 
 
 def _sentences(frame: pd.DataFrame, use: pd.DataFrame, names: Names) -> list[dict[str, str]]:

@@ -154,7 +154,9 @@ class Search:
 
     def _parent_run(self, cell: Cell) -> contextlib.AbstractContextManager[CellRun]:
         inputs = dataset_records(self.store, cell)
-        return self.tracking.run(**self._about(cell), params=searched_settings(self.profile, cell), inputs=inputs)
+        return self.tracking.run(
+            **self._about(cell), params=searched_settings(self.profile, cell), inputs=inputs
+        )
 
     def _nested_run(
         self, cell: Cell, parent: CellRun, variant: dict[str, float]
