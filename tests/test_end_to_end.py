@@ -144,7 +144,7 @@ def test_another_beta_adds_cells_and_reuses_the_source_factors(house):
     new -= {Path(path).parent.relative_to(house.home / "artifacts").as_posix() for path in before}
     assert new == {
         "split/task=tiny/beta=0.5/seed=1",
-        "factors/profile=strict/kind=target/objective=rating/task=tiny/beta=0.5/seed=1",
+        "target_factors/profile=strict/objective=rating/task=tiny/beta=0.5/seed=1",
         "models/profile=strict/model=emcdr/objective=rating/task=tiny/beta=0.5/seed=1",
     }
 

@@ -35,7 +35,7 @@ backoff = tenacity.wait_exponential_jitter(initial=1, max=60)
 
 
 class DownloadError(RuntimeError):
-    """The file could not be had, or is not what was promised; the message names the URL and the mend."""
+    """The file could not be had, or is not what was promised; the message names the URL and the hint."""
 
 
 class _Interrupted(Exception):
@@ -234,7 +234,7 @@ def _write(chunks: Iterator[bytes], part: Path, start: int, total: int | None, p
                 file.write(chunk)
                 file.flush()
             except OSError as error:
-                advice = "free some space" if error.errno == errno.ENOSPC else "mend that"
+                advice = "free some space" if error.errno == errno.ENOSPC else "correct that"
                 raise DownloadError(
                     f"cannot write {part}: {error.strerror}; {advice} and run again"
                 ) from error

@@ -31,7 +31,7 @@ _LAST_SECOND = 4102444800
 
 
 class IngestError(ValueError):
-    """The raw file cannot become ratings; the message names the file, what is wrong and the mend."""
+    """The raw file cannot become ratings; the message names the file, what is wrong and the hint."""
 
 
 class BadRowError(IngestError):
@@ -290,11 +290,11 @@ def _rejected(domain: Domain) -> str:
 
 
 def _refuse_bad_rows(con: duckdb.DuckDBPyConnection, path: Path, domain: Domain) -> None:
-    mend = "Mend the file, or set on_bad_rows: quarantine for this domain to leave them out and list them"
+    hint = "Mend the file, or set on_bad_rows: quarantine for this domain to leave them out and list them"
     refused = "true"
     if domain.on_bad_rows == "quarantine":
         # An open quote swallows the lines behind it, all of the file perhaps: never a row to leave out.
-        mend = "Close the quote that opens there"
+        hint = "Close the quote that opens there"
         refused = "field = '' AND contains(record, chr(10))"
     count = _one(con, f"SELECT count(*) FROM result.quarantine WHERE {refused}")
     if count == 0:
@@ -303,7 +303,7 @@ def _refuse_bad_rows(con: duckdb.DuckDBPyConnection, path: Path, domain: Domain)
         f"FROM result.quarantine WHERE {refused} ORDER BY line LIMIT 1"
     ).fetchone()
     where = f"line {line}, field {field!r}" if field else f"line {line}"
-    raise BadRowError(f"{path}, {where}: {reason}, in {record[:200]!r}. Bad rows in all: {count:,}. {mend}")
+    raise BadRowError(f"{path}, {where}: {reason}, in {record[:200]!r}. Bad rows in all: {count:,}. {hint}")
 
 
 # Building

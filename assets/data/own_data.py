@@ -43,7 +43,7 @@ MICROSECONDS_FROM = 10**14
 
 
 class OwnDataError(ValueError):
-    """The files cannot be used as they are; the message names the file, what is wrong and the mend."""
+    """The files cannot be used as they are; the message names the file, what is wrong and the hint."""
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ class Picture:
 
 def stored_picture(entry: Entry, file: str, name: str, caption: str) -> Picture:
     """A picture that another asset has drawn and left in its entry as `file`.png, .svg or both."""
-    endings = [ending for ending in ("png", "svg") if (entry.path / f"{file}.{ending}").exists()]
-    return Picture(name, caption, {e: (entry.path / f"{file}.{e}").read_bytes() for e in endings})
+    endings = [ending for ending in ("png", "svg") if entry.has(f"{file}.{ending}")]
+    return Picture(name, caption, {ending: entry.read(f"{file}.{ending}") for ending in endings})
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 `read_results` is the contract that scripts rely on (`diffcdr results`).
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,8 +16,9 @@ from assets.report.names import Names
 from assets.settings.axes import Axes, Cell
 from assets.settings.catalog import Catalog
 from assets.settings.profile import Profile
-from assets.state.store import Entry, NotMaterialized, Store
+from assets.state.store import Damaged, Entry, NotMaterialized, Store
 
+log = logging.getLogger("diffcdr")
 COLUMNS = ["profile", "task", "beta", "seed", "model", "stage", "objective", "selection", "metric", "value"]
 STATES = ["profile", "task", "objective", "model", "beta", "seed", "state"]
 KEYS = ["task", "beta", "seed", "model"]
@@ -81,10 +83,13 @@ class Source:
         judged = self.results[self.results["metric"] == self.results["objective"].map(criteria)]
         lost = judged[~np.isfinite(judged["value"])]
         diverged = set(lost[[*KEYS, "objective"]].itertuples(index=False, name=None))
+        whole = set(self.results[[*KEYS, "objective"]].itertuples(index=False, name=None))
         rows = []
         for each in self._models:
             where = (each.cell.task, each.cell.beta, each.cell.seed, each.model, each.objective)
             state = DIVERGED if where in diverged else each.state
+            # What is damaged is as good as missing.
+            state = MISSING if state == FINISHED and where not in whole else state
             rows.append((self.profile.name, where[0], each.objective, each.model, *where[1:3], state))
         return pd.DataFrame(rows, columns=STATES)
 
@@ -235,8 +240,9 @@ def read_results(sources: Iterable[Source], task: str | None = None) -> pd.DataF
 
 def _table(entry: Entry, name: str) -> pd.DataFrame | None:
     try:
-        return entry.table(name)
-    except FileNotFoundError:
+        return entry.table(name) if entry.has(name) else None
+    except Damaged as error:
+        log.warning("%s", error)
         return None
 
 

@@ -1,5 +1,7 @@
 """Table 1: data statistics of each task, with the paper's numbers where the task is the paper's."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from assets.report.part import Part
@@ -47,6 +49,12 @@ def _cells(values: pd.Series, style: str) -> dict[tuple[str, str], Number]:
         (quantity.capitalize(), titles.get(side, side.capitalize())): Number(values[quantity, side], style)
         for quantity, side in QUANTITIES
     }
+
+
+def table1_of_tasks(store: Store, catalog: Catalog, tasks: Sequence[str]) -> list[Table]:
+    """The table of these tasks; none where the overlap of none is known."""
+    frame = table1_frame(store, catalog)
+    return table1_tables(frame[frame["task"].isin(tasks)], catalog)
 
 
 def table1_part(store: Store, catalog: Catalog) -> Part:

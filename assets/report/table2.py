@@ -227,6 +227,12 @@ def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:
     return Picture(f"optimism-{task}", caption, plots.formats(figure))
 
 
+def table2_of_tasks(source: Source, tasks: Sequence[str]) -> list[Table]:
+    """The tables of these tasks, one for each selection rule that has results."""
+    results = source.results
+    return table2_tables(table2_frame(results[results["task"].isin(tasks)], source.names), source.names)
+
+
 def table2_part(source: Source) -> Part:
     names, profile = source.names, source.profile
     frame = table2_frame(source.results, names)

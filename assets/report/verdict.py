@@ -182,6 +182,12 @@ def _use(by_metric: Mapping[str, str]) -> str:
     return ", ".join(f"{model} ({title})" for title, model in by_metric.items())
 
 
+def verdict_of_tasks(source: Source, tasks: Sequence[str]) -> list[Table]:
+    """The verdict on these tasks: a sentence for each task and β, and the numbers behind it."""
+    frame = verdict_frame(source)
+    return verdict_tables(frame[frame["task"].isin(tasks)], recommended(source), source.names)
+
+
 def verdict_part(source: Source) -> Part:
     profile, ours = source.profile, source.names.our_title
     frame = verdict_frame(source)

@@ -110,9 +110,9 @@ class Search:
 
     def run(self, cell: Cell) -> Entry:
         """The cell's folder, written unless it is there and up to date."""
-        entry, mark = self.store.search(self.profile.name, cell), self._fingerprint(cell)
+        entry, expected = self.store.search(self.profile.name, cell), self.fingerprint(cell)
         title = f"{self.profile.name}/search {cell.key}"
-        if entry.stands(mark):
+        if entry.is_current(expected):
             log.info("%s: up to date", title)
             return entry
         variants = grid(self.profile)
@@ -120,10 +120,10 @@ class Search:
             parent = stack.enter_context(self._parent_run(cell))
             nested = [stack.enter_context(self._nested_run(cell, parent, v)) for v in variants]
             surface = choose(self._train(cell, variants, nested, title))
-            self._write(entry, mark, parent, surface)
+            self._write(entry, expected, parent, surface)
         return entry
 
-    def _fingerprint(self, cell: Cell) -> str:
+    def fingerprint(self, cell: Cell) -> str:
         return search_fingerprint(self.store, self.catalog, self.profile, cell)
 
     def _data(self, cell: Cell) -> "tuple[Problem, HeldOut]":
@@ -177,7 +177,7 @@ class Search:
         return {"model": "search", "profile": self.profile.name, **where, "tags": tags}
 
     @staticmethod
-    def _write(entry: Entry, mark: str, run: CellRun, surface: pd.DataFrame) -> None:
+    def _write(entry: Entry, expected: str, run: CellRun, surface: pd.DataFrame) -> None:
         best = surface[surface["chosen"]].iloc[0]
         run.metrics({name: best[name] for name in (*GRID, *METRICS)}, int(best["epoch"]))
         run.flush()
@@ -185,7 +185,7 @@ class Search:
         run.figure(image, "surface.png")
         entry.write(
             {"surface.parquet": parquet(surface), "surface.png": image},
-            mark,
+            expected,
             **run.facts,
         )
 
@@ -241,7 +241,7 @@ def _metadata(entry: Entry) -> dict:
     """What the asset page shows: the surface, the chosen λ and s, and the errors there and at the paper's."""
     facts, surface = entry.require(), entry.table("surface.parquet")
     best = surface[surface["chosen"]].iloc[0]
-    image = (entry.path / "surface.png").read_bytes()
+    image = entry.read("surface.png")
     return {
         "dagster/row_count": len(surface),
         **{f"{SYMBOLS[name]} ({name})": float(best[name]) for name in GRID},

@@ -1,6 +1,5 @@
 """What a cell may see: no held-out rating in training, the same negatives for all, halves by time."""
 
-import dagster as dg
 import numpy as np
 import pytest
 import torch
@@ -14,21 +13,15 @@ from assets.settings.profile import load_profiles
 from assets.state.store import Store
 from ml.evaluation.selection import RANKING, RATING
 from ml.splits import TEST, TRAIN, VALIDATION
-from pipeline.chain import Chain
 from tests.assets.axes import AXES, CATALOG, CELL
+from tests.assets.tiny import prepare
 
 PROFILES = load_profiles()
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    home = str(tmp_path_factory.mktemp("home"))
-    with pytest.MonkeyPatch.context() as patch, dg.DagsterInstance.ephemeral() as instance:
-        patch.setenv("DIFFCDR_HOME", home)
-        chain = Chain(instance, ["tiny"], [0.2], [0], ["strict"], ["emcdr"])
-        for _, step in list(chain.steps())[:4]:
-            step()
-    return Store(home=home)
+    return prepare(Store(home=str(tmp_path_factory.mktemp("home"))))
 
 
 def target_users(store, profile, role):
