@@ -6,7 +6,7 @@ import pandas as pd
 
 from assets.report.names import Names
 from assets.report.part import Chapter, Part, stored_picture
-from assets.report.results import Source, first_cells
+from assets.report.results import Source
 from assets.report.summaries import strict_mean
 from assets.report.table import UNDEFINED, Number, Table, table
 from assets.settings.axes import Cell
@@ -77,8 +77,7 @@ def _vectors(record: Mapping, names: Names) -> str:
 
 
 def figure4_part(source: Source) -> Part:
-    distances = source.analysis("embeddings", "distances.parquet", COLUMNS)
-    frame = figure4_frame(distances)
+    frame = figure4_frame(source.analysis("embeddings", "distances.parquet", COLUMNS))
     notes = (
         "t-SNE keeps neighbours, not distances: that two clouds touch or lie apart in the picture proves "
         "nothing. The table measures it: each model's vectors against those of a factorization that saw "
@@ -89,12 +88,12 @@ def figure4_part(source: Source) -> Part:
     )
     pictures = [
         stored_picture(
-            source.analysed("embeddings", cell),
+            entry,
             "figure4",
             f"figure4-{cell.task}",
             _caption(cell, source.names),
         )
-        for cell in first_cells(distances, source)
+        for cell, entry in source.analysed("embeddings").items()
     ]
     tables, title = figure4_tables(frame, source.names), f"Figure 4. User vectors. {source.profile.title}"
     return Part("figure4", title, frame, tables, notes, "", pictures)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,9 @@ from assets.settings.axes import Axes, Cell
 from assets.settings.catalog import Catalog
 from assets.settings.profile import Profile
 from assets.state.store import Damaged, Entry, NotMaterialized, Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 log = logging.getLogger("diffcdr")
 COLUMNS = ["profile", "task", "beta", "seed", "model", "stage", "objective", "selection", "metric", "value"]
@@ -34,13 +38,18 @@ Expected = Callable[[Profile, str, Cell, str], str | None]
 
 @dataclass(frozen=True)
 class _Found:
-    """An entry that may be there: a model's, or an analysis's of a cell, and whether it counts."""
+    """An entry of a model or an analysis that is there, and whether it is finished or stale."""
 
     model: str
     objective: str
     cell: Cell
     entry: Entry
     state: str
+
+    @property
+    def key(self) -> tuple[str, float, int, str, str]:
+        """Its KEYS and its objective."""
+        return self.cell.task, self.cell.beta, self.cell.seed, self.model, self.objective
 
 
 @dataclass(frozen=True)
@@ -84,13 +93,16 @@ class Source:
         lost = judged[~np.isfinite(judged["value"])]
         diverged = set(lost[[*KEYS, "objective"]].itertuples(index=False, name=None))
         whole = set(self.results[[*KEYS, "objective"]].itertuples(index=False, name=None))
-        rows = []
-        for each in self._models:
-            where = (each.cell.task, each.cell.beta, each.cell.seed, each.model, each.objective)
-            state = DIVERGED if where in diverged else each.state
-            # What is damaged is as good as missing.
-            state = MISSING if state == FINISHED and where not in whole else state
-            rows.append((self.profile.name, where[0], each.objective, each.model, *where[1:3], state))
+        # What is damaged is as good as missing.
+        states = {each.key: each.state for each in self._models if each.state == STALE or each.key in whole}
+        states |= dict.fromkeys(diverged, DIVERGED)
+        rows = [
+            (self.profile.name, cell.task, objective, model, cell.beta, cell.seed, states.get(key, MISSING))
+            for model in self.profile.trained
+            for objective in self.profile.objectives_of(model)
+            for cell in self.cells
+            for key in [(cell.task, cell.beta, cell.seed, model, objective)]
+        ]
         return pd.DataFrame(rows, columns=STATES)
 
     def table(
@@ -124,15 +136,17 @@ class Source:
 
     def analysis(self, kind: str, name: str, columns: Sequence[str]) -> pd.DataFrame:
         """The table `name` of each cell's `kind`: embeddings, search or warming, where it is up to date."""
-        asset = {"warming": "warming_up"}.get(kind, kind)
-        found = [self._found(asset, "rating", cell, self.analysed(kind, cell)) for cell in self.cells]
         # What a row is of, the table says itself.
-        frame = self._read(found, name, columns, KEYS[:3])
+        frame = self._read(self._analyses(kind), name, columns, KEYS[:3])
         return frame.sort_values(list(columns), ignore_index=True)
 
-    def analysed(self, kind: str, cell: Cell) -> Entry:
-        """The entry of a cell's `kind`."""
-        return getattr(self.store, kind)(self.profile.name, cell)
+    def analysed(self, kind: str) -> dict[Cell, Entry]:
+        """The entries of a `kind` that are up to date: of each task the one of the least β and seed."""
+        first: dict[str, _Found] = {}
+        for each in self._analyses(kind):
+            if each.state == FINISHED:
+                first.setdefault(each.cell.task, each)
+        return {each.cell: each.entry for each in first.values()}
 
     def manifests(self, model: str, objective: str = "rating") -> Mapping[Cell, dict]:
         """The manifests of a model's finished cells."""
@@ -164,19 +178,26 @@ class Source:
 
     @cached_property
     def _models(self) -> list[_Found]:
-        profile = self.profile
-        return [
-            self._found(model, objective, cell, self.store.model(profile.name, model, cell, objective))
-            for model in profile.trained
-            for objective in profile.objectives_of(model)
-            for cell in self.cells
-        ]
+        """The profile's models of today's cells that are there, model by model."""
+        models, cells = self.profile.trained, {(c.task, c.beta, c.seed): c for c in self.cells}
+        found = []
+        for keys, entry in self.store.entries("models", profile=self.profile.name):
+            model, objective = str(keys["model"]), str(keys["objective"])
+            cell = cells.get(tuple(keys[key] for key in KEYS[:3]))
+            if cell is not None and model in models and objective in self.profile.objectives_of(model):
+                found.append(self._found(model, objective, cell, entry))
+        return sorted(found, key=lambda each: (models.index(each.model), each.objective, each.cell))
+
+    def _analyses(self, kind: str) -> list[_Found]:
+        """The profile's analyses of today's cells that are there, in the order of the cells."""
+        asset, entries = {"warming": "warming_up"}.get(kind, kind), {}
+        for keys, entry in self.store.entries(kind, profile=self.profile.name):
+            entries[tuple(keys[key] for key in KEYS[:3])] = entry
+        there = [(cell, entries.get((cell.task, cell.beta, cell.seed))) for cell in self.cells]
+        return [self._found(asset, "rating", cell, entry) for cell, entry in there if entry is not None]
 
     def _found(self, name: str, objective: str, cell: Cell, entry: Entry) -> _Found:
-        manifest = entry.manifest()
-        if manifest is None:
-            return _Found(name, objective, cell, entry, MISSING)
-        current = manifest["fingerprint"] == self.expected(self.profile, name, cell, objective)
+        current = entry.require()["fingerprint"] == self.expected(self.profile, name, cell, objective)
         return _Found(name, objective, cell, entry, FINISHED if current else STALE)
 
     def _read(
@@ -187,17 +208,22 @@ class Source:
         keys: Sequence[str] = (*KEYS, "objective"),
     ) -> pd.DataFrame:
         """The tables `name` of those found that count, as one frame with their keys."""
-        tables, heads = [], []
+        import pyarrow as pa
+
+        tables, heads, lengths = [], [], []
         for each in (each for each in found if each.state == FINISHED):
             table = _table(each.entry, name)
-            if table is not None and len(table):
-                tables.append(table.drop(columns=list(keys), errors="ignore"))
-                cell = each.cell
-                heads += [(cell.task, cell.beta, cell.seed, each.model, each.objective)] * len(table)
+            if table is not None and table.num_rows:
+                tables.append(table.drop_columns([key for key in keys if key in table.column_names]))
+                heads.append(each.key)
+                lengths.append(table.num_rows)
         if not tables:
             return pd.DataFrame(_empty(KEYS if columns is None else columns))
+        # One conversion of all is much faster than one of each.
+        whole = pa.concat_tables(tables, promote_options="permissive").to_pandas(ignore_metadata=True)
         head = pd.DataFrame(heads, columns=[*KEYS, "objective"])[list(keys)].assign(profile=self.profile.name)
-        frame = pd.concat([head, pd.concat(tables, ignore_index=True)], axis=1)
+        head = head.loc[head.index.repeat(lengths)].reset_index(drop=True)
+        frame = pd.concat([head, whole], axis=1)
         return frame if columns is None else frame.reindex(columns=list(columns))
 
 
@@ -238,20 +264,17 @@ def read_results(sources: Iterable[Source], task: str | None = None) -> pd.DataF
     return whole.sort_values(COLUMNS, ignore_index=True)
 
 
-def _table(entry: Entry, name: str) -> pd.DataFrame | None:
+def _table(entry: Entry, name: str) -> "pa.Table | None":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
-        return entry.table(name) if entry.has(name) else None
+        content = entry.read(name) if entry.has(name) else None
     except Damaged as error:
         log.warning("%s", error)
         return None
+    return None if content is None else pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
 
 
 def _empty(columns: Iterable[str]) -> dict[str, pd.Series]:
     return {column: pd.Series(dtype=object if column in _WORDS else float) for column in columns}
-
-
-def first_cells(frame: pd.DataFrame, source: Source) -> list[Cell]:
-    """Of each task of a frame the cell of the smallest β, and of its first seed."""
-    ordered = frame.sort_values(["beta", "seed"]).drop_duplicates("task")
-    wanted = set(ordered[["task", "beta", "seed"]].itertuples(index=False, name=None))
-    return [cell for cell in source.cells if (cell.task, cell.beta, cell.seed) in wanted]

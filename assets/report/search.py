@@ -4,7 +4,7 @@ import pandas as pd
 
 from assets.report.names import Names
 from assets.report.part import Chapter, Part, stored_picture
-from assets.report.results import Source, first_cells
+from assets.report.results import Source
 from assets.report.summaries import task_betas
 from assets.report.table import KIND, Number, Table, table
 from assets.training.search import PAPER
@@ -49,12 +49,12 @@ def search_part(source: Source) -> Part:
     )
     pictures = [
         stored_picture(
-            source.analysed("search", cell),
+            entry,
             "surface",
             f"surface-{cell.task}",
             f"{names.task(cell.task)}, β = {cell.beta:.0%}, seed {cell.seed}: validation error by λ and s.",
         )
-        for cell in first_cells(frame, source)
+        for cell, entry in source.analysed("search").items()
     ]
     title = f"Search of λ and s. {source.profile.title}"
     return Part("search_surface", title, frame, search_tables(frame, names), notes, "", pictures)
