@@ -83,6 +83,22 @@ def grid(profile: Profile, cell: Cell) -> Trials:
     return of_space(profile.search, {}, cell.seed)
 
 
+def searched_settings(profile: Profile, cell: Cell) -> dict[str, object]:
+    """DiffCDR's hyper-parameters without those that are searched for."""
+    return {name: value for name, value in profile.model(SEARCHED, cell.task).items() if name not in GRID}
+
+
+def search_fingerprint(store: Store, catalog: Catalog, profile: Profile, cell: Cell) -> str:
+    """The fingerprint of a finished cell: settings, grid, code and everything it is computed from."""
+    fingerprints = Fingerprints(store, catalog, profile)
+    return fingerprint(
+        code=CODE,
+        settings=searched_settings(profile, cell),
+        grid=profile.search.as_json(),
+        inputs=[fingerprints.source_factors(cell, "rating"), fingerprints.target_factors(cell, "rating")],
+    )
+
+
 @dataclass
 class Search:
     """Searches the grid of a profile on one cell after another."""
@@ -113,23 +129,8 @@ class Search:
             self._write(entry, expected, parent, surface, trials)
         return entry
 
-    def settings(self, cell: Cell) -> dict[str, object]:
-        """DiffCDR's hyper-parameters without those that are searched for."""
-        settings = self.profile.model(SEARCHED, cell.task)
-        return {name: value for name, value in settings.items() if name not in GRID}
-
     def fingerprint(self, cell: Cell) -> str:
-        """The fingerprint of a finished cell: settings, grid, code and everything it is computed from."""
-        fingerprints = Fingerprints(self.store, self.catalog, self.profile)
-        return fingerprint(
-            code=CODE,
-            settings=self.settings(cell),
-            grid=self.profile.search.as_json(),
-            inputs=[
-                fingerprints.source_factors(cell, "rating"),
-                fingerprints.target_factors(cell, "rating"),
-            ],
-        )
+        return search_fingerprint(self.store, self.catalog, self.profile, cell)
 
     def _data(self, cell: Cell) -> "tuple[Problem, HeldOut]":
         """What to train on and the validation users; the test users stay behind here."""
@@ -144,7 +145,7 @@ class Search:
         from ml.evaluation.selection import RATING
         from ml.models.registry import build
 
-        model = build(SEARCHED, **self.settings(cell))
+        model = build(SEARCHED, **searched_settings(self.profile, cell))
         problem, validation = self._data(cell)
         rows = []
         training = model.train([problem], self.compute.torch_device, variants)
@@ -159,7 +160,9 @@ class Search:
 
     def _parent_run(self, cell: Cell) -> contextlib.AbstractContextManager[CellRun]:
         inputs = dataset_records(self.store, cell)
-        return self.tracking.run(**self._about(cell), params=self.settings(cell), inputs=inputs)
+        return self.tracking.run(
+            **self._about(cell), params=searched_settings(self.profile, cell), inputs=inputs
+        )
 
     def _nested_run(
         self, cell: Cell, parent: CellRun, name: str, variant: dict[str, float]
