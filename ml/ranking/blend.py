@@ -39,7 +39,7 @@ FLOOR = 0.05  # of a score, in units of its root mean square, under which its lo
 
 @dataclass(frozen=True)
 class Candidates:
-    """items (n, c) int64 with c = SHORT at most; features (n, c, f) float32; chosen (n, c) 0/1, where known."""
+    """items (n, c) int64, c ≤ SHORT; features (n, c, f) float32; chosen (n, c) 0/1, where known."""
 
     items: Tensor
     features: Tensor
@@ -98,10 +98,7 @@ class Blend(Ranker):
         state["centre"] = features.mean((0, 1))
         state["spread"] = features.std((0, 1), correction=0).clamp(min=1e-6)
         features = (features - state["centre"]) / state["spread"]
-        rows = torch.arange(len(items))[:, None].expand_as(items)
-        chosen = choices.target[rows.flatten().numpy(), items.flatten().numpy()]
-        chosen = torch.from_numpy(np.asarray(chosen, dtype=np.float32)).view(items.shape)
-        candidates = Candidates(items, features, chosen)
+        candidates = Candidates(items, features, chosen_of(choices.target, items))
         state |= self._fit(candidates, choices.seed)
         return {name: value.contiguous() for name, value in state.items()}, candidates
 
@@ -136,7 +133,7 @@ class Blend(Ranker):
 
     @torch.no_grad()
     def score(self, state: State, source: csr_matrix) -> np.ndarray:
-        """(1) without its normalisation; an item that is no candidate is below all that are, by popularity."""
+        """(1) without its normalisation; items that are no candidates follow, by popularity."""
         candidates = self.candidates(state, source)
         return beyond_candidates(
             candidates.items, utility(part(state, "logit"), candidates.features), state["popularity"]
@@ -148,7 +145,7 @@ class Blend(Ranker):
         return [0, *parts, len(self.PARTS) + 1]
 
     def _raw(self, scores: dict[str, np.ndarray], state: State, source: csr_matrix) -> tuple[Tensor, Tensor]:
-        """Candidates (m, c) and [log popularity, the parts' scores, log history] of each (m, c, parts + 2)."""
+        """Candidates (m, c) and [log popularity, the parts' scores, log history]: (m, c, parts + 2)."""
         popularity = state["popularity"]
         tables = [torch.from_numpy(table) for table in scores.values()]
         items = shortlist(tables, popularity)
@@ -191,6 +188,13 @@ class DeepBlend(Blend):
     }
 
     hidden: int = 16
+
+
+def chosen_of(target: csr_matrix, items: Tensor) -> Tensor:
+    """1 where the user of the row chose the item of `items` (n, c): (n, c) float32."""
+    rows, columns = (torch.from_numpy(x.astype(np.int64)) for x in target.nonzero())
+    users = torch.arange(len(items))[:, None]
+    return torch.isin(users * target.shape[1] + items, rows * target.shape[1] + columns).float()
 
 
 def utility(layers: State, features: Tensor) -> Tensor:
