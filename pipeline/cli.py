@@ -313,7 +313,7 @@ def _errors_in_one_line(debug: bool) -> Iterator[None]:
         errors.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     except BaseException:
-        # KeyboardInterrupt, or what Dagster makes of it.
+        # Stopped, or what Dagster makes of it.
         raise _stopped() from None
 
 
