@@ -71,7 +71,13 @@ def register(
     cell = min((Cell.parse(key) for key in scores.index), key=lambda c: (c.beta, scores.loc[c.key, best]))
     bundle = Bundle.load(store, profile, cell, best, OBJECTIVE, "cpu", RecommendationConfig())
     card = model_card(store, profile, cell, bundle, scores)
-    trained = store.model(profile.name, best, cell, OBJECTIVE).require()
+    entry = store.model(profile.name, best, cell, OBJECTIVE)
+    trained = entry.require()
+    if "mlflow_run_id" not in trained:
+        raise ValueError(
+            f"{best} of {cell.key} was trained with --no-tracking, and a version needs an MLflow run: remove "
+            f"{entry.path} and run it again with tracking"
+        )
     version = _log_version(tracking, trained["mlflow_run_id"], f"diffcdr-{task}", bundle, cell, card)
     return Registered(f"diffcdr-{task}", version, best, cell, card)
 
@@ -239,7 +245,13 @@ def model_card(store: Store, profile: Profile, cell: Cell, bundle: Bundle, score
     overlap, split = store.overlap(cell.task).require(), store.split(cell).require()
     roles = ", ".join(f"{count} {role}" for role, count in split["counts"].items())
     liked_above = CATALOG.domains[task.source].liked_above
-    trained = store.model(profile.name, best, cell, OBJECTIVE).require()
+    entry = store.model(profile.name, best, cell, OBJECTIVE)
+    trained = entry.require()
+    if "mlflow_run_id" not in trained:
+        raise ValueError(
+            f"{best} of {cell.key} was trained with --no-tracking, and a version needs an MLflow run: remove "
+            f"{entry.path} and run it again with tracking"
+        )
     return "\n".join(
         [
             f"# Recommender of {cell.task}: {best}",
