@@ -19,7 +19,8 @@ from assets.report.results import read_results
 from assets.serving.recommendations import Bundle, RecommendationConfig, candidates, validation_score
 from assets.settings.axes import CATALOG, Cell, Trial
 from assets.settings.profile import Profile
-from assets.state.store import PROJECT, NotMaterialized, Store, parquet, tensors
+from assets.state.code import OURS
+from assets.state.store import NotMaterialized, Store, parquet, tensors
 from assets.state.tracking import MlflowTracking
 
 ALIAS = "champion"
@@ -186,9 +187,9 @@ def save_pyfunc(folder: Path, bundle: Bundle, cell: Cell, card: str, about: Any 
         (folder / name).write_bytes(content)
     mlflow.pyfunc.save_model(
         path=str(folder / "model"),
-        python_model=str(PROJECT / "assets" / "serving" / "pyfunc_recommender.py"),
+        python_model=str(Path(__file__).with_name("pyfunc_recommender.py")),
         artifacts={name.partition(".")[0]: str(folder / name) for name in files},
-        code_paths=[str(PROJECT / "ml")],
+        code_paths=[str(OURS / "ml")],
         # Inferring the requirements would load the model in a new process, for half a minute.
         pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
         input_example=example(bundle),

@@ -30,7 +30,8 @@ import tenacity
 from filelock import FileLock
 from pydantic import Field
 
-from assets.state.store import PROJECT, Store
+from assets.state.code import OURS
+from assets.state.store import Store
 
 # MLflow takes at most this many metrics in one request.
 BATCH = 1000
@@ -401,9 +402,9 @@ def _save_pyfunc(
     source, target = (Schema([TensorSpec(np.dtype(np.float32), (-1, width))]) for width in widths)
     mlflow.pyfunc.save_model(
         path=str(folder / "model"),
-        python_model=str(PROJECT / "assets" / "serving" / "pyfunc_diffcdr.py"),
+        python_model=str(OURS / "assets" / "serving" / "pyfunc_diffcdr.py"),
         artifacts={"weights": str(folder / "weights.safetensors"), "config": str(folder / "config.json")},
-        code_paths=[str(PROJECT / "ml")],
+        code_paths=[str(OURS / "ml")],
         # Inferring the requirements would load the model in a new process, for half a minute.
         pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in SERVING_REQUIREMENTS],
         signature=ModelSignature(inputs=source, outputs=target),
@@ -563,11 +564,12 @@ def _check_names(**names: str) -> None:
 @functools.lru_cache
 def _git() -> dict[str, str]:
     """The tag git.sha of the checkout, `-dirty` where it has changes; no tag outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
-    if not (PROJECT / ".git").exists():
+    if not (OURS / "pyproject.toml").exists():
+        # Installed: a repository around it would be another one.
         return {}
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
     try:
-        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(command, cwd=OURS, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"git.sha": done.stdout.strip()}
