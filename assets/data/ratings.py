@@ -14,7 +14,7 @@ from assets.state import plots
 from assets.state.store import Store, code_version, fingerprint
 
 log = logging.getLogger("diffcdr")
-CODE = code_version("assets/data/ingest.py", "assets/data/ratings.py")
+CODE = code_version("assets/data/files.py", "assets/data/ingest.py", "assets/data/ratings.py")
 COLUMNS = dg.TableSchema(
     columns=[
         dg.TableColumn("user", "INTEGER", "row of the users table, dense, in the order of user ids"),

@@ -58,11 +58,23 @@ _QUERY_RESULT = {
     "columns": {"user": "user", "item": "item", "rating": "rating", "timestamp": "timestamp"},
 }
 
+# A scale beyond it is a mistake, or counts, which are no ratings: reports list each whole star.
+WIDEST = 1000
+
 _SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*:")
 
 # Names become partition keys, folder names and SQL identifiers.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 Count = Annotated[StrictInt, Field(ge=1)]
+
+
+def check_scale(low: float, high: float) -> None:
+    """Raise ValueError where no rating scale goes from `low` to `high`; NaN and infinity are no ends."""
+    if not -WIDEST <= low < high <= WIDEST:
+        raise ValueError(
+            f"the scale {low:g} to {high:g} is none: give the lowest rating first, then a higher one, "
+            f"both from {-WIDEST:,} to {WIDEST:,}"
+        )
 
 
 class CatalogError(ValueError):
@@ -107,6 +119,7 @@ class Domain(_Entry):
     """One table of ratings: where its file is and how to read it.
 
     url: the file, or beside a query a local DuckDB database. query: a SELECT whose result is the file.
+    delimiter, decimal: of csv; spreadsheets of half the world write `;` and `4,5`.
     scale: lowest and highest legal rating. timestamp_unit: seconds or milliseconds since 1970, or ISO 8601
     dates and times, UTC where they name no zone. k_core: keep only users and items with at least so many
     ratings. counts: checked after ingestion. paper: the paper's name of the domain.
@@ -120,6 +133,8 @@ class Domain(_Entry):
     kind: Literal["json", "csv", "tsv", "parquet"]
     columns: Columns
     header: bool = True
+    delimiter: Literal[",", ";"] = ","
+    decimal: Literal[".", ","] = "."
     scale: tuple[float, float] = (1.0, 5.0)
     timestamp_unit: Literal["s", "ms", "iso"] = "s"
     k_core: Count | None = None
@@ -130,9 +145,11 @@ class Domain(_Entry):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Domain":
-        low, high = self.scale
-        if not low < high:
-            raise ValueError(f"scale must rise from low to high, not {low:g} to {high:g}")
+        check_scale(*self.scale)
+        if self.delimiter != "," and self.kind != "csv":
+            raise ValueError(f"delimiter is for csv, not {self.kind}; remove it")
+        if self.decimal != "." and self.kind not in ("csv", "tsv"):
+            raise ValueError(f"decimal is for csv and tsv, not {self.kind}; remove it")
         if not self.header and self.kind not in ("csv", "tsv"):
             raise ValueError(f"header: false is for csv and tsv, not {self.kind}")
         if not self.header and not all(re.fullmatch("[1-9][0-9]*", name) for name in self.columns.names):
@@ -154,6 +171,11 @@ class Domain(_Entry):
         if self.sha256 is not None:
             raise ValueError("sha256 is for files as they are distributed; beside a query, give counts")
         return self
+
+    @property
+    def separator(self) -> str:
+        """What stands between two fields of csv and tsv."""
+        return "\t" if self.kind == "tsv" else self.delimiter
 
     @property
     def origin(self) -> str:
@@ -264,7 +286,7 @@ def _task(path: Path, name: str, entry: dict[str, Any], domains: dict[str, Domai
         domain = getattr(task, field)
         if domain not in domains:
             known = ", ".join(sorted(domains))
-            raise CatalogError(f"{path}: {where}.{field}: there is no domain {domain!r}; known are {known}")
+            raise CatalogError(f"{path}: {where}.{field}: there is no domain {domain!r}; name one of {known}")
     return task
 
 
@@ -275,15 +297,31 @@ def _named(path: Path, where: str, name: str, entry: dict[str, Any]) -> dict[str
 
 
 def _locate(path: Path, where: str, url: str) -> str:
-    """A plain relative path is relative to the catalogue file; everything else stays as written."""
-    if not url or _SCHEME.match(url):
+    """A relative path, with `file:` before it too, is relative to the catalogue; the rest stays as written.
+
+    Raises CatalogError for a path that leaves the folder, and for a relative one in a chain (`zip::file:y`).
+    """
+    links = url.split("::")
+    for link in links:
+        plain = _without_file_scheme(link)
+        if _SCHEME.match(plain) or Path(plain).expanduser().is_absolute():
+            continue
+        if ".." in Path(plain).parts:
+            raise CatalogError(
+                f"{path}: {where}.url: {url!r} leaves the catalogue's folder; write an absolute path instead"
+            )
+        if len(links) > 1 and plain != link:
+            raise CatalogError(
+                f"{path}: {where}.url: {link!r} of {url!r} is relative; write an absolute path instead"
+            )
+    plain = _without_file_scheme(url)
+    if not url or len(links) > 1 or _SCHEME.match(plain) or (plain != url and Path(plain).is_absolute()):
         return url
-    file = Path(url).expanduser()
-    if not file.is_absolute() and ".." in file.parts:
-        raise CatalogError(
-            f"{path}: {where}.url: {url!r} leaves the catalogue's folder; write an absolute path instead"
-        )
-    return str(path.resolve().parent / file)
+    return str(path.resolve().parent / Path(plain).expanduser())
+
+
+def _without_file_scheme(url: str) -> str:
+    return re.sub("^(file|local):(//)?", "", url)
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -296,14 +334,13 @@ def _validated(model: type[_Model], path: Path, where: str, values: dict[str, An
         first = error.errors()[0]
     where = ".".join([where, *map(str, first["loc"])])
     if first["type"] == "extra_forbidden":
-        raise CatalogError(
-            f"{path}: {where}: unknown key; known are {', '.join(_known(model, first['loc']))}"
-        )
+        known = ", ".join(_known(model, first["loc"]))
+        raise CatalogError(f"{path}: {where}: unknown key; known are {known}. Correct or remove it")
     if first["type"] == "missing":
-        raise CatalogError(f"{path}: {where}: this key is required")
+        raise CatalogError(f"{path}: {where}: this key is required; add it")
     if first["type"] == "value_error":
-        raise CatalogError(f"{path}: {where}: {first['ctx']['error']}")
-    raise CatalogError(f"{path}: {where}: {first['msg']}, got {first['input']!r}")
+        raise CatalogError(f"{path}: {where}: {first['ctx']['error']}; correct it")
+    raise CatalogError(f"{path}: {where}: {first['msg']}, got {_short(first['input'])}; correct it")
 
 
 def _known(model: type[BaseModel], loc: tuple) -> list[str]:
@@ -326,13 +363,15 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         raise CatalogError(f"{path}: the catalogue is not UTF-8 text; save it as UTF-8") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise CatalogError(f"{path}, line {line}: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise CatalogError(f"{path}: not YAML: {error}") from error
+        raise CatalogError(f"{path}, line {line}: {error.problem}; correct that line") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise CatalogError(f"{path}: not YAML ({reason}); correct the file") from error
     sections = {name: _mapping(path, name, _mapping(path, "the file", raw).get(name)) for name in _SECTIONS}
     for name in raw:
         if name not in _SECTIONS:
-            raise CatalogError(f"{path}: {name}: unknown key; known are {', '.join(_SECTIONS)}")
+            known = ", ".join(_SECTIONS)
+            raise CatalogError(f"{path}: {name}: unknown key; known are {known}. Correct or remove it")
     for section in ("domains", "tasks"):
         sections[section] = {n: _mapping(path, f"{section}.{n}", e) for n, e in sections[section].items()}
     return sections
@@ -343,8 +382,13 @@ _SECTIONS = ("trials", "domains", "tasks")
 
 def _mapping(path: Path, where: str, value: Any) -> dict[str, Any]:
     if value is not None and not isinstance(value, dict):
-        raise CatalogError(f"{path}: {where}: must hold keys and values, got {value!r}")
+        raise CatalogError(f"{path}: {where}: must hold keys and values, got {_short(value)}; correct it")
     return value or {}
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
