@@ -131,8 +131,8 @@ def _with_blanks(connection: duckdb.DuckDBPyConnection, side: str, report: Domai
         ).fetchone()
         if count:
             return (
-                f"{report.name}: {count:,} {kind} ids begin or end with a blank, such as {example!r}: others than "
-                "those without; remove the blanks from the file if that is not meant"
+                f"{report.name}: {count:,} {kind} ids begin or end with a blank, such as {example!r}: others "
+                "than those without; remove the blanks from the file if that is not meant"
             )
     return None
 

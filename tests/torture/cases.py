@@ -111,8 +111,8 @@ def _names() -> list[Case]:
     odd = [
         "movies[1].csv", "[ab].csv", "q?.csv", "s*.csv", "b{x,y}.csv", "**.csv", "back\\slash.csv", "a b.csv",
         "it's.csv", 'say"so".csv', "manifest.json", "incoming", "ratings.duckdb", ".hidden", "ü.csv",
-        "a#b.csv", "a%20b.csv", "{folder}.csv", "a::b.csv", "x" * 235 + ".csv", "user=7/a.csv", "-dash.csv", "new\nline.csv",
-        "$HOME.csv", "a;b.csv", "NUL.csv", "a.csv.gz",
+        "a#b.csv", "a%20b.csv", "{folder}.csv", "a::b.csv", "x" * 235 + ".csv", "user=7/a.csv",
+        "-dash.csv", "new\nline.csv", "$HOME.csv", "a;b.csv", "NUL.csv", "a.csv.gz",
     ]  # fmt: skip
     made = []
     for name in odd:
@@ -305,31 +305,49 @@ def _columns() -> list[Case]:
     header, body = good.split("\n", 1)
     wide = "\n".join([f"{header},rating", *(f"{line},9" for line in body.splitlines()), ""])
     other = wide.replace("time,rating", "time,Rating", 1)
-    twin = pd.concat([table, table[["rating"]].rename(columns=str.title)], axis=1)
+    many = ",".join(f"c{n}" for n in range(5000)) + "\n" + "1," * 4999 + "1\n"
+    equal = "\n".join([HEADER, *(f"u{n},i{n},3,1400000000" for n in range(30)), ""])
+    tables = {
+        "twin": pd.concat([table, table[["rating"]].rename(columns=str.title)], axis=1),
+        "list": table.assign(user=[[u] for u in table.user]),
+        "struct": table.assign(item=[{"id": i} for i in table.item]),
+        "rating": table.assign(rating=[[r] for r in table.rating]),
+        "elsewhere": table.assign(more=[[1]] * ROWS),
+        "bytes": table.assign(user=table.user.str.encode("utf-8")),
+        "nan": table.assign(rating=[float("nan"), *[3.0] * (ROWS - 1)]),
+    }
+    packed = {name: parquet(each) for name, each in tables.items()}
+    bad = {
+        "nan in text": ("u1,i9,nan,1400000000", "NaN"),
+        "inf in text": ("u1,i9,inf,1400000000", "inf"),
+        "missing user": (",i9,3,1400000000", "user"),
+        "missing rating": ("u1,i9,,1400000000", "rating"),
+        "word for a rating": ("u1,i9,good,1400000000", "good"),
+        "comma in a rating": ('u1,i9,"3,5",1400000000', "3,5"),
+    }
+    made = [
+        pair(f"columns/{name}", Refused(("a.csv", "line 62", word)), f"{good}{row}\n")
+        for name, (row, word) in bad.items()
+    ]
     return [
+        *made,
         pair("columns/rating twice", Refused(("a.csv", "rating")), wide),
         pair("columns/rating and Rating", Accepted(GOOD | {"source.columns.rating": "rating"}), other),
-        pair("columns/rating and Rating in Parquet", Refused(("rating", "Rating")), parquet(twin)),
+        pair("columns/rating and Rating in Parquet", Refused(("rating", "Rating")), packed["twin"]),
         pair("columns/another twice", Accepted(GOOD), _with_column("x,x", "7,8")),
         pair("columns/no rating", Refused(("a.csv", "--rating-col")), good.replace("rating", "mark", 1)),
         pair("columns/unknown option", Refused(("nope",)), good, "--user-col", "nope"),
         pair("columns/twice one", Refused(("item",)), good, "--user-col", "item", "--item-col", "item"),
-        pair("columns/thousands", Refused(("a.csv",)), ",".join(f"c{n}" for n in range(5000)) + "\n" + "1," * 4999 + "1\n"),
-        pair("columns/nested list", Refused(("a.csv", "user")), parquet(table.assign(user=[[u] for u in table.user]))),
-        pair("columns/nested struct", Refused(("a.csv", "item")), parquet(table.assign(item=[{"id": i} for i in table.item]))),
-        pair("columns/nested rating", Refused(("a.csv", "rating")), parquet(table.assign(rating=[[r] for r in table.rating]))),
-        pair("columns/nested elsewhere", Accepted(GOOD), parquet(table.assign(more=[[1]] * ROWS))),
-        pair("columns/bytes", Accepted(GOOD), parquet(table.assign(user=table.user.str.encode("utf-8")))),
-        pair("columns/NaN rating", Refused(("a.csv", "NaN")), parquet(table.assign(rating=[float("nan"), *[3.0] * (ROWS - 1)]))),
-        pair("columns/nan in text", Refused(("a.csv", "line 62", "NaN")), good + "u1,i9,nan,1400000000\n"),
-        pair("columns/inf in text", Refused(("a.csv", "line 62", "inf")), good + "u1,i9,inf,1400000000\n"),
-        pair("columns/missing user", Refused(("a.csv", "line 62", "user")), good + ",i9,3,1400000000\n"),
-        pair("columns/missing rating", Refused(("a.csv", "line 62", "rating")), good + "u1,i9,,1400000000\n"),
-        pair("columns/word for a rating", Refused(("line 62", "good")), good + "u1,i9,good,1400000000\n"),
-        pair("columns/comma in a rating", Refused(("line 62", "3,5")), good + 'u1,i9,"3,5",1400000000\n'),
-        pair("columns/equal ratings", Refused(("a.csv", "3")), "\n".join([HEADER, *(f"u{n},i{n},3,1400000000" for n in range(30)), ""])),
+        pair("columns/thousands", Refused(("a.csv",)), many),
+        pair("columns/nested list", Refused(("a.csv", "user")), packed["list"]),
+        pair("columns/nested struct", Refused(("a.csv", "item")), packed["struct"]),
+        pair("columns/nested rating", Refused(("a.csv", "rating")), packed["rating"]),
+        pair("columns/nested elsewhere", Accepted(GOOD), packed["elsewhere"]),
+        pair("columns/bytes", Accepted(GOOD), packed["bytes"]),
+        pair("columns/NaN rating", Refused(("a.csv", "NaN")), packed["nan"]),
+        pair("columns/equal ratings", Refused(("a.csv", "3")), equal),
         pair("columns/no rows of Parquet", Refused(("a.csv",)), parquet(table[:0])),
-    ]  # fmt: skip
+    ]
 
 
 # Times
@@ -388,8 +406,8 @@ def _scales() -> list[Case]:
     made = [
         pair(f"scales/{' '.join(ends)}", Refused(("scale",)), good, "--scale", *ends)
         for ends in (
-            ("nan", "5"), ("1", "nan"), ("nan", "nan"), ("1", "inf"), ("-inf", "inf"), ("-1e9", "1e9"), ("5", "1"),
-            ("3", "3"), ("1e300", "1e308"), ("1", "1e7"), ("0", "1e-320"),
+            ("nan", "5"), ("1", "nan"), ("nan", "nan"), ("1", "inf"), ("-inf", "inf"), ("-1e9", "1e9"),
+            ("5", "1"), ("3", "3"), ("1e300", "1e308"), ("1", "1e7"), ("0", "1e-320"),
         )
     ]  # fmt: skip
     made += [
@@ -401,7 +419,7 @@ def _scales() -> list[Case]:
         pair("scales/two scales", Accepted(GOOD), tens, "--source-scale", "1", "10"),
         pair("scales/negative", Accepted(GOOD), good, "--scale", "-10", "10"),
         pair("scales/wrong side", Refused(("a.csv",)), tens, "--target-scale", "1", "10"),
-        pair("scales/source nan", Refused(("scale",)), good, "--source-scale", "nan", "5"),
+        pair("scales/source nan", Refused(("--source-scale", "nan")), good, "--source-scale", "nan", "5"),
         pair("scales/other bad rows", Refused(("bad",)), zeros, "--on-bad-rows", "perhaps"),
     ]
     return made

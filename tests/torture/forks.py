@@ -2,8 +2,8 @@
 
 Reads one JSON object a line: arguments, folder (working directory), environment, seconds, out (a path, to
 which .out and .err are added); writes one line: the exit status, or null where the command was ended for
-time. Importing DuckDB, pandas and Dagster takes two seconds, a fork a hundredth; what the project itself reads
-from the environment at import (the axes) is imported in the fork.
+time. Importing DuckDB, pandas and Dagster takes two seconds, a fork a hundredth. What the project reads from
+the environment at import (the axes) is imported in the fork.
 """
 
 import json

@@ -6,62 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 VERDICTS = ("good", "unclear", "silent", "traceback", "hang")
+USAGE = 2  # the exit code of the parser, which shows how to get help and names the option
+_LOGGED = re.compile(r"\d\d:\d\d:\d\d ")
 LONGEST_LINE = 1200  # characters; more is a dump of the file and not a sentence
 
 # Verbs that tell the reader what to do, where they begin a clause: "…; rename it", "…, or give another".
-ADVICE = [
-    "add",
-    "ask",
-    "choose",
-    "close",
-    "convert",
-    "copy",
-    "correct",
-    "cut",
-    "declare",
-    "divide",
-    "enter",
-    "exclude",
-    "export",
-    "fetch",
-    "free",
-    "get",
-    "give",
-    "install",
-    "lay",
-    "leave",
-    "lower",
-    "make",
-    "mend",
-    "move",
-    "multiply",
-    "name",
-    "open",
-    "pass",
-    "put",
-    "raise",
-    "read",
-    "remove",
-    "rename",
-    "replace",
-    "round",
-    "run",
-    "save",
-    "set",
-    "shorten",
-    "spell",
-    "start",
-    "subtract",
-    "take",
-    "turn",
-    "unpack",
-    "unset",
-    "use",
-    "wait",
-    "write",
-]
+ADVICE = (
+    "add ask choose close convert copy correct cut declare divide enter exclude export fetch free get "
+    "give install lay leave lower make mend move multiply name open pass put raise read remove rename "
+    "replace round run save set shorten spell start subtract take try turn unpack unset unzip use wait "
+    "write "
+)
 _ADVISED = re.compile(
-    rf"(?:^|[;:.,(—] ?|\b(?:or|and|then|to|else|please) )(?:{'|'.join(ADVICE)})\b", re.IGNORECASE
+    rf"(?:^|[;:.,(—] ?|\b(?:or|and|then|to|else|please) )(?:{'|'.join(ADVICE.split())})\b", re.IGNORECASE
 )
 
 
@@ -80,7 +37,7 @@ class Answer:
 class Refused:
     """The command ends with one sentence that holds every one of `names`, and nothing is left in the home.
 
-    hint: a pattern of an option that the sentence names; given as it is printed, it makes the command succeed.
+    hint: a pattern of an option that the sentence names; given as it is printed, it lets the command succeed.
     """
 
     names: tuple[str, ...] = ()
@@ -89,7 +46,7 @@ class Refused:
     def faults(self, answer: Answer) -> list[str]:
         if answer.code == 0:
             return ["accepted"]
-        lines = [line for line in answer.stderr.splitlines() if line.strip()]
+        lines = said_of(answer)
         said = lines[-1] if lines else ""
         faults = [f"{len(lines)} lines"] if len(lines) != 1 else []
         faults += [f"does not name {name!r}" for name in self.names if name not in said]
@@ -145,8 +102,18 @@ class Sound:
 Expected = Refused | Accepted | Sound
 
 
+def said_of(answer: Answer) -> list[str]:
+    """The lines on stderr that are not its log. A usage error, which the parser frames, counts as one line."""
+    lines = [line for line in answer.stderr.splitlines() if line.strip() and not _LOGGED.match(line)]
+    if answer.code != USAGE or not lines or not lines[0].lower().startswith("usage"):
+        return lines
+    return [" ".join(" ".join(line.strip("│╭╮╰╯─ ") for line in lines).split())]
+
+
 def judge(expected: Expected, answer: Answer) -> tuple[str, str]:
     """(verdict, why) of an answer."""
+    if answer.code is None and answer.left and isinstance(expected, Refused):
+        return "silent", "accepted, and ended while it computed"
     if answer.code is None:
         return "hang", "had to be ended"
     if "Traceback (most recent call last)" in answer.stderr or answer.code < 0:

@@ -16,11 +16,11 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from tests.torture.cases import Case
-from tests.torture.judge import Answer, judge
+from tests.torture.judge import Answer, judge, said_of
 
 PROGRAM = [sys.executable, "-c", "from pipeline.cli import app; app()"]
 FORKS = Path(__file__).with_name("forks.py")
-SECONDS = 30  # a case that takes longer hangs; the slowest good one takes four
+SECONDS = 20  # a case that takes longer hangs; the slowest good one takes five
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,9 @@ class Runner:
         before, start = _listed(home), time.monotonic()
         code, out, err = self._command(case, folder)
         left = tuple(sorted(_listed(home) - before))
-        verdict, why = judge(case.expected, Answer(code, out, err, left))
-        said = next((line for line in reversed(err.splitlines()) if line.strip()), out[-200:])
+        answer = Answer(code, out, err, left)
+        verdict, why = judge(case.expected, answer)
+        said = next(reversed(said_of(answer)), out[-200:])
         hint = getattr(case.expected, "hint", "")
         if verdict == "good" and hint and not self._hint_works(case, folder, hint, said):
             verdict, why = "unclear", f"no hint {hint} that works as printed"
