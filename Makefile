@@ -16,9 +16,10 @@ test: .venv/ready ## all tests
 ui: .venv/ready ## Dagster on 127.0.0.1:3000, MLflow on 127.0.0.1:5000
 	$(BIN)/python -m pipeline.ui
 
-check: .venv/ready ## lint and definitions
+check: .venv/ready ## lint, the direction of imports, definitions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/dagster definitions validate -m pipeline.definitions
 
 audit: .venv/ready ## known vulnerabilities of the pinned packages; asks the network, so CI leaves it out

@@ -100,7 +100,7 @@ def transfer(users: int, folder: Path) -> Callable[[], object]:
 
 def diffcdr_epoch(seeds: int, folder: Path) -> Callable[[], object]:
     problems = [random_problem(5_000, 5_000, 1_000, seed) for seed in range(seeds)]
-    return lambda: DiffCDR(epochs=1).fit(problems)
+    return lambda: DiffCDR(epochs=1).trained(problems)
 
 
 def factor_epoch_of_seeds(seeds: int, folder: Path) -> Callable[[], object]:

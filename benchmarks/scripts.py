@@ -16,7 +16,7 @@ def transfer_script(model: TransferModel, problem: Problem) -> Script:
     generator = replica_generator(problem.seed, model.name)
     initial, epochs = model.initial(problem, generator), []
     for _ in range(model.epochs):
-        (order,) = EpochPlan.draw([model.rows(problem)], model.batch, [generator]).orders
+        (order,) = EpochPlan.draw([model.training_rows(problem)], model.batch, [generator]).orders
         epochs.append((order, model.draws(problem, order, generator)))
     return Script(initial, epochs)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -144,8 +144,8 @@ class Users:
     """n users as the source domain knows them: all that a model may see of a cold-start user. What a model
     does not need is None.
 
-    source_rows, target_rows: (n,) int64, their rows in either domain's user table, −1 for a user who is not in
-    it; the target's tell nothing of a cold-start user, whose target ratings no model has seen.
+    source_rows, target_rows: (n,) int64, their rows in either domain's user table, −1 for a user who is not
+    in it; the target's tell nothing of a cold-start user, whose target ratings no model has seen.
     factors: their source factors and liked items (needs `factors`). ratings: their source ratings, users in
     0..n−1 (needs `ratings`); statistics: (n, 5) float64, `ml.models.statistics.source_statistics` (the same).
     description: (n, q) float64, `Effects.description()` of the source domain (needs `effects`) or
@@ -204,13 +204,36 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Predicted:
+    """Predictions of m ratings: mean (m,), for squared errors; median (m,), for absolute ones; probabilities
+    (m, L) of the levels (L,), where there are any."""
+
+    mean: Tensor
+    median: Tensor
+    probabilities: Tensor | None = None
+    levels: Tensor | None = None
+
+    @classmethod
+    def points(cls, values: Tensor) -> Predicted:
+        """Of a model that says one number (m,)."""
+        return cls(values, values)
+
+    def clipped(self, scale: tuple[float, float] | None) -> Predicted:
+        """With mean and median within the scale, where one is given."""
+        if scale is None:
+            return self
+        return replace(self, mean=self.mean.clamp(*scale), median=self.median.clamp(*scale))
+
+
+@dataclass(frozen=True)
 class Data:
     """What a model may learn from in one cell: no target rating of a held-out user, but for those of
     `validation`, by which simple predictors choose how far means are shrunk.
 
     seed: every draw follows from it. source, target: ratings of either domain with users and items as rows of
-    its tables; of sizes n_source_users, n_source_items, n_users, n_items. train: the overlapping users who may
-    be learned from, both of whose rows are known; training: their target ratings, users in 0..n−1.
+    its tables; of sizes n_source_users, n_source_items, n_users, n_items. train: the overlapping users who
+    may be learned from, both of whose rows are known; training: their target ratings, users in 0..n−1;
+    source_user: (n_users,) int64, each target user's row in the source domain, −1 where there is none.
     scale, source_scale: lowest and highest rating.
 
     Then what only some models need: source_table, target_table (`RatingTable`: for ranking with negatives);
@@ -230,6 +253,7 @@ class Data:
     n_items: int
     train: Users
     training: Ratings
+    source_user: Tensor
     validation: HeldOut | None = None
     scale: tuple[float, float] = (1.0, 5.0)
     source_scale: tuple[float, float] = (1.0, 5.0)

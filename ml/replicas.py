@@ -1,4 +1,4 @@
-"""What every replica-batched training loop needs: generators, epoch plans and Adam with a replica axis."""
+"""What every replica-batched training loop needs: generators, epoch plans, gathering, and Adam by replica."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ def replica_generator(seed: int, purpose: str) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch of training reports: its number from 1 and the mean loss of each replica (R,)."""
+    """What one epoch of training reports: its number from 1 and the mean loss of each replica (R,).
+
+    measured: the metrics of each replica by side and name, such as `test_rmse`, where they are known already.
+    """
 
     number: int
     losses: dict[str, list[float]]
+    measured: list[dict[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,27 @@ def clip_by_replica(gradient: Tensor, max_norm: float) -> Tensor:
     """Scale the rows of `gradient` (R, n) to a norm of at most `max_norm`, as clip_grad_norm_ does."""
     norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
     return gradient * (max_norm / (norm + 1e-6)).clamp(max=1)
+
+
+def gather(table: Tensor, index: Tensor, axis: int = 0) -> Tensor:
+    """Rows `index` (R, ...) of each replica's `table` (R, n, ...): (R, ..., *table.shape[2:]).
+
+    axis: which one of `index` is R.
+    """
+    replicas, rows = table.shape[:2]
+    inner = [1] * (index.dim() - 1 - axis % index.dim())
+    offset = torch.arange(replicas, device=table.device).view(-1, *inner) * rows
+    return (
+        table.flatten(0, 1).index_select(0, (index + offset).flatten()).view(*index.shape, *table.shape[2:])
+    )
+
+
+def gather_columns(table: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (..., R, B) of each replica's `table` (R, n, k) as columns: (..., R, k, B).
+
+    A batch is longer than a row: what runs along it uses the processor's whole width.
+    """
+    return gather(table, index, -2).mT.contiguous()
 
 
 def linear(out_features: int, in_features: int, generator: torch.Generator) -> Tensor:

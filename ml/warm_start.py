@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ml.data import Ratings
-from ml.models.transfer import Stack
-from ml.replicas import EpochPlan, ReplicaAdam, replica_generator
+from ml.replicas import EpochPlan, ReplicaAdam, gather, replica_generator
 
 
 @torch.no_grad()
@@ -43,8 +42,8 @@ def fine_tune(
         for step in range(plan.steps):
             rows, weight = plan.rows[:, step], plan.weight[:, step]
             user, item = who.gather(1, rows), what.gather(1, rows)
-            v = Stack.gather(item_table, item)
-            error = (Stack.gather(table, user) * v).sum(-1) - values.gather(1, rows)
+            v = gather(item_table, item)
+            error = (gather(table, user) * v).sum(-1) - values.gather(1, rows)
             slope = 2 * error * weight / weight.sum(1, keepdim=True).clamp(min=1)
             gradient = torch.zeros_like(table)
             gradient.flatten(0, 1).index_add_(

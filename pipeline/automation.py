@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from assets.data.reviews import change
-from assets.settings.axes import CATALOG
+from assets.settings.catalog import Catalog
 from assets.state.store import Store
 
 When = dg.AutomationCondition
@@ -26,32 +26,42 @@ def following(assets: list[dg.AssetsDefinition]) -> list[dg.AssetsDefinition]:
     return list(dg.map_asset_specs(lambda spec: spec.replace_attributes(automation_condition=FOLLOW), assets))
 
 
-@dg.sensor(
-    job_name="ingest",
-    minimum_interval_seconds=300,
-    default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Reads a domain again when its source file has changed: size and time of a local file, the "
-    "Last-Modified or ETag of a URL. Only domains that were read before.",
-)
-def watch_sources(store: Store) -> Iterator[dg.RunRequest]:
-    yield from changed_domains(store)
+def change_sensor(catalog: Catalog) -> dg.SensorDefinition:
+    """Reads a domain again when its source has changed."""
+
+    @dg.sensor(
+        job_name="ingest",
+        minimum_interval_seconds=300,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        description="Reads a domain again when its source file has changed: size and time of a local file, "
+        "the Last-Modified or ETag of a URL. Only domains that were read before.",
+    )
+    def watch_sources(store: Store) -> Iterator[dg.RunRequest]:
+        yield from changed_domains(store, catalog)
+
+    return watch_sources
 
 
-@dg.schedule(
-    job_name="ingest",
-    cron_schedule="0 3 * * 1",
-    default_status=dg.DefaultScheduleStatus.STOPPED,
-    description="The same once a week, Mondays at three, instead of every five minutes.",
-)
-def weekly_refresh(store: Store) -> Iterator[dg.RunRequest]:
-    yield from changed_domains(store)
+def weekly_schedule(catalog: Catalog) -> dg.ScheduleDefinition:
+    """The same by the clock."""
+
+    @dg.schedule(
+        job_name="ingest",
+        cron_schedule="0 3 * * 1",
+        default_status=dg.DefaultScheduleStatus.STOPPED,
+        description="The same once a week, Mondays at three, instead of every five minutes.",
+    )
+    def weekly_refresh(store: Store) -> Iterator[dg.RunRequest]:
+        yield from changed_domains(store, catalog)
+
+    return weekly_refresh
 
 
-def changed_domains(store: Store) -> Iterator[dg.RunRequest]:
+def changed_domains(store: Store, catalog: Catalog) -> Iterator[dg.RunRequest]:
     """A run of `ingest` for each domain whose source has changed; one change asks once, even if it fails."""
-    for domain in CATALOG.domains.values():
-        if mark := change(store, domain):
-            yield dg.RunRequest(run_key=f"{domain.name}-{mark}", partition_key=domain.name)
+    for domain in catalog.domains.values():
+        if state := change(store, domain):
+            yield dg.RunRequest(run_key=f"{domain.name}-{state}", partition_key=domain.name)
 
 
 stale_cells_sensor = dg.AutomationConditionSensorDefinition(

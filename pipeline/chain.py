@@ -1,20 +1,26 @@
 """The stages of `diffcdr run` in order, each a Dagster run of one job."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import dagster as dg
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.execute_in_process import core_execute_in_process, merge_run_tags
 
-from assets.settings.axes import CATALOG, Cell, Trial
+from assets.settings.axes import Axes, Cell
+from assets.settings.catalog import load_catalog
 from assets.settings.profile import load_profiles
 from assets.training.models import BASES, upstream
-from assets.training.warming import diffusions
-from pipeline.definitions import defs
+from assets.training.warming import sampling_models
+from pipeline import processes, stopping
+from pipeline.definitions import build_defs
+from pipeline.executor import FROM_COMMAND_LINE
 
 Step = tuple[str, Callable[[], object]]
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 # The UI lists a run under its job and on the timeline by this tag, which it sets itself on runs it launches.
-OUR_RUNS = {".dagster/repository": "__repository__@diffcdr"}
+# The daemon starts nothing again that somebody started by hand.
+OUR_RUNS = {".dagster/repository": "__repository__@diffcdr", "dagster/max_retries": "0"}
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 
 
@@ -38,19 +44,25 @@ class Chain:
         models: Sequence[str],
     ) -> None:
         self.known = known = load_profiles()
-        _check("task", tasks, CATALOG.tasks)
-        _check("beta", betas, CATALOG.betas)
-        _check("seed", seeds, CATALOG.seeds)
+        self.axes = Axes(load_catalog())
+        self.catalog = catalog = self.axes.catalog
+        _check("task", tasks, catalog.tasks)
+        _check("beta", betas, catalog.betas)
+        _check("seed", seeds, catalog.seeds)
         _check("profile", profiles, known)
         for name in profiles:
             _check(f"model of profile {name}", models, known[name].trained)
         self.instance, self.tasks, self.profiles = instance, list(tasks), list(profiles)
         self.whole = not models  # analyses compare all models of a profile
-        self.betas = [beta for beta in CATALOG.betas if not betas or beta in betas]
-        self.seeds = [seed for seed in CATALOG.seeds if not seeds or seed in seeds]
+        self.betas = [beta for beta in catalog.betas if not betas or beta in betas]
+        self.seeds = [seed for seed in catalog.seeds if not seeds or seed in seeds]
         self.models = {
             name: [m for m in known[name].trained if not models or m in models] for name in profiles
         }
+
+    @functools.cached_property
+    def defs(self) -> dg.Definitions:
+        return build_defs(self.axes, self.known)
 
     def steps(self) -> Iterator[Step]:
         """(title, callable) of every stage: domains, tasks, cells by β, analyses, tables."""
@@ -61,7 +73,7 @@ class Chain:
 
     def data_steps(self) -> Iterator[Step]:
         """The stages before anything is trained: domains and tasks."""
-        wanted = [CATALOG.tasks[name] for name in self.tasks]
+        wanted = [self.catalog.tasks[name] for name in self.tasks]
         for domain in dict.fromkeys(side for task in wanted for side in (task.source, task.target)):
             yield f"reviews and ratings of {domain}", self._step("ingest", domain, domain)
         for task in wanted:
@@ -69,17 +81,18 @@ class Chain:
 
     def _training_steps(self, profile: str) -> Iterator[Step]:
         settings, models = self.known[profile], self.models[profile]
-        needed = [key for model in models for key in upstream(settings, settings.registered(model))]
-        warming = ["warming_up"] if self.whole and diffusions(settings) else []
-        keys = dict.fromkeys([*(key for key in needed if key in BASES), *models, *warming])
+        bases = {asset for assets in BASES.values() for asset in assets}
+        needed = [key for model in models for key in upstream(settings, model) if key in bases]
+        warming = ["warming_up"] if self.whole and sampling_models(settings) else []
+        keys = dict.fromkeys([*needed, *models, *warming])
         assets = [dg.AssetKey("split"), *(dg.AssetKey([profile, key]) for key in keys)]
         for task in self.tasks:
             for first, last in self._ranges(task):
-                title = f"{profile} on {task}, {first.trial.key} to {last.trial.key}"
+                title = f"{profile} on {task}, {first.place} to {last.place}"
                 yield title, self._step(f"train_{profile}", first.key, last.key, assets)
         for task in self.tasks if self.whole and self._analysis(profile) else ():
             # One cell a task, as in the paper; others are materialized from the UI where wanted.
-            cell = Cell(task, Trial(self.betas[0], self.seeds[0])).key
+            cell = self.axes.cell(task, self.betas[0], self.seeds[0]).key
             yield (
                 f"{profile} analysis of {cell}",
                 self._step("analyse", cell, cell, self._analysis(profile)),
@@ -95,8 +108,8 @@ class Chain:
     def _ranges(self, task: str) -> Iterator[tuple[Cell, Cell]]:
         """First and last cell of each block of adjacent seeds, by β: what is trained together."""
         for beta in self.betas:
-            for block in adjacent(self.seeds, CATALOG.seeds):
-                yield Cell(task, Trial(beta, block[0])), Cell(task, Trial(beta, block[-1]))
+            for block in adjacent(self.seeds, self.catalog.seeds):
+                yield self.axes.cell(task, beta, block[0]), self.axes.cell(task, beta, block[-1])
 
     def _step(
         self,
@@ -105,16 +118,41 @@ class Chain:
         last: str | None = None,
         assets: Sequence[dg.AssetKey] | None = None,
     ) -> Callable[[], object]:
-        where = {"partition_key": first} if first == last else {}
         span = {} if first == last else {RANGE_START: first, RANGE_END: last}
         return functools.partial(
-            defs.resolve_job_def(job).execute_in_process,
-            instance=self.instance,
-            asset_selection=assets,
-            run_config=QUIET,
-            tags={**OUR_RUNS, **span},
-            **where,
+            execute,
+            self.instance,
+            self.defs.resolve_job_def(job),
+            assets,
+            {**OUR_RUNS, **span},
+            first if first == last else None,
         )
+
+
+def execute(
+    instance: dg.DagsterInstance,
+    job: dg.JobDefinition,
+    assets: Sequence[dg.AssetKey] | None = None,
+    tags: Mapping[str, str] | None = None,
+    partition: str | None = None,
+) -> None:
+    """Run a job in this process, by its own executor; raises what a step raises.
+
+    `JobDefinition.execute_in_process` would put another executor in its place, which waits for pools unheard.
+    """
+    assets = list(assets or ())
+    tags = {**(tags or {}), **processes.tags(), FROM_COMMAND_LINE: "true"}
+    core_execute_in_process(
+        job=InMemoryJob(job.get_subset(asset_selection=frozenset(assets)) if assets else job),
+        instance=instance,
+        run_config=QUIET,
+        run_tags=merge_run_tags(job, partition, tags, assets, instance, QUIET),
+        asset_selection=frozenset(assets),
+        output_capturing_enabled=False,
+        raise_on_error=True,
+    )
+    # A signal that came between two steps has been noted, and nothing more.
+    stopping.raise_if_received()
 
 
 def adjacent(chosen: Sequence[int], axis: Sequence[int]) -> list[list[int]]:

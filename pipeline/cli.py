@@ -1,11 +1,11 @@
 """The command line: `run` chains the stages, `inspect` looks at data, `results` prints every number."""
 
 import contextlib
+import importlib.metadata
 import json
 import logging
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from assets.state.store import PROJECT
+from pipeline import stopping
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 errors = Console(stderr=True)
@@ -35,6 +35,11 @@ class ReportFormat(StrEnum):
     table = "table"
 
 
+class BadRowsAre(StrEnum):
+    fail = "fail"
+    quarantine = "quarantine"
+
+
 Source = Annotated[Path | None, typer.Option(help="Rating file of your own: CSV, TSV, JSON lines, Parquet.")]
 Target = Annotated[Path | None, typer.Option(help="Rating file of the domain to recommend in.")]
 UserColumn = Annotated[list[str], typer.Option(help="Column of the user ids; once for each file.")]
@@ -42,50 +47,84 @@ ItemColumn = Annotated[list[str], typer.Option(help="Column of the item ids.")]
 RatingColumn = Annotated[list[str], typer.Option(help="Column of the ratings.")]
 TimeColumn = Annotated[list[str], typer.Option(help="Column of the times.")]
 Scale = Annotated[tuple[float, float], typer.Option(help="Lowest and highest legal rating of own files.")]
+SideScale = Annotated[
+    tuple[float, float] | None, typer.Option(help="The same of this file alone, where the two differ.")
+]
+BadRows = Annotated[
+    BadRowsAre, typer.Option("--on-bad-rows", help="Refuse own files with bad rows, or go on.")
+]
+Tasks = Annotated[list[str], typer.Option("--task", "-t", help="Task of the catalogue; may be repeated.")]
+OneTask = Annotated[str, typer.Option("--task", "-t", help="Task of the catalogue.")]
+MaybeTask = Annotated[str | None, typer.Option("--task", "-t", help="Task of the catalogue.")]
+OneProfile = Annotated[str, typer.Option("--profile", "-p", help="Profile of settings.")]
 Debug = Annotated[bool, typer.Option(help="Show the whole traceback of an error.")]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"diffcdr {importlib.metadata.version('diffcdr')}")
+        raise typer.Exit
+
+
 @app.callback()
-def main(context: typer.Context) -> None:
-    """Diffusion cross-domain recommendation: from rating files to cold-start results."""
-    context.obj = Path.cwd()
-    for name in ("DIFFCDR_HOME", "DIFFCDR_CATALOG", "DIFFCDR_PROFILES"):
-        if os.environ.get(name):
-            os.environ[name] = os.path.abspath(os.environ[name])
-    # Dagster's state folders in dagster.yaml are relative to the project.
-    os.chdir(PROJECT)
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Diffusion cross-domain recommendation: from rating files to cold-start results.
+
+    State lies in the folder that DIFFCDR_HOME names, else in .diffcdr of the working folder.
+    """
 
 
 @app.command()
 def run(
-    context: typer.Context,
-    task: Annotated[list[str], typer.Option(help="Task of the catalogue; may be repeated.")] = [],  # noqa: B006
+    task: Tasks = [],  # noqa: B006
     source: Source = None,
     target: Target = None,
     beta: Annotated[
-        list[float], typer.Option(help="Share of test users; default: all of the catalogue.")
+        list[float],
+        typer.Option("--beta", "-b", help="Share of test users; default: all of the catalogue."),
     ] = [],  # noqa: B006
-    seed: Annotated[list[int], typer.Option(help="Seed; default: all of the catalogue.")] = [],  # noqa: B006
-    profile: Annotated[list[str], typer.Option(help="Profile of settings.")] = ["paper"],  # noqa: B006
-    model: Annotated[list[str], typer.Option(help="Model; default: all of the profile.")] = [],  # noqa: B006
+    seed: Annotated[
+        list[int], typer.Option("--seed", "-s", help="Seed; default: all of the catalogue.")
+    ] = [],  # noqa: B006
+    profile: Annotated[list[str], typer.Option("--profile", "-p", help="Profile of settings.")] = ["paper"],  # noqa: B006
+    model: Annotated[
+        list[str], typer.Option("--model", "-m", help="Model; default: all of the profile.")
+    ] = [],  # noqa: B006
     user_col: UserColumn = [],  # noqa: B006
     item_col: ItemColumn = [],  # noqa: B006
     rating_col: RatingColumn = [],  # noqa: B006
     time_col: TimeColumn = [],  # noqa: B006
     scale: Scale = (1.0, 5.0),
+    source_scale: SideScale = None,
+    target_scale: SideScale = None,
+    on_bad_rows: BadRows = BadRowsAre.fail,
+    tracking: Annotated[
+        bool, typer.Option("--tracking/--no-tracking", help="Record trainings in MLflow, or nowhere.")
+    ] = True,
     debug: Debug = False,
 ) -> None:
-    """Run every stage of a task, or of two files of your own; what is up to date is not done again."""
+    """Run every stage of a task, or of two files of your own; what is up to date is not done again.
+
+    diffcdr run -t demo_video_music -b 0.2 -s 0 -m emcdr
+    """
     _log_to_terminal()
     start = time.perf_counter()
     with _errors_in_one_line(debug):
-        files = _files(context, task, source, target)
+        if not tracking:
+            os.environ["DIFFCDR_TRACKING"] = "off"
+        files = _files(task, source, target)
+        _check_tracking()
         if files:
-            pair = _read_pair(files, user_col, item_col, rating_col, time_col, scale)
+            columns = _columns(user_col, item_col, rating_col, time_col)
+            pair = _read_pair(files, columns, scale, source_scale, target_scale, on_bad_rows)
             task = [_enter(pair)]
         from pipeline.chain import Chain
 
-        with _dagster_instance() as instance:
+        with _opened_instance() as instance:
             chain = Chain(instance, task, beta, seed, profile, model)
             _perform(chain.steps())
         _print_tables(chain.tasks, chain.profiles)
@@ -96,8 +135,7 @@ def run(
 
 @app.command()
 def inspect(
-    context: typer.Context,
-    task: Annotated[str | None, typer.Option(help="Task of the catalogue.")] = None,
+    task: MaybeTask = None,
     source: Source = None,
     target: Target = None,
     user_col: UserColumn = [],  # noqa: B006
@@ -105,17 +143,21 @@ def inspect(
     rating_col: RatingColumn = [],  # noqa: B006
     time_col: TimeColumn = [],  # noqa: B006
     scale: Scale = (1.0, 5.0),
+    source_scale: SideScale = None,
+    target_scale: SideScale = None,
+    on_bad_rows: BadRows = BadRowsAre.fail,
     format: Annotated[ReportFormat, typer.Option(help="How to print.")] = ReportFormat.table,
     debug: Debug = False,
 ) -> None:
     """Report on two domains and the users they share, before anything is trained."""
     _log_to_terminal()
     with _errors_in_one_line(debug):
-        files = _files(context, [task] if task else [], source, target)
+        files = _files([task] if task else [], source, target)
         if files:
             from assets.data.own_data import examine
 
-            report = examine(_read_pair(files, user_col, item_col, rating_col, time_col, scale))
+            columns = _columns(user_col, item_col, rating_col, time_col)
+            report = examine(_read_pair(files, columns, scale, source_scale, target_scale, on_bad_rows))
         else:
             report = _inspect_task(task)
         _print_report(report, format)
@@ -123,38 +165,79 @@ def inspect(
 
 @app.command()
 def results(
-    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
-    profile: Annotated[str | None, typer.Option(help="Only this profile.")] = None,
-    format: Annotated[Format, typer.Option(help="How to print.")] = Format.table,
+    task: Annotated[str | None, typer.Option("--task", "-t", help="Only this task.")] = None,
+    profile: Annotated[str | None, typer.Option("--profile", "-p", help="Only this profile.")] = None,
+    format: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
+    debug: Debug = False,
 ) -> None:
     """Print one row per metric of every finished cell."""
-    from assets.report.results import read_results
-    from assets.state.store import Store
+    with _errors_in_one_line(debug):
+        from assets.report.results import read_results
+        from assets.state.store import Store
 
-    frame = read_results(Store(), task, profile)
-    if format is Format.csv:
-        frame.to_csv(sys.stdout, index=False)
-    elif format is Format.json:
-        print(frame.to_json(orient="records", indent=1))
-    else:
-        _print_rows(list(frame.columns), frame.astype(str).values.tolist(), len(frame.columns) - 1, "Results")
+        _refuse_unknown(task, profile)
+        frame = read_results(Store(), task, profile)
+        if format is Format.csv:
+            frame.to_csv(sys.stdout, index=False)
+        elif format is Format.json:
+            print(frame.to_json(orient="records", indent=1))
+        else:
+            _print_rows(
+                list(frame.columns), frame.astype(str).values.tolist(), len(frame.columns) - 1, "Results"
+            )
+
+
+@app.command("list")
+def list_names(debug: Debug = False) -> None:
+    """Print the tasks, profiles and models that the other commands know."""
+    with _errors_in_one_line(debug):
+        from assets.settings.catalog import load_catalog
+        from assets.settings.profile import load_profiles
+
+        catalog = load_catalog()
+        _print_rows(
+            ["task", "source", "target"],
+            [[task.name, task.source, task.target] for task in catalog.tasks.values()],
+            3,
+            "Tasks",
+        )
+        axes = [["β", *map(str, catalog.betas)], ["seed", *map(str, catalog.seeds)]]
+        _print_rows(["axis", "values"], [[name, ", ".join(values)] for name, *values in axes], 2, "Axes")
+        _print_rows(
+            ["profile", "models"],
+            [[profile.name, ", ".join(profile.trained)] for profile in load_profiles().values()],
+            2,
+            "Profiles",
+        )
+
+
+@app.command()
+def ui(debug: Debug = False) -> None:
+    """Start the Dagster and MLflow pages on this machine, until Ctrl-C."""
+    with _errors_in_one_line(debug):
+        from pipeline.ui import main as serve
+
+        serve()
 
 
 @app.command()
 def verdict(
-    task: Annotated[list[str], typer.Option(help="Task of the catalogue; default: all with results.")] = [],  # noqa: B006
-    profile: Annotated[str, typer.Option(help="Profile whose models are compared.")] = "tuned",
+    task: Annotated[
+        list[str], typer.Option("--task", "-t", help="Task of the catalogue; default: all with results.")
+    ] = [],  # noqa: B006
+    profile: OneProfile = "tuned",
     debug: Debug = False,
 ) -> None:
     """Say whether transfer helps, by how much, and which model to use, from the cells that are finished."""
     with _errors_in_one_line(debug):
         from assets.report.parts import verdict_layouts
-        from assets.settings.axes import CATALOG
+        from assets.settings.catalog import load_catalog
         from assets.state.store import Store
 
-        for name in task or list(CATALOG.tasks):
+        names = task or list(load_catalog().tasks)
+        for name in names:
             settings = _known_profile(name, profile)
-        shown = verdict_layouts(Store(), settings, task or list(CATALOG.tasks))
+        shown = verdict_layouts(Store(), settings, names)
         if not shown:
             raise LookupError(
                 f"no finished cell of profile {profile} with validation users; run "
@@ -168,22 +251,24 @@ class Ambiguous(ValueError):
     """Neither a task nor two files were given, or both."""
 
 
-def _files(
-    context: typer.Context, tasks: Sequence[str], source: Path | None, target: Path | None
-) -> list[Path]:
-    """Source and target as absolute paths, or nothing where tasks were given."""
+def _files(tasks: Sequence[str], source: Path | None, target: Path | None) -> list[Path]:
+    """Source and target, or nothing where tasks were given."""
     given = [file for file in (source, target) if file is not None]
     if bool(tasks) == bool(given) or len(given) == 1:
         raise Ambiguous("give either --task, or --source and --target")
-    return [context.obj / file for file in given]
+    return [file.absolute() for file in given]
 
 
-def _read_pair(files, users, items, ratings, times, scale):
+def _columns(users, items, ratings, times) -> dict[str, Sequence[str]]:
+    return {"user": users, "item": items, "rating": ratings, "timestamp": times}
+
+
+def _read_pair(files, columns, scale, source_scale, target_scale, on_bad_rows):
     from assets.data.own_data import Options, read_pair
     from assets.state.store import Store
 
-    columns = {"user": users, "item": items, "rating": ratings, "timestamp": times}
-    return read_pair(Store(), *files, Options(columns, scale))
+    scales = {side: ends for side, ends in (("source", source_scale), ("target", target_scale)) if ends}
+    return read_pair(Store(), *files, Options(columns, scale, scales, str(on_bad_rows)))
 
 
 def _enter(pair) -> str:
@@ -200,13 +285,13 @@ def _enter(pair) -> str:
 def _inspect_task(task: str):
     """The report of a task, its ratings fetched and read where they are not there yet."""
     from assets.data.overview import inspect_task
-    from assets.settings.axes import CATALOG
+    from assets.settings.catalog import load_catalog
     from assets.state.store import Store
     from pipeline.chain import Chain
 
-    with _dagster_instance() as instance:
+    with _opened_instance() as instance:
         _perform(Chain(instance, [task], [], [], [], []).data_steps())
-    return inspect_task(Store(), CATALOG, task)
+    return inspect_task(Store(), load_catalog(), task)
 
 
 def _perform(steps) -> None:
@@ -237,32 +322,53 @@ def _log_to_terminal() -> None:
 def _errors_in_one_line(debug: bool) -> Iterator[None]:
     try:
         yield
+    except (SystemExit, GeneratorExit):
+        raise
     except Exception as error:
+        if stopping.received():
+            # A library that was at work may call the interruption an error of its own.
+            raise _stopped() from None
         if debug:
             raise
         # Dagster wraps what an asset raises; the reader wants the asset's own sentence.
         while type(error).__module__.startswith("dagster.") and error.__cause__ is not None:
             error = error.__cause__
-        line = f"error: {type(error).__name__}: {error}"
-        errors.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+        line = _printable(f"error: {type(error).__name__}: {error}")
+        errors.print(line, style="red", markup=False, emoji=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
+    except BaseException:
+        # KeyboardInterrupt, or what Dagster makes of it.
+        raise _stopped() from None
+
+
+def _printable(text: str) -> str:
+    """One line, with what is no character of a text (a NUL, half of one) as its escape."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.splitlines()))
+
+
+def _stopped() -> typer.Exit:
+    """Say so in one line, and the exit of a stopped command."""
+    number = stopping.received()
+    by = f" by {stopping.SIGNALS[number]}" if number else ""
+    errors.print(f"stopped{by}: what is finished is kept, and the same command goes on from there")
+    return typer.Exit(stopping.exit_code(number))
 
 
 @contextlib.contextmanager
-def _dagster_instance() -> Iterator:
-    """The project's Dagster instance: DAGSTER_HOME's where it is set, else the one of ./dagster.yaml."""
-    from dagster import DagsterInstance
-    from dagster._core.instance.ref import InstanceRef
+def _opened_instance() -> Iterator:
+    """The home's Dagster instance, in which no run that was killed is left open."""
+    from pipeline.instance import dagster_instance
+    from pipeline.recovery import close_dead_runs
 
-    if os.environ.get("DAGSTER_HOME"):
-        with DagsterInstance.get() as instance:
-            yield instance
-        return
-    with (
-        tempfile.TemporaryDirectory() as home,
-        DagsterInstance.from_ref(InstanceRef.from_dir(home, config_dir=str(PROJECT))) as instance,
-    ):
+    with dagster_instance() as instance:
+        close_dead_runs(instance)
         yield instance
+
+
+def _check_tracking() -> None:
+    from assets.state.tracking import MlflowTracking
+
+    MlflowTracking().check()
 
 
 def _print_tables(task_names: Sequence[str], profiles: Sequence[str]) -> None:
@@ -296,7 +402,7 @@ def _print_layout(layout, title: str) -> None:
 
 
 def _short(path: Path) -> str:
-    return str(path.relative_to(PROJECT)) if path.is_relative_to(PROJECT) else str(path)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _print_rows(names: Sequence[str], rows: Sequence[Sequence[str]], left: int, title: str) -> None:
@@ -316,8 +422,8 @@ def _styled(cell: str) -> str:
 
 @app.command()
 def register(
-    task: Annotated[str, typer.Option(help="Task of the catalogue.")],
-    profile: Annotated[str, typer.Option(help="Profile whose models are compared.")] = "tuned",
+    task: OneTask,
+    profile: OneProfile = "tuned",
     force: Annotated[bool, typer.Option(help="Promote a model that beats nothing trivial, too.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -340,15 +446,14 @@ def register(
 
 @app.command()
 def recommend(
-    context: typer.Context,
-    task: Annotated[str, typer.Option(help="Task of the catalogue.")],
+    task: OneTask,
     users: Annotated[Path, typer.Option(help="Parquet: user_id, or user_id, item_id and rating.")],
     output: Annotated[Path, typer.Option(help="Parquet file to write.")],
-    profile: Annotated[str, typer.Option(help="Profile of settings.")] = "tuned",
+    profile: OneProfile = "tuned",
     cell: Annotated[
         str, typer.Option(help="β and seed, such as b20-s0; default: the first that is trained.")
     ] = "",
-    k: Annotated[int, typer.Option(min=1, help="Items for each user.")] = 20,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Items for each user.")] = 20,
     exclude: Annotated[Path | None, typer.Option(help="Text file of item ids, never recommended.")] = None,
     min_ratings: Annotated[int, typer.Option(min=0, help="Only items with so many ratings.")] = 1,
     debug: Debug = False,
@@ -357,14 +462,20 @@ def recommend(
     _log_to_terminal()
     start = time.perf_counter()
     with _errors_in_one_line(debug):
-        from assets.serving.recommendations import RecommendationConfig, load_bundle, recommend_file
+        from assets.serving.recommendations import (
+            RecommendationConfig,
+            check_files,
+            load_bundle,
+            recommend_file,
+        )
         from assets.state.store import Store
 
+        check_files(users.absolute(), output.absolute(), exclude and exclude.absolute())
         settings = _known_profile(task, profile)
-        excluded = str(context.obj / exclude) if exclude else ""
+        excluded = str(exclude.absolute()) if exclude else ""
         config = RecommendationConfig(k=k, exclude=excluded, min_ratings=min_ratings)
         bundle = load_bundle(Store(), settings, task, cell, config)
-        counts = recommend_file(bundle, context.obj / users, context.obj / output, k)
+        counts = recommend_file(bundle, users.absolute(), output.absolute(), k)
     seconds = time.perf_counter() - start
     print(
         f"wrote {output}: {counts['users']} users by {bundle.name}, {counts['by_popularity']} of them by "
@@ -374,11 +485,23 @@ def recommend(
 
 def _known_profile(task: str, name: str):
     """The profile `name`; raises ValueError where it or the task is not known."""
-    from assets.settings.axes import CATALOG
     from assets.settings.profile import load_profiles
 
-    profiles = load_profiles()
-    for kind, asked, known in (("task", task, CATALOG.tasks), ("profile", name, profiles)):
-        if asked not in known:
+    _refuse_unknown(task, name)
+    return load_profiles()[name]
+
+
+def _refuse_unknown(task: str | None, profile: str | None) -> None:
+    """Raise ValueError for a task or a profile that is asked for and not known; the message lists what is."""
+    from assets.settings.catalog import load_catalog
+    from assets.settings.profile import load_profiles
+
+    for kind, asked, known in (("task", task, load_catalog().tasks), ("profile", profile, load_profiles())):
+        if asked is not None and asked not in known:
             raise ValueError(f"unknown {kind}: {asked}; known are {', '.join(known)}")
-    return profiles[name]
+
+
+if __name__ == "__main__":
+    from pipeline.main import main as command
+
+    command()

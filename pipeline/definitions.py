@@ -1,60 +1,67 @@
 """The code location: every asset, check, job and resource of diffcdr."""
 
+from collections.abc import Mapping
+
 import dagster as dg
 
-from assets.data.checks import leakage_check, roles_partition_the_overlap, split_is_reproducible
-from assets.data.ratings import ratings
-from assets.data.reviews import reviews
-from assets.data.splits import overlap, split
+from assets.data.checks import split_checks
+from assets.data.ratings import ratings_asset
+from assets.data.reviews import reviews_asset
+from assets.data.splits import overlap_asset, split_asset
 from assets.report.page import report_assets
-from assets.serving.recommendations import candidates, recommendations_asset
-from assets.settings.profile import load_profiles
+from assets.serving.recommendations import recommendations_asset
+from assets.settings.axes import Axes
+from assets.settings.catalog import load_catalog
+from assets.settings.profile import Profile, load_profiles
 from assets.state.compute import Compute
 from assets.state.store import Store
 from assets.state.tracking import MlflowTracking
-from assets.training.distributions import needs_effects
 from assets.training.effects import effects_asset
 from assets.training.embeddings import embeddings_asset
 from assets.training.factors import factor_assets
+from assets.training.fingerprints import needs_of
 from assets.training.models import model_asset
 from assets.training.search import search_asset
-from assets.training.warming import diffusions, warming_asset
+from assets.training.warming import sampling_models, warming_asset
 from pipeline.automation import (
+    change_sensor,
     following,
     freshness_sensor,
     stale_cells_sensor,
-    watch_sources,
-    weekly_refresh,
+    weekly_schedule,
 )
+from pipeline.executor import in_process
 from pipeline.jobs import build_jobs
 
 
-def build_defs() -> dg.Definitions:
-    """Fresh definitions from the catalogue and the profiles of the environment."""
-    profiles = load_profiles()
-    factors = [asset for profile in profiles.values() for asset in factor_assets(profile)]
-    effects = [effects_asset(profile) for profile in profiles.values() if needs_effects(profile)]
-    models = [model_asset(profile, name) for profile in profiles.values() for name in profile.trained]
-    analyses = [embeddings_asset(profile) for profile in profiles.values() if not profile.biased]
-    searches = [search_asset(profile) for profile in profiles.values() if profile.search]
-    recommended = [recommendations_asset(profile) for profile in profiles.values() if candidates(profile)]
-    tables = report_assets(profiles)
-    warmings = [warming_asset(profile) for profile in profiles.values() if diffusions(profile)]
-    trained = [*factors, *effects, *models, *warmings]
-    computed = following([ratings, overlap, split, *trained, *analyses, *searches, *recommended])
+def build_defs(axes: Axes | None = None, profiles: Mapping[str, Profile] | None = None) -> dg.Definitions:
+    """Fresh definitions of a catalogue and profiles, by default those of the environment."""
+    axes, profiles = axes or Axes(load_catalog()), profiles or load_profiles()
+    data = [ratings_asset(axes), overlap_asset(axes), split_asset(axes)]
+    computed = [asset for profile in profiles.values() for asset in profile_assets(axes, profile)]
     return dg.Definitions(
-        assets=[reviews, *computed, *tables],
-        asset_checks=[
-            roles_partition_the_overlap,
-            split_is_reproducible,
-            leakage_check(profiles.values()),
-        ],
+        assets=[reviews_asset(axes), *following([*data, *computed]), *report_assets(axes, profiles)],
+        asset_checks=split_checks(axes, profiles.values()),
         jobs=build_jobs(profiles),
-        sensors=[watch_sources, stale_cells_sensor, freshness_sensor],
-        schedules=[weekly_refresh],
+        sensors=[change_sensor(axes.catalog), stale_cells_sensor, freshness_sensor],
+        schedules=[weekly_schedule(axes.catalog)],
         resources={"store": Store(), "compute": Compute(), "tracking": MlflowTracking()},
-        executor=dg.in_process_executor,
+        executor=in_process,
     )
+
+
+def profile_assets(axes: Axes, profile: Profile) -> list[dg.AssetsDefinition]:
+    """All that is computed of a profile's cells."""
+    needs = {need for name in profile.trained for need in needs_of(profile, name)}
+    return [
+        *(factor_assets(axes, profile) if {"factors", "target_factors"} & needs else []),
+        *([effects_asset(axes, profile)] if "effects" in needs else []),
+        *(model_asset(axes, profile, name) for name in profile.trained),
+        *([warming_asset(axes, profile)] if sampling_models(profile) else []),
+        *([] if profile.biased else [embeddings_asset(axes, profile)]),
+        *([search_asset(axes, profile)] if profile.search else []),
+        recommendations_asset(axes, profile),
+    ]
 
 
 defs = build_defs()

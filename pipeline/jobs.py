@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from assets.serving.recommendations import candidates
 from assets.settings.profile import Profile
 
 
@@ -47,7 +46,6 @@ def build_jobs(profiles: Mapping[str, Profile]) -> list:
                 description=f"Top-k items of the cold-start users of a cell. Profile: {profile.title}.",
             )
             for name, profile in profiles.items()
-            if candidates(profile)
         ),
         dg.define_asset_job(
             "tables", selection=dg.AssetSelection.groups("reports"), description="Make every table anew."

@@ -45,7 +45,7 @@ def bundle() -> Bundle:
     values = torch.randint(1, 6, (len(rows),), generator=generator).float()
     target = normal(TARGET_ITEMS, WIDTH)
     ratings = Ratings(rows % USERS, rows % TARGET_ITEMS, values)
-    model = build("ptupcdr", epochs=2).fit([Problem(users, normal(USERS, WIDTH), target, ratings, 0)])
+    model = build("ptupcdr", epochs=2).trained([Problem(users, normal(USERS, WIDTH), target, ratings, 0)])
     fold_in = FoldIn.of(users.factors, users.item_factors, Ratings(rows % USERS, rows % SOURCE_ITEMS, values))
     recommender = Recommender(
         model, fold_in, target, torch.arange(TARGET_ITEMS), torch.arange(TARGET_ITEMS - 1), 3

@@ -1,98 +1,294 @@
-"""What a cell's training and evaluation may see, assembled from the store.
+"""The one gate: what a cell's training and evaluation may see, assembled from the store.
 
-The one place where held-out target ratings are kept out of training: `target_table` for the factorizations
-and `cell_data` for the transfer models both start from `roles`.
+Here alone held-out target ratings are kept out of training: all that may be learned from starts from `roles`.
 """
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Collection
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-import duckdb
 import numpy as np
+import pandas as pd
 
-from assets.settings.axes import CATALOG, Cell
+from assets.data.domain import (
+    domain_negatives,
+    domain_ratings,
+    rating_levels,
+    source_statistics,
+    star_description,
+)
+from assets.settings.axes import Cell
 from assets.settings.profile import Profile
-from assets.state.store import Store
+from assets.state.store import Entry, Store, fingerprint
 from ml.splits import TEST, TRAIN, VALIDATION
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ml.data import Problem, Ratings, SourceUsers
-    from ml.evaluation.cold_start import HeldOut
-    from ml.evaluation.selection import Objective
+    from ml.data import HeldOut, Problem, Ratings, SourceUsers, Users
     from ml.factorization.adam import RatingTable
-    from ml.factorization.negatives import Negatives
+    from ml.models.contract import Model
+
+SIDES = {"validation": VALIDATION, "test": TEST}
+ROLES = {"train": TRAIN, **SIDES}
 
 
-@dataclass(frozen=True)
-class DomainRatings:
-    """A domain's ratings as arrays: users, items (m,) int64, values (m,) float32, sorted by user."""
-
-    users: np.ndarray
-    items: np.ndarray
-    values: np.ndarray
-    n_users: int
-    n_items: int
-
-    def tensors(self, rows: np.ndarray | slice = slice(None)) -> "Ratings":
-        """The ratings, or those `rows` of them, as a model takes them."""
-        import torch
-
-        from ml.data import Ratings
-
-        return Ratings(*(torch.from_numpy(x[rows]) for x in (self.users, self.items, self.values)))
-
-    def of_users(self, keep: np.ndarray) -> np.ndarray:
-        """Rows of the users that `keep` (n_users,) bool marks: (m,) bool."""
-        return keep[self.users]
+def inputs(
+    store: Store, profile: Profile, cell: Cell, objective: str, needs: Collection[str], of: str = ""
+) -> dict[str, Entry]:
+    """The entries that a model with these `needs` is computed from, by what they are to it; `of` is the model
+    of the profile that it needs, where it needs one."""
+    ratings = {"source": store.ratings(cell.source.name), "target": store.ratings(cell.target.name)}
+    effects = {"effects": store.source_effects(profile.name, cell.source.name, cell.seed)}
+    source = {"source_factors": source_factors(store, profile, cell, objective)}
+    target = {"target_factors": store.target_factors(profile.name, cell, objective)}
+    by_need = {
+        "ratings": ratings,
+        "stars": ratings,
+        "factors": source | target,
+        "target_factors": target,
+        "effects": effects | ratings,
+        "model": {"model": store.model(profile.name, of, cell, objective)},
+    }
+    return {"split": store.split(cell)} | {k: e for need in needs for k, e in by_need[need].items()}
 
 
-@dataclass(frozen=True)
-class CellData:
-    """One cell, ready for training and evaluation; validation is None where the profile holds none out.
+def source_factors(store: Store, profile: Profile, cell: Cell, objective: str = "rating") -> Entry:
+    """The source factors of a cell: shared by all tasks and β that train the domain alike."""
+    config = fingerprint(**profile.factors(cell.task))[:8]
+    return store.source_factors(profile.name, cell.source.name, config, cell.seed, objective)
 
-    test_users: (n,) rows of the overlap table. offset: (items,) float32 of biased factors, else None; the
-    problem's ratings are without it, and a prediction is u·v + offset.
+
+class Gate:
+    """One cell as one model meets it: `data` to learn from, and the held-out users it is judged on.
+
+    needs: what the model declares; anything else is refused, since its fingerprint would not cover it. model:
+    the trained model of the profile that it needs, if any.
     """
 
-    problem: "Problem"
-    validation: "HeldOut | None"
-    test: "HeldOut"
-    test_users: np.ndarray
-    offset: "Tensor | None" = None
+    def __init__(
+        self,
+        store: Store,
+        profile: Profile,
+        cell: Cell,
+        objective: str = "rating",
+        needs: Collection[str] = ("ratings",),
+        model: "Model | None" = None,
+    ) -> None:
+        self.store, self.profile, self.cell, self.objective = store, profile, cell, objective
+        self.needs, self.model = frozenset(needs), model
+
+    @cached_property
+    def data(self) -> "Seen":
+        return Seen(self)
+
+    def held_out(self, side: str) -> "HeldOut | None":
+        """The users of a side (`validation`, `test`) and their target ratings; None where there are none."""
+        from ml.data import HeldOut
+
+        members, ratings = held_out_ratings(self.store, self.profile, self.cell, SIDES[side])
+        return HeldOut(self.users(members, side), ratings) if len(members) else None
+
+    def members(self, side: str) -> np.ndarray:
+        """Overlap rows (n,) of the users of a side, or of the training users (`train`)."""
+        return np.flatnonzero(self.roles == ROLES[side])
+
+    @cached_property
+    def roles(self) -> np.ndarray:
+        return roles(self.store, self.profile, self.cell)
+
+    @cached_property
+    def overlap(self) -> pd.DataFrame:
+        return self.store.overlap(self.cell.task).table("users.parquet")
+
+    def users(self, members: np.ndarray, purpose: str = "") -> "Users":
+        """The overlapping users of the rows `members` (n,), as far as the model needs to know them."""
+        import torch
+
+        from ml.data import Users
+
+        source, target = (
+            torch.from_numpy(self.overlap[f"{side}_user"].to_numpy(dtype=np.int64)[members])
+            for side in ("source", "target")
+        )
+        with_ratings = "ratings" in self.needs
+        return Users(
+            source,
+            target,
+            factors=self.source_users.take(torch.from_numpy(members)) if "factors" in self.needs else None,
+            ratings=self._source_ratings(source) if with_ratings else None,
+            statistics=source_statistics(self.store, self.cell.source)[source] if with_ratings else None,
+            description=None if self.description is None else self.description[source],
+            purpose=purpose,
+        )
+
+    def _source_ratings(self, rows: "Tensor") -> "Ratings":
+        from ml.data import ratings_of
+
+        domain = domain_ratings(self.store, self.cell.source.name)
+        return ratings_of(domain.tensors(), rows, domain.n_users)
+
+    @cached_property
+    def description(self) -> "Tensor | None":
+        """What the model is told of each source user: (source users, q) float64."""
+        if "effects" in self.needs:
+            entry = self.store.source_effects(self.profile.name, self.cell.source.name, self.cell.seed)
+            return entry.tensors("effects.safetensors")["description"]
+        return star_description(self.store, self.cell.source.name) if "stars" in self.needs else None
+
+    @cached_property
+    def factors(self) -> "dict[str, dict[str, Tensor]]":
+        """Source and target factors as tensors; biased ones are standardised over the training users."""
+        source = source_factors(self.store, self.profile, self.cell, self.objective)
+        target = self.store.target_factors(self.profile.name, self.cell, self.objective)
+        found = {
+            "source": source.tensors("factors.safetensors"),
+            "target": target.tensors("factors.safetensors"),
+        }
+        if "offset" not in found["target"]:
+            return found
+        train = np.flatnonzero(self.roles == TRAIN)
+        return {
+            side: _standardized(tensors, self.overlap[f"{side}_user"].to_numpy(dtype=np.int64)[train])
+            for side, tensors in found.items()
+        }
+
+    @cached_property
+    def source_users(self) -> "SourceUsers":
+        """All overlapping users by their source factors and what they liked, oldest first."""
+        import torch
+
+        from ml.data import History, SourceUsers
+
+        liked = self.store.overlap(self.cell.task).table("liked.parquet")
+        counts = np.bincount(liked["user"], minlength=len(self.overlap))
+        offsets = np.concatenate([[0], counts.cumsum()]).astype(np.int64)
+        items = torch.from_numpy(liked["item"].to_numpy(dtype=np.int64))
+        codes = torch.from_numpy(self.overlap["source_user"].to_numpy(dtype=np.int64))
+        source = self.factors["source"]
+        return SourceUsers(source["users"][codes], History(torch.from_numpy(offsets), items), source["items"])
+
+
+class Seen:
+    """What a model may learn from in one cell: `ml.data.Data`, each part read when it is first asked for."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._store, self._profile, self._cell = gate.store, gate.profile, gate.cell
+        self.seed, self.purpose = gate.cell.seed, gate.cell.task
+        self.scale, self.source_scale = gate.cell.target.scale, gate.cell.source.scale
+
+    def _need(self, *any_of: str) -> None:
+        if not self._gate.needs & set(any_of):
+            raise LookupError(
+                f"a model reads what it does not declare: add one of {', '.join(any_of)} to its `needs`"
+            )
+
+    @cached_property
+    def _target(self):
+        return domain_ratings(self._store, self._cell.target.name)
+
+    @cached_property
+    def _source(self):
+        return domain_ratings(self._store, self._cell.source.name)
 
     @property
-    def items(self) -> "Tensor":
-        """Item factors that predict ratings in a dot product, the offset their last column."""
-        return with_column(self.problem.target_items, self.offset)
+    def n_users(self) -> int:
+        return self._target.n_users
 
-    def complete(self, users: "Tensor") -> "Tensor":
-        """Transferred users (n, k) as they meet `items`."""
-        return users if self.offset is None else with_column(users, users.new_ones(len(users)))
+    @property
+    def n_items(self) -> int:
+        return self._target.n_items
 
+    @property
+    def n_source_users(self) -> int:
+        return self._source.n_users
 
-def domain_ratings(store: Store, domain: str) -> DomainRatings:
-    manifest = store.ratings(domain).require()
-    return _read_ratings(store.database(domain), manifest["fingerprint"])
+    @property
+    def n_source_items(self) -> int:
+        return self._source.n_items
 
+    @cached_property
+    def source(self) -> "Ratings":
+        self._need("ratings", "stars", "effects")
+        return self._source.tensors()
 
-@lru_cache(maxsize=4)
-def _read_ratings(database: Path, _fingerprint: str) -> DomainRatings:
-    with duckdb.connect(str(database), read_only=True) as connection:
-        columns = connection.execute('SELECT "user", item, rating FROM ratings ORDER BY rowid').fetchnumpy()
-        n_users, n_items = (
-            connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("users", "items")
-        )
-    return DomainRatings(
-        users=columns["user"].astype(np.int64),
-        items=columns["item"].astype(np.int64),
-        values=columns["rating"].astype(np.float32),
-        n_users=n_users,
-        n_items=n_items,
-    )
+    @cached_property
+    def target(self) -> "Ratings":
+        self._need("ratings", "stars", "effects")
+        return self._target.tensors(training_rows(self._store, self._profile, self._cell))
+
+    @cached_property
+    def train(self) -> "Users":
+        return self._gate.users(np.flatnonzero(self._gate.roles == TRAIN), "train")
+
+    @cached_property
+    def training(self) -> "Ratings":
+        self._need("ratings")
+        return held_out_ratings(self._store, self._profile, self._cell, TRAIN)[1]
+
+    @cached_property
+    def validation(self) -> "HeldOut | None":
+        self._need("ratings")
+        return self._gate.held_out("validation")
+
+    @cached_property
+    def source_table(self) -> "RatingTable":
+        self._need("ratings")
+        return source_table(self._store, self._cell.source.name, self.seed, self._gate.objective)
+
+    @cached_property
+    def target_table(self) -> "RatingTable":
+        self._need("ratings")
+        return target_table(self._store, self._profile, self._cell, self._gate.objective)
+
+    @cached_property
+    def source_user(self) -> "Tensor":
+        """Each target user's row in the source domain: (n_users,) int64, −1 where there is none."""
+        import torch
+
+        rows = np.full(self.n_users, -1, dtype=np.int64)
+        rows[self._gate.overlap["target_user"]] = self._gate.overlap["source_user"]
+        return torch.from_numpy(rows)
+
+    @cached_property
+    def problem(self) -> "Problem":
+        self._need("factors")
+        return _problem(self._gate)
+
+    @property
+    def offset(self) -> "Tensor | None":
+        return self._gate.factors["target"].get("offset")
+
+    @cached_property
+    def target_factors(self) -> "tuple[Tensor, Tensor]":
+        self._need("target_factors")
+        return joined(self._target_entry.tensors("factors.safetensors"))
+
+    @cached_property
+    def curve(self) -> list[dict[str, float]]:
+        self._need("target_factors")
+        return self._target_entry.table("curves.parquet").to_dict("records")
+
+    @property
+    def _target_entry(self) -> Entry:
+        return self._store.target_factors(self._profile.name, self._cell, self._gate.objective)
+
+    @property
+    def description(self) -> "Tensor":
+        self._need("effects", "stars")
+        return self._gate.description
+
+    @cached_property
+    def levels(self) -> "Tensor":
+        # The scale, not the ratings: a level that only held-out users gave is a level all the same.
+        return rating_levels(self._store, self._cell.target.name)
+
+    @property
+    def model(self) -> "Model":
+        self._need("model")
+        return self._gate.model
 
 
 def roles(store: Store, profile: Profile, cell: Cell) -> np.ndarray:
@@ -103,7 +299,7 @@ def roles(store: Store, profile: Profile, cell: Cell) -> np.ndarray:
 
 def training_rows(store: Store, profile: Profile, cell: Cell) -> np.ndarray:
     """Which rows of the target domain's ratings the cell may train on: (m,) bool."""
-    target = domain_ratings(store, CATALOG.tasks[cell.task].target)
+    target = domain_ratings(store, cell.target.name)
     users = store.overlap(cell.task).table("users.parquet")
     hidden = np.zeros(target.n_users, dtype=bool)
     hidden[users["target_user"].to_numpy()[roles(store, profile, cell) != TRAIN]] = True
@@ -119,7 +315,7 @@ def source_table(store: Store, domain: str, seed: int, objective: str = "rating"
 def target_table(store: Store, profile: Profile, cell: Cell, objective: str = "rating") -> "RatingTable":
     """The target ratings the cell may train on; for ranking also their negatives, labelled 0."""
     rows = training_rows(store, profile, cell)
-    return _table(store, CATALOG.tasks[cell.task].target, rows, cell.seed, objective)
+    return _table(store, cell.target.name, rows, cell.seed, objective)
 
 
 def _table(store: Store, domain: str, rows: np.ndarray, seed: int, objective: str) -> "RatingTable":
@@ -142,57 +338,6 @@ def _table(store: Store, domain: str, rows: np.ndarray, seed: int, objective: st
     return with_negatives(table, domain_negatives(store, domain, seed).of(torch.from_numpy(rows)))
 
 
-def domain_negatives(store: Store, domain: str, seed: int) -> "Negatives":
-    """A domain's negatives for a seed: drawn once for all its ratings, so that every model sees the same."""
-    manifest = store.ratings(domain).require()
-    return _draw_negatives(store.database(domain), manifest["fingerprint"], domain, seed)
-
-
-@lru_cache(maxsize=12)
-def _draw_negatives(database: Path, fingerprint: str, domain: str, seed: int) -> "Negatives":
-    import torch
-
-    from ml.factorization.negatives import sample_negatives
-    from ml.replicas import replica_generator
-
-    ratings = _read_ratings(database, fingerprint)
-    return sample_negatives(
-        torch.from_numpy(ratings.users),
-        torch.from_numpy(ratings.items),
-        ratings.n_items,
-        generator=replica_generator(seed, f"negatives/{domain}"),
-    )
-
-
-def collective_table(
-    store: Store, profile: Profile, cell: Cell, objective: str = "rating"
-) -> tuple["RatingTable", np.ndarray]:
-    """Both domains' training ratings over one user table (CMF), and the rows (n,) of the overlapping users.
-
-    Source users keep their codes; target users that are not in the source follow them.
-    """
-    import torch
-
-    from ml.factorization.adam import merge_domains
-
-    task = CATALOG.tasks[cell.task]
-    source = source_table(store, task.source, cell.seed, objective)
-    target = target_table(store, profile, cell, objective)
-    users = store.overlap(cell.task).table("users.parquet")
-    of_target = np.full(target.n_users, -1, dtype=np.int64)
-    of_target[users["target_user"]] = users["source_user"]
-    alone = of_target < 0
-    of_target[alone] = source.n_users + np.arange(alone.sum())
-    merged = merge_domains(
-        source,
-        target,
-        torch.arange(source.n_users),
-        torch.from_numpy(of_target),
-        source.n_users + int(alone.sum()),
-    )
-    return merged, users["source_user"].to_numpy(dtype=np.int64)
-
-
 def held_out_ratings(store: Store, profile: Profile, cell: Cell, role: int) -> tuple[np.ndarray, "Ratings"]:
     """Overlap rows (n,) of the users with a held-out role, and their target ratings with users in 0..n-1."""
     members = np.flatnonzero(roles(store, profile, cell) == role)
@@ -205,7 +350,7 @@ def _ratings_of(store: Store, cell: Cell, members: np.ndarray) -> "Ratings":
 
     from ml.data import Ratings
 
-    target = domain_ratings(store, CATALOG.tasks[cell.task].target)
+    target = domain_ratings(store, cell.target.name)
     place = _places(store, cell, members, target.n_users)
     rows = place[target.users] >= 0
     return Ratings(
@@ -229,7 +374,7 @@ def _with_negatives(store: Store, cell: Cell, members: np.ndarray, ratings: "Rat
 
     from ml.data import Ratings
 
-    target = CATALOG.tasks[cell.task].target
+    target = cell.target.name
     place = torch.from_numpy(_places(store, cell, members, domain_ratings(store, target).n_users))
     negatives = domain_negatives(store, target, cell.seed)
     mine = place[negatives.users] >= 0
@@ -240,120 +385,11 @@ def _with_negatives(store: Store, cell: Cell, members: np.ndarray, ratings: "Rat
     )
 
 
-@dataclass(frozen=True)
-class WarmHalves:
-    """Held-out users' ratings for warm start, by time: `tuning` and then `later`, to be judged on.
-
-    known: the earlier ratings, which are not ranked again; in ranking, `tuning` adds negatives to them.
-    left_out: users with fewer than two ratings, who are in neither.
-    """
-
-    tuning: "Ratings"
-    known: "Ratings"
-    later: "Ratings"
-    left_out: int
-
-
-def warm_halves(
-    store: Store, profile: Profile, cell: Cell, role: int, objective: "Objective"
-) -> WarmHalves | None:
-    """The halves of the users with a role; None where no user has two ratings."""
-    import torch
-
-    members, ratings = held_out_ratings(store, profile, cell, role)
-    later = torch.from_numpy(_later(store, cell, members, ratings))
-    users = ratings.users[later].unique()
-    if len(users) == 0:
-        return None
-    early = ~later & torch.isin(ratings.users, users)
-    known = _rows(ratings, early)
-    tuning = known if objective.name == "rating" else _tuning_negatives(store, cell, role, known)
-    return WarmHalves(tuning, known, _rows(ratings, later), left_out=len(members) - len(users))
-
-
-def _later(store: Store, cell: Cell, members: np.ndarray, ratings: "Ratings") -> np.ndarray:
-    warm = store.split(cell).table("warm.parquet")
-    warm = warm[warm["user"].isin(members)]
-    if not np.array_equal(warm["item"].to_numpy(), ratings.items.numpy()):
-        raise RuntimeError(f"{cell.key}: warm.parquet and the ratings differ; materialize split again")
-    return warm["later"].to_numpy()
-
-
-def _rows(ratings: "Ratings", keep: "Tensor") -> "Ratings":
-    from ml.data import Ratings
-
-    return Ratings(ratings.users[keep], ratings.items[keep], ratings.values[keep])
-
-
-def _tuning_negatives(store: Store, cell: Cell, role: int, known: "Ratings") -> "Ratings":
-    """`known` with negatives drawn against it alone: others would tell which items come later."""
-    import torch
-
-    from ml.data import Ratings
-    from ml.factorization.negatives import sample_negatives
-    from ml.replicas import replica_generator
-
-    target = CATALOG.tasks[cell.task].target
-    negatives = sample_negatives(
-        known.users,
-        known.items,
-        store.ratings(target).require()["items"],
-        generator=replica_generator(cell.seed, f"negatives/warm/{target}/{role}"),
-    )
-    return Ratings(
-        users=torch.cat([known.users, negatives.users]),
-        items=torch.cat([known.items, negatives.items]),
-        values=torch.cat([known.values, torch.zeros(len(negatives))]),
-    )
-
-
-def with_column(table: "Tensor", column: "Tensor | None") -> "Tensor":
-    """`table` (n, k) with one more `column` (n,), where there is one."""
-    import torch
-
-    return table if column is None else torch.cat([table, column[:, None]], 1)
-
-
 def joined(factors: "dict[str, Tensor]") -> "tuple[Tensor, Tensor]":
     """User and item factors whose dot product is the predicted rating, from what a factorization wrote."""
     from ml.factorization.biased import BiasedFactors
 
     return BiasedFactors(**factors).joined() if "offset" in factors else (factors["users"], factors["items"])
-
-
-def cell_data(
-    store: Store, profile: Profile, cell: Cell, source: dict, target: dict, objective: str = "rating"
-) -> CellData:
-    """The cell's problem and held-out users from the `source` and `target` factor tensors.
-
-    Biased factors (with an offset) are standardised over the training users, in either domain.
-    """
-    import torch
-
-    from ml.evaluation.cold_start import HeldOut
-
-    role = roles(store, profile, cell)
-    users = store.overlap(cell.task).table("users.parquet")
-    codes = users["target_user"].to_numpy(dtype=np.int64)
-    train = np.flatnonzero(role == TRAIN)
-    alone = {}
-    if "offset" in target:
-        source = _standardized(source, users["source_user"].to_numpy(dtype=np.int64)[train])
-        target = _standardized(target, codes[train])
-        alone = _alone(store, cell, source, target)
-    shared = _overlapping_users(store, cell, source)
-
-    def held_out(which: int) -> "HeldOut":
-        members, ratings = held_out_ratings(store, profile, cell, which)
-        return HeldOut(shared.take(torch.from_numpy(members)), ratings)
-
-    return CellData(
-        problem=_problem(store, cell, shared, train, codes, target, objective, alone),
-        validation=held_out(VALIDATION) if profile.validation else None,
-        test=held_out(TEST),
-        test_users=np.flatnonzero(role == TEST),
-        offset=target.get("offset"),
-    )
 
 
 def _standardized(factors: "dict[str, Tensor]", rows: np.ndarray) -> "dict[str, Tensor]":
@@ -365,29 +401,27 @@ def _standardized(factors: "dict[str, Tensor]", rows: np.ndarray) -> "dict[str, 
     return {"users": held.users, "items": held.items, "offset": held.offset}
 
 
-def _problem(
-    store: Store,
-    cell: Cell,
-    shared: "SourceUsers",
-    train: np.ndarray,
-    codes: np.ndarray,
-    target: dict,
-    objective: str,
-    alone: "dict[str, Tensor]",
-) -> "Problem":
+def _problem(gate: Gate) -> "Problem":
+    """The training users' factors in both domains and their target ratings, for ranking with negatives."""
     import torch
 
     from ml.data import Problem
 
+    store, cell = gate.store, gate.cell
+    source, target = gate.factors["source"], gate.factors["target"]
+    train = np.flatnonzero(gate.roles == TRAIN)
     ratings = _ratings_of(store, cell, train)
-    if objective == "ranking":
+    if gate.objective == "ranking":
         ratings = _with_negatives(store, cell, train, ratings)
+    alone = {}
     if "offset" in target:
         # What the item's offset explains is not the user's to explain.
         ratings = replace(ratings, values=ratings.values - target["offset"][ratings.items])
+        alone = _alone(gate, source, target)
+    codes = torch.from_numpy(gate.overlap["target_user"].to_numpy(dtype=np.int64)[train])
     return Problem(
-        source=shared.take(torch.from_numpy(train)),
-        target_factors=target["users"][torch.from_numpy(codes[train])],
+        source=gate.source_users.take(torch.from_numpy(train)),
+        target_factors=target["users"][codes],
         target_items=target["items"],
         ratings=ratings,
         seed=cell.seed,
@@ -395,28 +429,13 @@ def _problem(
     )
 
 
-def _alone(store: Store, cell: Cell, source: dict, target: dict) -> "dict[str, Tensor]":
+def _alone(gate: Gate, source: dict, target: dict) -> "dict[str, Tensor]":
     """Factors of the users of one domain alone; the paper's models learn nothing from them."""
     import torch
 
-    users = store.overlap(cell.task).table("users.parquet")
     out = {}
     for side, factors in (("source", source), ("target", target)):
         alone = torch.ones(len(factors["users"]), dtype=torch.bool)
-        alone[torch.from_numpy(users[f"{side}_user"].to_numpy(dtype=np.int64))] = False
+        alone[torch.from_numpy(gate.overlap[f"{side}_user"].to_numpy(dtype=np.int64))] = False
         out[f"{side}_alone"] = factors["users"][alone]
     return out
-
-
-def _overlapping_users(store: Store, cell: Cell, source: dict) -> "SourceUsers":
-    import torch
-
-    from ml.data import History, SourceUsers
-
-    entry = store.overlap(cell.task)
-    users, liked = entry.table("users.parquet"), entry.table("liked.parquet")
-    counts = np.bincount(liked["user"], minlength=len(users))
-    offsets = np.concatenate([[0], counts.cumsum()]).astype(np.int64)
-    history = History(torch.from_numpy(offsets), torch.from_numpy(liked["item"].to_numpy(dtype=np.int64)))
-    codes = torch.from_numpy(users["source_user"].to_numpy(dtype=np.int64))
-    return SourceUsers(source["users"][codes], history, source["items"])

@@ -36,7 +36,7 @@ backoff = tenacity.wait_exponential_jitter(initial=1, max=60)
 
 
 class DownloadError(RuntimeError):
-    """The file could not be had, or is not what was promised; the message names the URL and the mend."""
+    """The file could not be had, or is not what was promised; the message names the URL and the hint."""
 
 
 class _Interrupted(Exception):
@@ -207,7 +207,7 @@ def _copy(url: str, part: Path, progress: bool) -> None:
     try:
         # A local name goes past fsspec, to which `::` and `#` in it would mean something.
         with local.open("rb") if local else fsspec.open(url, "rb") as file:
-            total = getattr(file, "size", None)
+            total = local.stat().st_size if local else getattr(file, "size", None)
             _write(iter(lambda: file.read(CHUNK), b""), part, 0, total, progress)
     except ImportError as error:
         scheme = urlsplit(url).scheme
@@ -224,7 +224,7 @@ def _write(chunks: Iterator[bytes], part: Path, start: int, total: int | None, p
                 file.write(chunk)
                 file.flush()
             except OSError as error:
-                advice = "free some space" if error.errno == errno.ENOSPC else "mend that"
+                advice = "free some space" if error.errno == errno.ENOSPC else "correct that"
                 raise DownloadError(
                     f"cannot write {part}: {error.strerror}; {advice} and run again"
                 ) from error

@@ -36,11 +36,11 @@ _REASONS = {
 
 
 class FileError(ValueError):
-    """A file cannot be read; the message names it, what is wrong and the mend."""
+    """A file cannot be read; the message names it, what is wrong and the hint."""
 
 
 def problem(path: Path) -> str | None:
-    """Why the path does not name a readable file, and the mend; None where it does. Opens nothing."""
+    """Why the path does not name a readable file, and the hint; None where it does. Opens nothing."""
     try:
         str(path).encode()
     except UnicodeEncodeError:

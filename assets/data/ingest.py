@@ -41,20 +41,20 @@ _LONGEST_ID = 1000  # characters; a longer one is another column, or the rest of
 
 
 class IngestError(FileError):
-    """The raw file cannot become ratings; the message names the file, what is wrong and the mend."""
+    """The raw file cannot become ratings; the message names the file, what is wrong and the hint."""
 
 
 class BadRowError(IngestError):
     """The file holds bad rows and the domain says `on_bad_rows: fail`, or an open quote hides whole lines.
 
-    what: the sentences without the mend. may_leave_out: whether on_bad_rows would help. found: the lowest
+    what: the sentences without the hint. may_leave_out: whether on_bad_rows would help. found: the lowest
     and highest rating of the file where some are outside the scale.
     """
 
     def __init__(
-        self, what: str, mend: str, may_leave_out: bool, found: tuple[float, float] | None = None
+        self, what: str, hint: str, may_leave_out: bool, found: tuple[float, float] | None = None
     ) -> None:
-        super().__init__(f"{what} {mend}")
+        super().__init__(f"{what} {hint}")
         self.what, self.may_leave_out, self.found = what, may_leave_out, found
 
 
@@ -367,9 +367,9 @@ def _refuse_bad_rows(con: duckdb.DuckDBPyConnection, path: Path, domain: Domain)
     # An open quote swallows the lines behind it, all of the file perhaps: never a row to leave out.
     swallowed = "field = '' AND contains(record, chr(10))"
     may_leave_out = domain.on_bad_rows == "fail"
-    mend = "Correct the file, or set on_bad_rows: quarantine for this domain to leave them out and list them"
+    hint = "Correct the file, or set on_bad_rows: quarantine for this domain to leave them out and list them"
     if not may_leave_out:
-        mend = "Close the quote that opens there"
+        hint = "Close the quote that opens there"
     refused = "true" if may_leave_out else swallowed
     count = _one(con, f"SELECT count(*) FROM result.quarantine WHERE {refused}")
     if count == 0:
@@ -380,7 +380,7 @@ def _refuse_bad_rows(con: duckdb.DuckDBPyConnection, path: Path, domain: Domain)
     where = f"line {line}, field {field!r}" if field else f"line {line}"
     raise BadRowError(
         f"{path}, {where}: {reason}, in {record[:200]!r}. Bad rows in all: {count:,}.",
-        mend,
+        hint,
         may_leave_out,
         _range(con, domain) if _OUTSIDE in reason else None,
     )

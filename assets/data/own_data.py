@@ -43,7 +43,7 @@ FOREIGN_DELIMITERS = ("::", "|")
 
 
 class OwnDataError(ValueError):
-    """The files cannot be used as they are; the message names the file, what is wrong and the mend."""
+    """The files cannot be used as they are; the message names the file, what is wrong and the hint."""
 
 
 @dataclass(frozen=True)
@@ -387,11 +387,11 @@ def _ingest(side: str, domain: Domain, database: Path) -> dict:
     except ingest.BadRowError as error:
         if not error.may_leave_out:
             raise
-        mends = ["Correct the file", "leave bad rows out with --on-bad-rows quarantine"]
+        hints = ["Correct the file", "leave bad rows out with --on-bad-rows quarantine"]
         if error.found is not None and _is_scale(*error.found):
             low, high = error.found
-            mends.append(f"if its scale is another, give it: --{side}-scale {low:g} {high:g}")
-        raise OwnDataError(f"{error.what} {', or '.join(mends)}") from error
+            hints.append(f"if its scale is another, give it: --{side}-scale {low:g} {high:g}")
+        raise OwnDataError(f"{error.what} {', or '.join(hints)}") from error
 
 
 def _is_scale(low: float, high: float) -> bool:

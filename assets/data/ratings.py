@@ -7,14 +7,14 @@ import os
 import dagster as dg
 
 from assets.data import ingest
-from assets.data.reviews import reviews
-from assets.settings.axes import CATALOG, domains
+from assets.settings.axes import Axes
 from assets.settings.catalog import Domain
 from assets.state import plots
-from assets.state.store import Store, code_version, fingerprint
+from assets.state.code import code_of
+from assets.state.store import Store, fingerprint
 
 log = logging.getLogger("diffcdr")
-CODE = code_version("assets/data/files.py", "assets/data/ingest.py", "assets/data/ratings.py")
+CODE = code_of("assets.data.ratings:ingest_domain")
 COLUMNS = dg.TableSchema(
     columns=[
         dg.TableColumn("user", "INTEGER", "row of the users table, dense, in the order of user ids"),
@@ -25,38 +25,47 @@ COLUMNS = dg.TableSchema(
 )
 
 
-@dg.asset(
-    partitions_def=domains,
-    deps=[reviews],
-    group_name="data",
-    kinds={"duckdb"},
-    owners=["team:data"],
-    code_version=CODE,
-)
-def ratings(context: dg.AssetExecutionContext, store: Store) -> None:
-    """One row per (user, item), the latest. Bad rows fail by line and field, or are set aside and counted."""
-    for name in context.partition_keys:
-        facts = ingest_domain(store, CATALOG.domains[name])
-        context.add_asset_metadata(
-            {
-                "dagster/row_count": facts["ratings"],
-                "dagster/column_schema": COLUMNS,
-                **{key: facts[key] for key in ("users", "items", "rows_read", "repeated", "quarantined")},
-                "dropped_by_core": facts["dropped_by_core"],
-                "sparsity": facts["sparsity"],
-                "stars": dg.MetadataValue.md(plots.bars(facts["stars"], "stars", "share of ratings")),
-                "database": dg.MetadataValue.path(str(store.database(name))),
-            },
-            partition_key=name,
-        )
+def ratings_asset(axes: Axes) -> dg.AssetsDefinition:
+    """The ratings of a catalogue's domains."""
+
+    @dg.asset(
+        partitions_def=axes.domains,
+        deps=["reviews"],
+        group_name="data",
+        kinds={"duckdb"},
+        owners=["team:data"],
+        code_version=CODE,
+    )
+    def ratings(context: dg.AssetExecutionContext, store: Store) -> None:
+        """One row per (user, item), the latest. Bad rows fail by line and field, or are set aside."""
+        for name in context.partition_keys:
+            facts = ingest_domain(store, axes.catalog.domains[name])
+            context.add_asset_metadata(
+                {
+                    "dagster/row_count": facts["ratings"],
+                    "dagster/column_schema": COLUMNS,
+                    **{key: facts[key] for key in ("users", "items", "rows_read", "repeated", "quarantined")},
+                    "dropped_by_core": facts["dropped_by_core"],
+                    "sparsity": facts["sparsity"],
+                    "stars": dg.MetadataValue.md(plots.bars(facts["stars"], "stars", "share of ratings")),
+                    "database": dg.MetadataValue.path(str(store.database(name))),
+                },
+                partition_key=name,
+            )
+
+    return ratings
+
+
+def ratings_fingerprint(store: Store, domain: Domain) -> str:
+    """What the domain's ratings are made of: the raw file, how it is read, and by which code."""
+    options = domain.model_dump(mode="json", exclude={"url", "title", "sha256", "paper"})
+    return fingerprint(domain=options, raw=store.reviews(domain.name).require()["sha256"], code=CODE)
 
 
 def ingest_domain(store: Store, domain: Domain) -> dict:
     """The manifest of the domain's ratings, reading the raw file where they are missing or stale."""
     raw, entry = store.reviews(domain.name), store.ratings(domain.name)
-    source = raw.require()
-    options = domain.model_dump(mode="json", exclude={"url", "title", "sha256", "paper"})
-    mark = fingerprint(domain=options, raw=source["sha256"], code=CODE)
+    source, mark = raw.require(), ratings_fingerprint(store, domain)
     if entry.stands(mark):
         log.info("ratings %s: up to date", domain.name)
         return entry.require()

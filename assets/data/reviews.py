@@ -16,42 +16,48 @@ import pyarrow.parquet as pq
 import requests
 
 from assets.data import download
-from assets.settings.axes import CATALOG, domains
+from assets.settings.axes import Axes
 from assets.settings.catalog import Domain
-from assets.state.store import Store, code_version, fingerprint
+from assets.state.code import code_of
+from assets.state.store import Store, fingerprint
 
 log = logging.getLogger("diffcdr")
-CODE = code_version("assets/data/download.py", "assets/data/files.py", "assets/data/reviews.py")
+CODE = code_of("assets.data.reviews:obtain")
 
 
 class QueryError(ValueError):
     """A domain's query gives no ratings; the message names the domain, what is wrong and the mend."""
 
 
-@dg.asset(
-    partitions_def=domains,
-    group_name="data",
-    kinds={"file"},
-    owners=["team:data"],
-    code_version=CODE,
-)
-def reviews(context: dg.AssetExecutionContext, store: Store) -> None:
-    """The domain's rating file as its source distributes it, verified: length, gzip stream, sha256."""
-    records = {name: obtain(store, CATALOG.domains[name]) for name in context.partition_keys}
-    # By content, so that a file that was only touched or moved sets nothing off downstream.
-    contents = [record["sha256"] for record in records.values()]
-    context.set_data_version(context.asset_key, dg.DataVersion("-".join(contents)))
-    for name, record in records.items():
-        context.add_asset_metadata(
-            {
-                "size": dg.MetadataValue.int(record["size"]),
-                "sha256": record["sha256"],
-                "source": record["source"],
-                "fetched_at": record["fetched_at"],
-                "path": dg.MetadataValue.path(str(store.reviews(name).path / record["file"])),
-            },
-            partition_key=name,
-        )
+def reviews_asset(axes: Axes) -> dg.AssetsDefinition:
+    """The raw rating files of a catalogue's domains."""
+
+    @dg.asset(
+        partitions_def=axes.domains,
+        group_name="data",
+        kinds={"file"},
+        owners=["team:data"],
+        code_version=CODE,
+    )
+    def reviews(context: dg.AssetExecutionContext, store: Store) -> None:
+        """The domain's rating file as its source distributes it, verified: length, gzip stream, sha256."""
+        records = {name: obtain(store, axes.catalog.domains[name]) for name in context.partition_keys}
+        # By content, so that a file that was only touched or moved sets nothing off downstream.
+        contents = [record["sha256"] for record in records.values()]
+        context.set_data_version(context.asset_key, dg.DataVersion("-".join(contents)))
+        for name, record in records.items():
+            context.add_asset_metadata(
+                {
+                    "size": dg.MetadataValue.int(record["size"]),
+                    "sha256": record["sha256"],
+                    "source": record["source"],
+                    "fetched_at": record["fetched_at"],
+                    "path": dg.MetadataValue.path(str(store.reviews(name).path / record["file"])),
+                },
+                partition_key=name,
+            )
+
+    return reviews
 
 
 def obtain(store: Store, domain: Domain) -> dict:
@@ -153,7 +159,7 @@ def _query(domain: Domain, folder: Path) -> Path:
     return file
 
 
-def _connect(domain: Domain, folder: Path) -> duckdb.DuckDBPyConnection:
+def _connect(domain: Domain, folder: Path) -> "duckdb.DuckDBPyConnection":
     """To the domain's database, which is only read, or in memory where the query names its files itself."""
     settings = {"temp_directory": str(folder)}
     try:
@@ -185,7 +191,7 @@ def source_state(url: str) -> str | list | None:
     source cannot be asked.
     """
     if url.startswith("synthetic:"):
-        return code_version("ml/synthetic.py")
+        return code_of("ml.synthetic:write_reviews")
     local = download.local_path(url)
     if local is not None:
         return _local_state(local)

@@ -7,52 +7,66 @@ import duckdb
 import numpy as np
 import pandas as pd
 
-from assets.data.ratings import ratings
-from assets.settings.axes import CATALOG, DOMAIN_TO_TASK, SEEDS_TOGETHER, Cell, cells, tasks
-from assets.settings.catalog import Task
-from assets.state.store import Store, code_version, fingerprint, parquet
+from assets.data.ratings import ratings_fingerprint
+from assets.settings.axes import Axes, Cell
+from assets.settings.catalog import Catalog, SplitConfig, Task
+from assets.state.code import code_of
+from assets.state.store import Store, fingerprint, parquet
 from ml import splits
 
 log = logging.getLogger("diffcdr")
-CODE = code_version("assets/data/splits.py", "ml/splits.py")
+OVERLAP_CODE = code_of("assets.data.splits:_query_overlap")
+SPLIT_CODE = code_of("assets.data.splits:draw_split")
 
 
-@dg.asset(
-    partitions_def=tasks,
-    deps=[dg.AssetDep(ratings, partition_mapping=DOMAIN_TO_TASK)],
-    group_name="data",
-    kinds={"duckdb", "parquet"},
-    owners=["team:data"],
-    code_version=CODE,
-)
-def overlap(context: dg.AssetExecutionContext, store: Store) -> None:
-    """Users with ratings in both domains, by id, and the source items each of them liked."""
-    for name in context.partition_keys:
-        facts = find_overlap(store, CATALOG.tasks[name])
-        context.add_asset_metadata(
-            {
-                "dagster/row_count": facts["users"],
-                **{k: facts[k] for k in ("liked", "without_liked", "timed")},
-            },
-            partition_key=name,
-        )
+def overlap_asset(axes: Axes) -> dg.AssetsDefinition:
+    """The users that the two domains of each task share."""
 
-
-def find_overlap(store: Store, task: Task) -> dict:
-    """The manifest of the task's overlapping users, computed where missing or stale."""
-    entry = store.overlap(task.name)
-    sides = {side: store.ratings(domain).require() for side, domain in _sides(task).items()}
-    liked_above = CATALOG.domains[task.source].liked_above
-    mark = fingerprint(
-        code=CODE,
-        sides={side: m["fingerprint"] for side, m in sides.items()},
-        expected=task.overlap,
-        liked_above=liked_above,
+    @dg.asset(
+        partitions_def=axes.tasks,
+        deps=[dg.AssetDep("ratings", partition_mapping=axes.domain_to_task)],
+        group_name="data",
+        kinds={"duckdb", "parquet"},
+        owners=["team:data"],
+        code_version=OVERLAP_CODE,
     )
+    def overlap(context: dg.AssetExecutionContext, store: Store) -> None:
+        """Users with ratings in both domains, by id, and the source items each of them liked."""
+        for name in context.partition_keys:
+            facts = find_overlap(store, axes.catalog, name)
+            context.add_asset_metadata(
+                {
+                    "dagster/row_count": facts["users"],
+                    **{k: facts[k] for k in ("liked", "without_liked", "timed")},
+                },
+                partition_key=name,
+            )
+
+    return overlap
+
+
+def overlap_fingerprint(store: Store, catalog: Catalog, name: str) -> str:
+    """What a task's overlap is made of: both domains' ratings and what is expected and liked."""
+    task = catalog.tasks[name]
+    domains = {side: catalog.domains[domain] for side, domain in _sides(task).items()}
+    return fingerprint(
+        code=OVERLAP_CODE,
+        sides={side: ratings_fingerprint(store, domain) for side, domain in domains.items()},
+        expected=task.overlap,
+        liked_above=domains["source"].liked_above,
+    )
+
+
+def find_overlap(store: Store, catalog: Catalog, name: str) -> dict:
+    """The manifest of the task's overlapping users, computed where missing or stale."""
+    task = catalog.tasks[name]
+    entry, mark = store.overlap(task.name), overlap_fingerprint(store, catalog, name)
     if entry.stands(mark):
         log.info("overlap %s: up to date", task.name)
         return entry.require()
-    users, liked = _query_overlap(store, task, liked_above)
+    for domain in _sides(task).values():
+        store.ratings(domain).require_current(ratings_fingerprint(store, catalog.domains[domain]))
+    users, liked = _query_overlap(store, task, catalog.domains[task.source].liked_above)
     if users.empty:
         raise ValueError(
             f"task {task.name}: no user of {task.source} is also in {task.target}; "
@@ -71,7 +85,9 @@ def find_overlap(store: Store, task: Task) -> dict:
         users=len(users),
         liked=len(liked),
         without_liked=len(users) - with_liked,
-        timed=all(manifest["last_time"] is not None for manifest in sides.values()),
+        timed=all(
+            store.ratings(domain).require()["last_time"] is not None for domain in _sides(task).values()
+        ),
     )
 
 
@@ -116,46 +132,61 @@ def _query_overlap(store: Store, task: Task, liked_above: float) -> tuple[pd.Dat
     return users, liked
 
 
-@dg.asset(
-    partitions_def=cells,
-    deps=[overlap],
-    group_name="data",
-    kinds={"parquet"},
-    owners=["team:data"],
-    code_version=CODE,
-    backfill_policy=SEEDS_TOGETHER,
-)
-def split(context: dg.AssetExecutionContext, store: Store) -> None:
-    """The role of each overlapping user (train, validation, test), from the cell's β and seed."""
-    for key in context.partition_keys:
-        facts = draw_split(store, Cell.parse(key))
-        context.add_asset_metadata(
-            {
-                "dagster/row_count": sum(facts["counts"].values()),
-                **{f"{role}_users": count for role, count in facts["counts"].items()},
-                "warm_start": facts["warm_start"],
-                "manifest_hash": facts["manifest_hash"],
-            },
-            partition_key=key,
-        )
+def split_asset(axes: Axes) -> dg.AssetsDefinition:
+    """The roles of each cell's overlapping users."""
 
-
-def draw_split(store: Store, cell: Cell) -> dict:
-    """The manifest of the cell's split, drawn where missing or stale."""
-    shared, entry, config = store.overlap(cell.task), store.split(cell), CATALOG.split
-    shared_facts = shared.require()
-    seed = cell.seed if config.seed is None else config.seed
-    mark = fingerprint(
-        code=CODE,
-        overlap=shared_facts["fingerprint"],
-        beta=cell.beta,
-        seed=seed,
-        validation=config.validation,
+    @dg.asset(
+        partitions_def=axes.cells,
+        deps=["overlap"],
+        group_name="data",
+        kinds={"parquet"},
+        owners=["team:data"],
+        code_version=SPLIT_CODE,
+        backfill_policy=axes.seeds_together,
     )
+    def split(context: dg.AssetExecutionContext, store: Store) -> None:
+        """The role of each overlapping user (train, validation, test), from the cell's β and seed."""
+        for key in context.partition_keys:
+            facts = draw_split(store, axes.catalog, axes.parse(key))
+            context.add_asset_metadata(
+                {
+                    "dagster/row_count": sum(facts["counts"].values()),
+                    **{f"{role}_users": count for role, count in facts["counts"].items()},
+                    "warm_start": facts["warm_start"],
+                    "manifest_hash": facts["manifest_hash"],
+                },
+                partition_key=key,
+            )
+
+    return split
+
+
+def split_fingerprint(store: Store, catalog: Catalog, cell: Cell) -> str:
+    """What a cell's split is made of: the overlap, β, the seed and the share of validation users."""
+    return fingerprint(
+        code=SPLIT_CODE,
+        overlap=overlap_fingerprint(store, catalog, cell.task),
+        beta=cell.beta,
+        seed=split_seed(catalog.split, cell),
+        validation=catalog.split.validation,
+    )
+
+
+def split_seed(config: SplitConfig, cell: Cell) -> int:
+    """The seed that a cell's users are drawn by."""
+    return cell.seed if config.seed is None else config.seed
+
+
+def draw_split(store: Store, catalog: Catalog, cell: Cell) -> dict:
+    """The manifest of the cell's split, drawn where missing or stale."""
+    shared, entry, mark = store.overlap(cell.task), store.split(cell), split_fingerprint(store, catalog, cell)
+    shared_facts = shared.require_current(overlap_fingerprint(store, catalog, cell.task))
     if entry.stands(mark):
         return entry.require()
     users = shared.table("users.parquet")
-    roles = splits.assign_roles(len(users), cell.beta, seed, cell.task, config.validation)
+    roles = splits.assign_roles(
+        len(users), cell.beta, split_seed(catalog.split, cell), cell.task, catalog.split.validation
+    )
     files = {
         "roles.parquet": parquet(pd.DataFrame({"user": np.arange(len(users), dtype=np.int32), "role": roles}))
     }
@@ -175,7 +206,7 @@ def draw_split(store: Store, cell: Cell) -> dict:
 def _warm(store: Store, cell: Cell, users: pd.DataFrame, roles: np.ndarray) -> pd.DataFrame:
     """The held-out users' target ratings with the half each belongs to."""
     held_out = users.loc[roles != splits.TRAIN, ["user", "target_user"]]
-    with duckdb.connect(str(store.database(CATALOG.tasks[cell.task].target)), read_only=True) as connection:
+    with duckdb.connect(str(store.database(cell.target.name)), read_only=True) as connection:
         connection.register("held_out", held_out)
         rows = connection.execute(
             """

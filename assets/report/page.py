@@ -7,6 +7,7 @@ SVG. It is made from the cells that exist and says how many are missing.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import dagster as dg
 
@@ -16,14 +17,13 @@ from assets.report.parts import KINDS, Kind, summary_part, table1_part
 from assets.report.results import read_results
 from assets.settings.profile import Profile
 from assets.state import plots
-from assets.state.store import PROJECT, Store, code_version
+from assets.state.code import code_of, digest_of
+from assets.state.store import Store, fingerprint
 
-_MODULES = ("page", "parts", "tables", "layouts", "formats", "figures", "results", "verdicts")
-_FOLDERS = ("assets/report/templates", "assets/report/published")
-CODE = code_version(
-    *(f"assets/report/{module}.py" for module in _MODULES),
-    *(str(file.relative_to(PROJECT)) for folder in _FOLDERS for file in (PROJECT / folder).iterdir()),
-)
+_OTHERS = [
+    file for folder in ("templates", "published") for file in Path(__file__).with_name(folder).iterdir()
+]
+CODE = fingerprint(code=code_of("assets.report.page"), files=digest_of(*_OTHERS))
 # Tables follow their cells without waiting for all of them.
 FRESH = (
     dg.AutomationCondition.any_deps_updated().since_last_handled()

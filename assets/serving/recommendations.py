@@ -27,8 +27,9 @@ from assets.data.files import literal, problem
 from assets.data.splits import split
 from assets.settings.axes import CATALOG, SEEDS_TOGETHER, Cell, Trial, cells
 from assets.settings.profile import Profile
+from assets.state.code import code_of
 from assets.state.compute import Compute
-from assets.state.store import Entry, NotMaterialized, Store, code_version, fingerprint
+from assets.state.store import Entry, NotMaterialized, Store, fingerprint
 from assets.training.distributions import DIFFUSION, DISCRIMINATIVE, source_effects
 from assets.training.factors import source_config
 from assets.training.outcome import restored
@@ -40,16 +41,7 @@ if TYPE_CHECKING:
     from ml.recommender import CatalogueRecommender, Recommender
 
 log = logging.getLogger("diffcdr")
-CODE = code_version(
-    "assets/serving/recommendations.py",
-    "assets/data/cell.py",
-    "ml/fold_in.py",
-    "ml/recommender.py",
-    "ml/evaluation/ranking.py",
-    "ml/models",
-    "ml/diffusion",
-    "ml/distribution",
-)
+CODE = code_of("assets.serving.recommendations:recommend_cell")
 # Trained by the factorization itself: there is no map for a user who was not in it. Discriminative models are
 # controls, whose features are not made for new users.
 WITHOUT_MAP = ("tgt", "cmf", *DISCRIMINATIVE)
@@ -493,7 +485,7 @@ def load_bundle(
     return Bundle.load(store, profile, cell, name, objective, "cpu", config)
 
 
-def check_files(users: Path, output: Path, exclude: str = "") -> None:
+def check_files(users: Path, output: Path, exclude: Path | None = None) -> None:
     """Raise RecommendationError where `users` cannot be read, or `output` not be written or is an input."""
     wrong = problem(users)
     if wrong:
@@ -505,7 +497,7 @@ def check_files(users: Path, output: Path, exclude: str = "") -> None:
         raise RecommendationError(f"--output {output}: there is no folder {output.parent}; make it first")
     if output.exists() and not output.is_file():
         raise RecommendationError(f"--output {output}: a folder or device; name a file")
-    inputs = {"--users": users} | ({"--exclude": Path(exclude)} if exclude else {})
+    inputs = {"--users": users} | ({"--exclude": exclude} if exclude else {})
     for option, given in inputs.items():
         if output.exists() and given.exists() and output.samefile(given):
             raise RecommendationError(
@@ -540,7 +532,7 @@ def recommend_file(bundle: Bundle, users: Path, output: Path, k: int) -> dict[st
     return {"users": n, "by_popularity": by_popularity}
 
 
-def _stage(connection: duckdb.DuckDBPyConnection, users: Path, bundle: Bundle) -> Callable:
+def _stage(connection: "duckdb.DuckDBPyConnection", users: Path, bundle: Bundle) -> Callable:
     """Make the table asked(n, user_id), and history(n, item, rating, place) where the file has one; returns
     what picks a chunk of users from them."""
     try:
@@ -583,14 +575,14 @@ def _parquet(path: Path) -> str:
     return f"read_parquet({literal(path)}, file_row_number = true, hive_partitioning = false)"
 
 
-def _register(connection: duckdb.DuckDBPyConnection, table: str, name: str, ids: np.ndarray) -> None:
+def _register(connection: "duckdb.DuckDBPyConnection", table: str, name: str, ids: np.ndarray) -> None:
     frame = pa.table({name: pa.array(ids, pa.string()), "code": np.arange(len(ids))})
     connection.register("frame", frame)
     connection.execute(f"CREATE TABLE {table} AS FROM frame")
     connection.unregister("frame")
 
 
-def _refuse(connection: duckdb.DuckDBPyConnection, users: Path, bad: str, reason: str) -> None:
+def _refuse(connection: "duckdb.DuckDBPyConnection", users: Path, bad: str, reason: str) -> None:
     """Raise RecommendationError with the first row for which the condition `bad` holds."""
     found = connection.execute(
         f"SELECT file_row_number + 1, {reason} FROM {_parquet(users)} WHERE {bad} ORDER BY 1 LIMIT 1"
@@ -599,7 +591,7 @@ def _refuse(connection: duckdb.DuckDBPyConnection, users: Path, bad: str, reason
         raise RecommendationError(f"{users}, row {found[0]}: {found[1]}; correct or remove that row")
 
 
-def _refuse_ratings(connection: duckdb.DuckDBPyConnection, users: Path, bundle: Bundle) -> None:
+def _refuse_ratings(connection: "duckdb.DuckDBPyConnection", users: Path, bundle: Bundle) -> None:
     low, high = bundle.scale
     rating = "'rating ' || coalesce(rating::VARCHAR, 'null')"
     number = "TRY_CAST(rating AS DOUBLE)"
@@ -618,7 +610,7 @@ def _refuse_ratings(connection: duckdb.DuckDBPyConnection, users: Path, bundle: 
         _refuse(connection, users, bad, f"{rating} || ' is none of the levels {known}'")
 
 
-def _looked_up(connection: duckdb.DuckDBPyConnection, bundle: Bundle, start: int) -> Asked:
+def _looked_up(connection: "duckdb.DuckDBPyConnection", bundle: Bundle, start: int) -> Asked:
     rows = connection.execute(
         """SELECT user_id, coalesce(code, -1) AS code FROM asked LEFT JOIN codes USING (user_id)
            WHERE n >= $1 AND n < $2 ORDER BY n""",
@@ -627,7 +619,7 @@ def _looked_up(connection: duckdb.DuckDBPyConnection, bundle: Bundle, start: int
     return bundle.known_users(np.asarray(rows["code"], np.int64), np.asarray(rows["user_id"], object))
 
 
-def _folded_in(connection: duckdb.DuckDBPyConnection, bundle: Bundle, start: int) -> Asked:
+def _folded_in(connection: "duckdb.DuckDBPyConnection", bundle: Bundle, start: int) -> Asked:
     """Users by the ratings in the file; a code only says that an id is known as well."""
     import torch
 

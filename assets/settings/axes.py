@@ -1,95 +1,112 @@
-"""The axes: domain, task, and cell = task × trial, where a trial is one β and one seed.
+"""The axes: domain, task, and cell = task × β × seed.
 
-Dagster's multi-partitions take two dimensions, so β and seed share one: `b20-s0` is β = 20 %, seed 0.
-Trials are listed β-major, so that a backfill in runs of `len(seeds)` partitions puts the seeds of one
+Dagster's multi-partitions take two dimensions, so β and seed share one, `test_split`: `b20-s0` is β = 20 %,
+seed 0. They are listed β-major, so that a backfill in runs of `len(seeds)` partitions puts the seeds of one
 (task, β) into one run, where they are trained together as replicas.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import dagster as dg
 
-from assets.settings.catalog import load_catalog
-
-CATALOG = load_catalog()
-
-
-@dataclass(frozen=True, order=True)
-class Trial:
-    """One β (share of overlapping users that become test users) and one seed."""
-
-    beta: float
-    seed: int
-
-    @property
-    def key(self) -> str:
-        return f"b{round(self.beta * 100):02d}-s{self.seed}"
-
-    @classmethod
-    def parse(cls, key: str) -> Trial:
-        beta, seed = key.removeprefix("b").split("-s")
-        return cls(int(beta) / 100, int(seed))
+from assets.settings.catalog import Catalog, Domain
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One experiment: a task, a β and a seed. Its partition key is `task|b20-s0`."""
+    """One experiment: a task, β (the share of overlapping users that become test users) and a seed, with the
+    task's two domains. Its partition key is `task|b20-s0`."""
 
     task: str
-    trial: Trial
+    beta: float
+    seed: int
+    source: Domain = field(compare=False, repr=False)
+    target: Domain = field(compare=False, repr=False)
 
     @property
-    def beta(self) -> float:
-        return self.trial.beta
-
-    @property
-    def seed(self) -> int:
-        return self.trial.seed
+    def place(self) -> str:
+        """β and seed: `b20-s0`."""
+        return place(self.beta, self.seed)
 
     @property
     def key(self) -> str:
-        return f"{self.task}|{self.trial.key}"
+        return f"{self.task}|{self.place}"
 
     @property
     def folder(self) -> str:
         """The cell's part of a storage path, hive style."""
         return f"task={self.task}/beta={self.beta}/seed={self.seed}"
 
-    @classmethod
-    def parse(cls, key: str) -> Cell:
-        task, trial = str(key).split("|")
-        return cls(task, Trial.parse(trial))
+
+@dataclass(frozen=True)
+class Axes:
+    """The partitions of a catalogue, and the cells that their keys stand for."""
+
+    catalog: Catalog
+
+    @cached_property
+    def domains(self) -> dg.StaticPartitionsDefinition:
+        return dg.StaticPartitionsDefinition(list(self.catalog.domains))
+
+    @cached_property
+    def tasks(self) -> dg.StaticPartitionsDefinition:
+        return dg.StaticPartitionsDefinition(list(self.catalog.tasks))
+
+    @cached_property
+    def cells(self) -> dg.MultiPartitionsDefinition:
+        catalog = self.catalog
+        places = [place(beta, seed) for beta in catalog.betas for seed in catalog.seeds]
+        # A key is in the order of the dimensions' names: the task must come first.
+        return dg.MultiPartitionsDefinition(
+            {"task": self.tasks, "test_split": dg.StaticPartitionsDefinition(places)}
+        )
+
+    @property
+    def domain_to_task(self) -> dg.StaticPartitionMapping:
+        """A task reads two domains, and a domain that no task reads maps to none."""
+        readers: dict[str, list[str]] = {}
+        for task in self.catalog.tasks.values():
+            for domain in (task.source, task.target):
+                readers.setdefault(domain, []).append(task.name)
+        return dg.StaticPartitionMapping(readers)
+
+    @property
+    def seeds_together(self) -> dg.BackfillPolicy:
+        """The seeds of one task and β in one run."""
+        return dg.BackfillPolicy.multi_run(len(self.catalog.seeds))
+
+    def cell(self, task: str, beta: float, seed: int) -> Cell:
+        known, domains = self.catalog.tasks[task], self.catalog.domains
+        return Cell(task, beta, seed, domains[known.source], domains[known.target])
+
+    def parse(self, key: str) -> Cell:
+        """The cell of a partition key."""
+        task, test_split = str(key).split("|")
+        beta, seed = test_split.removeprefix("b").split("-s")
+        return self.cell(task, int(beta) / 100, int(seed))
+
+    def by_task(self, keys: Iterable[str]) -> dict[str, list[Cell]]:
+        """Cells of the partition keys, by task and in order."""
+        groups: dict[str, list[Cell]] = {}
+        for cell in sorted(self.parse(key) for key in keys):
+            groups.setdefault(cell.task, []).append(cell)
+        return groups
+
+    def of_task(self, task: str) -> list[Cell]:
+        """All cells of a task, β-major."""
+        return [self.cell(task, beta, seed) for beta in self.catalog.betas for seed in self.catalog.seeds]
+
+
+def place(beta: float, seed: int) -> str:
+    """β and seed as a partition key has them: `b20-s0`."""
+    return f"b{round(beta * 100):02d}-s{seed}"
 
 
 def span(group: Sequence[Cell]) -> str:
-    """Cells of one task as a reader likes them in a log: `task b20-s0 … b20-s4`."""
+    """Cells of one task as a reader likes them in a log: `task|b20-s0 … b20-s4`."""
     first, last = group[0], group[-1]
-    return f"{first.key}" if first == last else f"{first.key} … {last.trial.key}"
-
-
-def by_task(keys: Iterable[str]) -> dict[str, list[Cell]]:
-    """Cells of the partition keys, by task and in order."""
-    groups: dict[str, list[Cell]] = {}
-    for cell in sorted(Cell.parse(key) for key in keys):
-        groups.setdefault(cell.task, []).append(cell)
-    return groups
-
-
-domains = dg.StaticPartitionsDefinition(list(CATALOG.domains))
-tasks = dg.StaticPartitionsDefinition(list(CATALOG.tasks))
-trials = dg.StaticPartitionsDefinition([Trial(b, s).key for b in CATALOG.betas for s in CATALOG.seeds])
-cells = dg.MultiPartitionsDefinition({"task": tasks, "trial": trials})
-
-# A task reads two domains, and a domain that no task reads maps to none.
-DOMAIN_TO_TASK = dg.StaticPartitionMapping(
-    {
-        domain: [task.name for task in CATALOG.tasks.values() if domain in (task.source, task.target)]
-        for domain in CATALOG.domains
-        if any(domain in (task.source, task.target) for task in CATALOG.tasks.values())
-    }
-)
-
-SEEDS_TOGETHER = dg.BackfillPolicy.multi_run(len(CATALOG.seeds))
+    return first.key if first == last else f"{first.key} … {last.place}"

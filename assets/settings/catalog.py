@@ -1,9 +1,9 @@
 """The data catalogue: which domains there are, where their files lie, and which tasks join them.
 
 The built-in `catalog.yaml` comes first; the file named by `DIFFCDR_CATALOG` is laid over it: its domains
-and tasks add or replace, each key of its `trials` replaces. The axes of every asset follow from the result.
+and tasks add or replace, each key of its `cells` replaces. The axes of every asset follow from the result.
 
-    trials:
+    cells:
       seeds: [0, 1]
     domains:
       games:
@@ -21,18 +21,11 @@ and tasks add or replace, each key of its `trials` replaces. The axes of every a
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, StrictInt, field_validator, model_validator
+
+from assets.settings.yaml import Count, Name, Section, SettingsFile
 
 BUILT_IN = Path(__file__).with_name("catalog.yaml")
 
@@ -63,10 +56,6 @@ WIDEST = 1000
 
 _SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*:")
 
-# Names become partition keys, folder names and SQL identifiers.
-Name = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
-Count = Annotated[StrictInt, Field(ge=1)]
-
 
 def check_scale(low: float, high: float) -> None:
     """Raise ValueError where no rating scale goes from `low` to `high`; NaN and infinity are no ends."""
@@ -78,14 +67,21 @@ def check_scale(low: float, high: float) -> None:
 
 
 class CatalogError(ValueError):
-    """The catalogue cannot be used; the message names the file, the key and the mend."""
+    """The catalogue cannot be used; the message names the file, the key and the hint."""
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Named(Section):
+    """A section whose name is the key above it."""
+
+    name: Name
+    title: str
+
+    @classmethod
+    def allowed(cls) -> list[str]:
+        return [key for key in cls.model_fields if key != "name"]
 
 
-class Columns(_Entry):
+class Columns(Section):
     """Names of the file's columns; in a file without header their numbers, counted from 1."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
@@ -107,7 +103,7 @@ class Columns(_Entry):
         return [name for name in (self.user, self.item, self.rating, self.timestamp) if name is not None]
 
 
-class Counts(_Entry):
+class Counts(Section):
     """What ingestion must arrive at."""
 
     ratings: Count
@@ -115,7 +111,7 @@ class Counts(_Entry):
     items: Count
 
 
-class Domain(_Entry):
+class Domain(_Named):
     """One table of ratings: where its file is and how to read it.
 
     url: the file, or beside a query a local DuckDB database. query: a SELECT whose result is the file.
@@ -125,8 +121,6 @@ class Domain(_Entry):
     ratings. counts: checked after ingestion. paper: the paper's name of the domain.
     """
 
-    name: Name
-    title: str
     url: Annotated[str | None, Field(min_length=1)] = None
     # Not among the options of reading: those come after the file that the query makes.
     query: Annotated[str | None, Field(min_length=1, exclude=True)] = None
@@ -142,6 +136,10 @@ class Domain(_Entry):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     counts: Counts | None = None
     paper: str | None = None
+
+    @classmethod
+    def allowed(cls) -> list[str]:
+        return ["format", *super().allowed()]
 
     @model_validator(mode="after")
     def _consistent(self) -> "Domain":
@@ -189,11 +187,9 @@ class Domain(_Entry):
         return sum(self.scale) / 2
 
 
-class Task(_Entry):
+class Task(_Named):
     """Transfer from one domain to another. overlap: expected users in both. paper: its number there."""
 
-    name: Name
-    title: str
     source: str
     target: str
     paper: Annotated[StrictInt, Field(ge=1, le=3)] | None = None
@@ -206,16 +202,16 @@ class Task(_Entry):
         return self
 
 
-class SplitConfig(_Entry):
+class SplitConfig(Section):
     """validation: share of the training users whose target ratings are held out for choices.
-    seed: None lets the split vary with the trial's seed, a number fixes it."""
+    seed: None lets the split vary with the cell's seed, a number fixes it."""
 
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
     seed: Annotated[StrictInt, Field(ge=0)] | None = None
 
 
-class Trials(_Entry):
-    """The trial axis: every share of test users times every seed."""
+class CellAxes(Section):
+    """The cells of every task: each share of test users times each seed."""
 
     betas: tuple[float, ...] = Field((0.2, 0.5, 0.8), min_length=1)
     seeds: tuple[Annotated[StrictInt, Field(ge=0)], ...] = Field((0, 1, 2, 3, 4), min_length=1)
@@ -237,11 +233,11 @@ class Trials(_Entry):
         return values
 
 
-class Catalog(Trials):
-    """Domains and tasks by name, and the trials."""
+class Catalog(CellAxes):
+    """Domains and tasks by name, and the cells."""
 
-    domains: dict[str, Domain] = {}
-    tasks: dict[str, Task] = {}
+    domains: dict[str, Domain] = Field(default_factory=dict)
+    tasks: dict[str, Task] = Field(default_factory=dict)
 
 
 def load_catalog(path: str | Path | None = None) -> Catalog:
@@ -255,48 +251,49 @@ def load_catalog(path: str | Path | None = None) -> Catalog:
 
 
 def _extend(base: Catalog, path: Path) -> Catalog:
-    sections = _read(path)
-    new = {name: _domain(path, name, entry) for name, entry in sections["domains"].items()}
+    file = SettingsFile(path, CatalogError, "catalogue", "DIFFCDR_CATALOG")
+    sections = _sections(file)
+    new = {name: _domain(file, name, entry) for name, entry in sections["domains"].items()}
     domains = base.domains | new
-    tasks = {name: _task(path, name, entry, domains) for name, entry in sections["tasks"].items()}
-    trials = {name: getattr(base, name) for name in Trials.model_fields} | sections["trials"]
-    trials = _validated(Trials, path, "trials", trials)
-    return Catalog(domains=domains, tasks=base.tasks | tasks, **dict(trials))
+    tasks = {name: _task(file, name, entry, domains) for name, entry in sections["tasks"].items()}
+    cells = {name: getattr(base, name) for name in CellAxes.model_fields} | sections["cells"]
+    cells = file.validated(CellAxes, "cells", cells)
+    return Catalog(domains=domains, tasks=base.tasks | tasks, **dict(cells))
 
 
-def _domain(path: Path, name: str, entry: dict[str, Any]) -> Domain:
+def _domain(file: SettingsFile, name: str, entry: dict[str, Any]) -> Domain:
     where = f"domains.{name}"
     entry = dict(entry)
     edition = entry.pop("format", None)
     if edition is not None and str(edition) not in FORMATS:
-        raise CatalogError(f"{path}: {where}.format: {edition!r} is not one of {', '.join(FORMATS)}")
+        raise file.wrong(f"{where}.format", f"{edition!r} is not one of {', '.join(FORMATS)}")
     defaults = (_QUERY_RESULT if entry.get("query") else {}) | FORMATS.get(edition, {})
     if not {"kind", "columns"} <= (defaults | entry).keys():
         formats = ", ".join(FORMATS)
-        raise CatalogError(f"{path}: {where}: give a format ({formats}), both kind and columns, or a query")
+        raise file.wrong(where, f"give a format ({formats}), both kind and columns, or a query")
     if isinstance(entry.get("url"), str):
-        entry["url"] = _locate(path, where, entry["url"])
-    return _validated(Domain, path, where, _named(path, where, name, defaults | entry))
+        entry["url"] = _locate(file, where, entry["url"])
+    return file.validated(Domain, where, _named(file, where, name, defaults | entry))
 
 
-def _task(path: Path, name: str, entry: dict[str, Any], domains: dict[str, Domain]) -> Task:
+def _task(file: SettingsFile, name: str, entry: dict[str, Any], domains: dict[str, Domain]) -> Task:
     where = f"tasks.{name}"
-    task = _validated(Task, path, where, _named(path, where, name, entry))
+    task = file.validated(Task, where, _named(file, where, name, entry))
     for field in ("source", "target"):
         domain = getattr(task, field)
         if domain not in domains:
             known = ", ".join(sorted(domains))
-            raise CatalogError(f"{path}: {where}.{field}: there is no domain {domain!r}; name one of {known}")
+            raise file.wrong(f"{where}.{field}", f"there is no domain {domain!r}; known are {known}")
     return task
 
 
-def _named(path: Path, where: str, name: str, entry: dict[str, Any]) -> dict[str, Any]:
+def _named(file: SettingsFile, where: str, name: str, entry: dict[str, Any]) -> dict[str, Any]:
     if "name" in entry:
-        raise CatalogError(f"{path}: {where}.name: the key above is the name; remove this one")
+        raise file.wrong(f"{where}.name", "the key above is the name; remove this one")
     return {"title": name, **entry, "name": name}
 
 
-def _locate(path: Path, where: str, url: str) -> str:
+def _locate(file: SettingsFile, where: str, url: str) -> str:
     """A relative path, with `file:` before it too, is relative to the catalogue; the rest stays as written.
 
     Raises CatalogError for a path that leaves the folder, and for a relative one in a chain (`zip::file:y`).
@@ -306,100 +303,35 @@ def _locate(path: Path, where: str, url: str) -> str:
         plain = _without_file_scheme(link)
         if _SCHEME.match(plain) or Path(plain).expanduser().is_absolute():
             continue
+        wrong = None
         if ".." in Path(plain).parts:
-            raise CatalogError(
-                f"{path}: {where}.url: {url!r} leaves the catalogue's folder; write an absolute path instead"
-            )
-        if len(links) > 1 and plain != link:
-            raise CatalogError(
-                f"{path}: {where}.url: {link!r} of {url!r} is relative; write an absolute path instead"
-            )
+            wrong = f"{url!r} leaves the catalogue's folder"
+        elif len(links) > 1 and plain != link:
+            wrong = f"{link!r} of {url!r} is relative"
+        if wrong:
+            raise file.wrong(f"{where}.url", f"{wrong}; write an absolute path instead")
     plain = _without_file_scheme(url)
     if not url or len(links) > 1 or _SCHEME.match(plain) or (plain != url and Path(plain).is_absolute()):
         return url
-    return str(path.resolve().parent / Path(plain).expanduser())
+    return str(file.path.resolve().parent / Path(plain).expanduser())
 
 
 def _without_file_scheme(url: str) -> str:
     return re.sub("^(file|local):(//)?", "", url)
 
 
-_Model = TypeVar("_Model", bound=BaseModel)
+_SECTIONS = ("cells", "domains", "tasks")
 
 
-def _validated(model: type[_Model], path: Path, where: str, values: dict[str, Any]) -> _Model:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-    where = ".".join([where, *map(str, first["loc"])])
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(_known(model, first["loc"]))
-        raise CatalogError(f"{path}: {where}: unknown key; known are {known}. Correct or remove it")
-    if first["type"] == "missing":
-        raise CatalogError(f"{path}: {where}: this key is required; add it")
-    if first["type"] == "value_error":
-        raise CatalogError(f"{path}: {where}: {first['ctx']['error']}; correct it")
-    raise CatalogError(f"{path}: {where}: {first['msg']}, got {_short(first['input'])}; correct it")
-
-
-def _known(model: type[BaseModel], loc: tuple) -> list[str]:
-    """The keys that were allowed where an unknown one stood."""
-    sections = {"columns": Columns, "counts": Counts, "split": SplitConfig}
-    model = sections[loc[0]] if len(loc) > 1 else model
-    keys = [name for name in model.model_fields if name != "name"]
-    return ["format", *keys] if model is Domain else keys
-
-
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _sections(file: SettingsFile) -> dict[str, dict[str, Any]]:
     """The sections of a catalogue file, each a mapping; those of domains and tasks hold mappings."""
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader) or {}
-    except OSError as error:
-        raise CatalogError(
-            f"{path}: cannot read the catalogue ({error.strerror}); correct the path in DIFFCDR_CATALOG"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise CatalogError(f"{path}: the catalogue is not UTF-8 text; save it as UTF-8") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise CatalogError(f"{path}, line {line}: {error.problem}; correct that line") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise CatalogError(f"{path}: not YAML ({reason}); correct the file") from error
-    sections = {name: _mapping(path, name, _mapping(path, "the file", raw).get(name)) for name in _SECTIONS}
+    raw = file.read()
+    if "trials" in raw:
+        raise file.wrong("trials", "this key is now called `cells`; rename it")
     for name in raw:
         if name not in _SECTIONS:
-            known = ", ".join(_SECTIONS)
-            raise CatalogError(f"{path}: {name}: unknown key; known are {known}. Correct or remove it")
+            raise file.wrong(name, f"unknown key; known are {', '.join(_SECTIONS)}")
+    sections = {name: file.mapping(name, raw.get(name)) for name in _SECTIONS}
     for section in ("domains", "tasks"):
-        sections[section] = {n: _mapping(path, f"{section}.{n}", e) for n, e in sections[section].items()}
+        sections[section] = {n: file.mapping(f"{section}.{n}", e) for n, e in sections[section].items()}
     return sections
-
-
-_SECTIONS = ("trials", "domains", "tasks")
-
-
-def _mapping(path: Path, where: str, value: Any) -> dict[str, Any]:
-    if value is not None and not isinstance(value, dict):
-        raise CatalogError(f"{path}: {where}: must hold keys and values, got {_short(value)}; correct it")
-    return value or {}
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Plain YAML keeps the last of two equal keys in silence; here that is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            text = str(key.value)
-            if text in seen:
-                problem = f"the key {text!r} stands twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(text)
-        return super().construct_mapping(node, deep)

@@ -1,24 +1,115 @@
 """Profiles: which models are trained with which settings. Another profile is a YAML file, not code.
 
 Built-in profiles lie beside this file; a user's own in the folder that `DIFFCDR_PROFILES` names.
+
+    title: Mine
+    extends: strict                      # start from another profile; what is written here is laid over it
+    validation: true                     # keep validation users, so that choices are made on them
+    objectives: [rating]
+    ours: wide                           # the model, or models, that all others are compared with
+    factors: {k: 16}                     # with `trials`: biased and regularised, else the paper's
+    models:
+      emcdr: {lr: 0.02, clip_predictions: true}
+      wide: {model: diffcdr, hidden: 256}                           # a variant starts from diffcdr's settings
+      shift: {model: "shift:Shift", trials: [{lr: 0.01}, {lr: 0.05}]}           # a class of one's own
+      lacdr: {trials: {count: 20, space: {lr: {low: 1.0e-4, high: 1.0e-2, log: true}, latent: [4, 8]}}}
+    controls:
+      permuted_source: {of: wide}
+    tasks:
+      book_music: {factors: {batch: 512}, models: {emcdr: {batch: 128}}}
 """
 
-from __future__ import annotations
-
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-import yaml
+from pydantic import Field, StrictBool, field_validator, model_validator
+
+from assets.settings.yaml import Count, Name, Section, SettingsFile
+from ml.models.facts import Facts, check, defaults, flat
+from ml.models.registry import MODELS, facts
 
 GROUPS = ("models", "ablations", "controls")
-NO_HYPERPARAMETERS = ("model", "objectives", "clip", "trials")
-KEYS = {"title", "extends", "validation", "objectives", "factors", *GROUPS, "search", "tasks"}
+# What a model may say beside its hyper-parameters.
+KEYS = ("model", "title", "objectives", "clip_predictions", "trials")
+# The factorizations whose settings `factors` are.
+PLAIN, BIASED = "ml.factorization.adam:MatrixFactorization", "ml.factorization.biased:BiasedFactorization"
+# Whom all others are compared with, unless the profile says so.
+OURS = "diffcdr"
+# The model whose λ and s `search` looks for.
+SEARCHED = "diffcdr"
+
+Settings = Mapping[str, object]
 
 
 class ProfileError(ValueError):
-    """A profile that cannot be used; the message names the file and the mend."""
+    """A profile that cannot be used; the message names the file, the key and the hint."""
+
+
+class Range(Section):
+    """Numbers between low and high, both included; log: drawn evenly in their logarithm. Whole numbers where
+    both ends are."""
+
+    low: int | float
+    high: int | float
+    log: StrictBool = False
+
+    @model_validator(mode="after")
+    def _rises(self) -> "Range":
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, not {self.low} and {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"with log, low must be above 0, not {self.low}")
+        return self
+
+
+class _Space(Section):
+    count: Count | None = None
+    space: Annotated[dict[str, dict[str, Any] | list[Any]], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Settings to choose from: each name has its choices or a range. count: how many are tried; None tries
+    every combination of the choices."""
+
+    varied: Mapping[str, "tuple[object, ...] | Range"]
+    count: int | None = None
+
+    @property
+    def grid(self) -> list[dict[str, object]]:
+        """Every combination of the choices, the last name varying fastest; empty where there is a range."""
+        if any(isinstance(values, Range) for values in self.varied.values()):
+            return []
+        return [
+            dict(zip(self.varied, point, strict=True)) for point in itertools.product(*self.varied.values())
+        ]
+
+    def as_json(self) -> dict[str, object]:
+        """For fingerprints and MLflow."""
+        return {
+            "count": self.count,
+            "space": {
+                name: values.model_dump() if isinstance(values, Range) else list(values)
+                for name, values in self.varied.items()
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of a profile. kind: its name in the registry, or `module:Class`; settings: hyper-parameters
+    of its own; title, objectives, clip_predictions: None where it does not say; trials: what is tried."""
+
+    kind: str
+    settings: Settings
+    title: str | None = None
+    objectives: tuple[str, ...] | None = None
+    clip_predictions: bool | None = None
+    trials: tuple[Settings, ...] | Space = ()
 
 
 @dataclass(frozen=True)
@@ -27,12 +118,9 @@ class Profile:
 
     validation: whether validation users' target ratings are hidden from training, so that choices are made on
     them. objectives: what is trained for. models, ablations, controls: names of the compared models, of the
-    variants that show a part's worth, and of what needs no training. search: the grid by hyper-parameter.
-    A model's setting `model:` names the registered model it is a variant of, whose settings it starts from;
-    `objectives:` restricts what it is trained for; `clip: true` clips its predictions to the rating scale;
-    `trials:` lists settings to choose from on validation users, each of which may have a `model:` of its own.
-    `factors` with `trials:` are biased and regularised, each domain's penalties chosen on held-out ratings;
-    else they are the paper's.
+    variants that show a part's worth, and of what a model must beat. ours: the models that all others are
+    compared with. search: the paper's grid of λ and s, without a count. entries: the models by name. facts:
+    of their classes, by kind. overrides: settings by task, of `factors` and by model.
     """
 
     name: str
@@ -42,130 +130,436 @@ class Profile:
     models: tuple[str, ...]
     ablations: tuple[str, ...]
     controls: tuple[str, ...]
-    search: Mapping[str, Sequence[float]]
-    base_factors: Mapping[str, object]
-    settings: Mapping[str, Mapping[str, object]]
-    overrides: Mapping[str, Mapping]
+    ours: tuple[str, ...]
+    search: Space | None
+    base_factors: Settings
+    entries: Mapping[str, Entry]
+    facts: Mapping[str, Facts]
+    overrides: Mapping[str, Mapping[str, Mapping]]
 
     def factors(self, task: str) -> dict[str, object]:
         """Hyper-parameters of the matrix factorizations of a task."""
         return {**self.base_factors, **self.overrides.get(task, {}).get("factors", {})}
-
-    def model(self, name: str, task: str) -> dict[str, object]:
-        """Hyper-parameters of one model on a task."""
-        by_task = self.overrides.get(task, {}).get("models", {})
-        base = self.registered(name)
-        # The profile's own entry of that name may be a variant of yet another model.
-        own = base in self.settings and self.registered(base) == base
-        layers = [
-            layer.get(model, {})
-            for model in dict.fromkeys([base, name] if own else [name])
-            for layer in (self.settings, by_task)
-        ]
-        return {k: v for layer in layers for k, v in layer.items() if k not in NO_HYPERPARAMETERS}
-
-    def trials(self, name: str, task: str) -> list[dict[str, object]]:
-        """The registered `model` and the hyper-parameters of one model on a task, once for each trial."""
-        base = {"model": self.registered(name), **self.model(name, task)}
-        return [{**base, **trial} for trial in self.settings[name].get("trials", [{}])]
-
-    def kinds(self, name: str) -> tuple[str, ...]:
-        """The registered models that the trials of a model are of, each once."""
-        trials = self.settings[name].get("trials", [{}])
-        return tuple(dict.fromkeys(str(trial.get("model", self.registered(name))) for trial in trials))
 
     @property
     def biased(self) -> bool:
         """Whether factors carry biases: the last number of a user's, and an offset beside an item's."""
         return "trials" in self.base_factors
 
+    def kind(self, name: str) -> str:
+        """What the registry calls a profile's model, or its `module:Class`."""
+        return self.entries[name].kind
+
+    def title_of(self, name: str) -> str:
+        """What tables call a model: what the profile says, else its own title, else that of its kind."""
+        kind = name if name in MODELS else self.kind(name)
+        return self.entries[name].title or facts(kind).title
+
+    def kinds(self, name: str) -> tuple[str, ...]:
+        """The kinds that the trials of a model are of, each once."""
+        entry = self.entries[name]
+        if isinstance(entry.trials, Space):
+            return tuple(map(str, entry.trials.varied.get("model", (entry.kind,))))
+        return tuple(dict.fromkeys(str(trial.get("model", entry.kind)) for trial in entry.trials or [{}]))
+
+    def model(self, name: str, task: str) -> dict[str, object]:
+        """Hyper-parameters of one model on a task, where they differ from its defaults."""
+        about = self.facts[self.kind(name)]
+        shared = self.factors(task) if about.settings_from == "factors" else {}
+        by_task = self.overrides.get(task, {}).get("models", {})
+        layers = [{k: v for k, v in shared.items() if k in about.defaults}]
+        for model in (*self._base(name), name):
+            layers += [self.entries[model].settings, by_task.get(model, {})]
+        return {k: v for layer in layers for k, v in layer.items()}
+
+    def trials(self, name: str, task: str) -> list[dict[str, object]] | Space:
+        """What is tried of a model on a task: its kind as `model` and the hyper-parameters, once for each
+        trial; or a space, laid over `given`."""
+        tried = self.entries[name].trials
+        if isinstance(tried, Space):
+            return tried
+        return [{**self.given(name, task), **trial} for trial in tried or [{}]]
+
+    def given(self, name: str, task: str) -> dict[str, object]:
+        """What the trials of a model have in common, its kind as `model`."""
+        return {"model": self.kind(name), **self.model(name, task)}
+
+    def tried(self, name: str, task: str) -> object:
+        """`trials` as JSON, for fingerprints."""
+        trials = self.trials(name, task)
+        return {"given": self.given(name, task), **trials.as_json()} if isinstance(trials, Space) else trials
+
+    def of(self, name: str) -> str | None:
+        """The model of this profile that another is made from, as the permuted control is; None for most."""
+        about = self.facts[self.kind(name)]
+        if "model" not in about.needs:
+            return None
+        return str(self.entries[name].settings.get("of", about.defaults.get("of")))
+
     def clips(self, name: str) -> bool:
         """Whether a model's predictions are clipped to the rating scale where they are evaluated."""
-        own = self.settings.get(name, {})
-        base = self.settings.get(str(own.get("model", name)), {})
-        return bool(own.get("clip", base.get("clip", False)))
-
-    def registered(self, name: str) -> str:
-        """The registry's name of a profile's model."""
-        return str(self.settings[name].get("model", name))
+        for model in (name, *self._base(name)):
+            own = self.entries[model].clip_predictions
+            if own is not None:
+                return own
+        of = self.of(name)
+        return self.clips(of) if of else False
 
     @property
     def trained(self) -> tuple[str, ...]:
         """Models, ablations and controls that have an objective: each is an asset."""
-        names = (*self.models, *self.ablations, *self.controls)
-        return tuple(name for name in names if self.objectives_of(name))
+        return tuple(name for name in self.entries if self.objectives_of(name))
 
     def objectives_of(self, name: str) -> tuple[str, ...]:
         """What a model is trained for in this profile."""
-        allowed = self.settings[name].get("objectives", self.objectives)
+        allowed = set(self.objectives)
+        for kind in self.kinds(name):
+            allowed &= set(self.facts[kind].objectives)
+        own, of = self.entries[name].objectives, self.of(name)
+        if own is not None:
+            allowed &= set(own)
+        if of is not None:
+            allowed &= set(self.objectives_of(of))
         return tuple(objective for objective in self.objectives if objective in allowed)
 
+    def _base(self, name: str) -> tuple[str, ...]:
+        """The profile's own model of that kind, whose settings a variant starts from, if there is one. An
+        entry of that name may itself be a variant of yet another kind, which is none."""
+        kind = self.kind(name)
+        own = kind != name and kind in self.entries and self.kind(kind) == kind
+        return (kind,) if own else ()
 
-EMPTY = Profile("", "", False, ("rating", "ranking"), (), (), (), {}, {}, {}, {})
 
-
-def load_profiles(own: str | None = None) -> dict[str, Profile]:
+def load_profiles(own: str | None = None, tasks: Collection[str] | None = None) -> dict[str, Profile]:
     """All profiles by name; `own` (else `DIFFCDR_PROFILES`) is a folder whose files add to or replace ours.
 
-    Raises ProfileError for a file that is no YAML mapping, has an unknown key, or extends an unknown profile.
+    tasks: those of the catalogue, where overrides by task shall be checked for their names too.
+    Raises ProfileError for the first thing that is wrong, with its file and key.
     """
     own = own or os.environ.get("DIFFCDR_PROFILES")
     folders = [Path(__file__).parent / "profiles", *([Path(own)] if own else [])]
     if own and not Path(own).is_dir():
         raise ProfileError(f"DIFFCDR_PROFILES names {own}, which is not a folder")
-    files = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
-    raw = {name: _read(path) for name, path in files.items()}
-    return {name: _resolve(name, raw, files) for name in raw}
+    paths = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    files = {n: SettingsFile(p, ProfileError, "profile", "DIFFCDR_PROFILES") for n, p in paths.items()}
+    written = {name: _written(file) for name, file in files.items()}
+    return {name: _profile(file, name, _whole(name, written, files), tasks) for name, file in files.items()}
 
 
-def _factors(base: Profile, own: Mapping[str, object]) -> dict[str, object]:
-    """The parent's settings with a profile's own; those of plain factors mean nothing to biased ones."""
-    return dict(own) if "trials" in own and not base.biased else {**base.base_factors, **own}
+# What is written in a file.
 
 
-def _read(path: Path) -> dict:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ProfileError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ProfileError(f"{path} must be a mapping with some of the keys {sorted(KEYS)}")
-    unknown = set(content) - KEYS
-    if unknown:
-        raise ProfileError(f"{path} has unknown keys {sorted(unknown)}; a profile knows {sorted(KEYS)}")
-    return content
+class _Model(Section):
+    model: str | None = None
+    title: Annotated[str, Field(min_length=1)] | None = None
+    objectives: tuple[Literal["rating", "ranking"], ...] | None = Field(None, min_length=1)
+    clip_predictions: StrictBool | None = None
 
 
-def _resolve(
-    name: str, raw: Mapping[str, dict], files: Mapping[str, Path], seen: tuple[str, ...] = ()
+class _Search(Section):
+    task_weight: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(min_length=1)
+    guidance: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(min_length=1)
+
+
+_Models = dict[Name, dict[str, Any] | None]
+
+
+class _Override(Section):
+    factors: dict[str, Any] = Field(default_factory=dict)
+    models: _Models = Field(default_factory=dict)
+
+
+class _File(Section):
+    title: str | None = None
+    extends: str | None = None
+    validation: StrictBool | None = None
+    objectives: tuple[Literal["rating", "ranking"], ...] | None = Field(None, min_length=1)
+    ours: tuple[str, ...] | None = None
+    factors: dict[str, Any] = Field(default_factory=dict)
+    models: _Models = Field(default_factory=dict)
+    ablations: _Models = Field(default_factory=dict)
+    controls: _Models = Field(default_factory=dict)
+    search: _Search | None = None
+    tasks: dict[str, _Override] = Field(default_factory=dict)
+
+    @field_validator("ours", mode="before")
+    @classmethod
+    def _one(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _none(cls, value: object) -> object:
+        return None if value == {} else value
+
+
+def _written(file: SettingsFile) -> dict[str, Any]:
+    """A file's own settings in plain values, those of nested dataclasses as `outer.inner`."""
+    content = file.validated(_File, "", file.read())
+    written = content.model_dump(exclude_unset=True)
+    for group in GROUPS:
+        written[group] = {name: _flat(model or {}) for name, model in getattr(content, group).items()}
+    written["factors"] = content.factors
+    written["tasks"] = {
+        task: {
+            "factors": override.factors,
+            "models": {name: _flat(model or {}) for name, model in override.models.items()},
+        }
+        for task, override in content.tasks.items()
+    }
+    return written
+
+
+def _flat(model: dict[str, Any]) -> dict[str, Any]:
+    said = {key: model[key] for key in KEYS if key in model}
+    return said | flat({key: value for key, value in model.items() if key not in KEYS})
+
+
+def _whole(
+    name: str, written: Mapping[str, dict], files: Mapping[str, SettingsFile], seen: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """What a profile says, with what it starts from."""
+    own = written[name]
+    parent = own.get("extends")
+    if parent is None:
+        return own
+    if parent not in written or parent in (*seen, name):
+        known = ", ".join(sorted(set(written) - {name, *seen}))
+        raise files[name].wrong("extends", f"{parent!r} is not one of the other profiles; known are {known}")
+    base = _whole(parent, written, files, (*seen, name))
+    told = {key: value for key, value in own.items() if value is not None or key == "search"}
+    out = {**base, **told, **{group: _models(base[group], own[group]) for group in GROUPS}}
+    # Settings of plain factors mean nothing to biased ones, those of one kind of model nothing to another.
+    other = "trials" in own["factors"] and "trials" not in base["factors"]
+    out["factors"] = own["factors"] if other else {**base["factors"], **own["factors"]}
+    changed = {name for group in GROUPS for name in own[group] if _other(base[group], own[group], name)}
+    out["tasks"] = {
+        task: {
+            "factors": ({} if other else _of(base, task)["factors"]) | _of(own, task)["factors"],
+            "models": _models(
+                {n: s for n, s in _of(base, task)["models"].items() if n not in changed},
+                _of(own, task)["models"],
+            ),
+        }
+        for task in (base["tasks"] | own["tasks"])
+    }
+    return out
+
+
+def _of(content: dict[str, Any], task: str) -> dict[str, dict]:
+    return content["tasks"].get(task, {"factors": {}, "models": {}})
+
+
+def _models(base: Mapping[str, dict], own: Mapping[str, dict]) -> dict[str, dict]:
+    """Settings by model, a profile's own over those of its parent."""
+    laid = {
+        name: model if _other(base, own, name) else base.get(name, {}) | model for name, model in own.items()
+    }
+    return {**base, **laid}
+
+
+def _other(base: Mapping[str, dict], own: Mapping[str, dict], name: str) -> bool:
+    """Whether the profile makes another kind of its parent's model."""
+    return name in base and "model" in own[name] and own[name]["model"] != base[name].get("model", name)
+
+
+# What it means, and whether it can be.
+
+
+def _profile(
+    file: SettingsFile, name: str, content: dict[str, Any], tasks: Collection[str] | None
 ) -> Profile:
-    content = raw[name]
-    parent = content.get("extends")
-    if parent is not None and (parent not in raw or parent in (*seen, name)):
-        raise ProfileError(
-            f"{files[name]} extends {parent!r}; known profiles are {sorted(set(raw) - {name})}"
-        )
-    base = _resolve(parent, raw, files, (*seen, name)) if parent else EMPTY
-    own = {group: content.get(group) or {} for group in GROUPS}
-    settings = {model: dict(values or {}) for group in own.values() for model, values in group.items()}
+    where = {model: f"{group}.{model}" for group in GROUPS for model in content[group]}
+    for group, other in itertools.combinations(GROUPS, 2):
+        for twice in content[group].keys() & content[other].keys():
+            raise file.wrong(f"{other}.{twice}", f"{group} has a model of that name; take one of them out")
+    entries = {
+        model: _entry(file, where[model], model, said)
+        for group in GROUPS
+        for model, said in content[group].items()
+    }
+    search, known = content.get("search"), list(content["models"])
     profile = Profile(
         name=name,
-        title=content.get("title", base.title),
-        validation=content.get("validation", base.validation),
-        objectives=tuple(content.get("objectives", base.objectives)),
-        **{group: tuple(dict.fromkeys([*getattr(base, group), *own[group]])) for group in GROUPS},
-        search=content.get("search", base.search),
-        base_factors=_factors(base, content.get("factors", {})),
-        settings={**base.settings, **{m: {**base.settings.get(m, {}), **s} for m, s in settings.items()}},
-        overrides={**base.overrides, **content.get("tasks", {})},
+        title=content.get("title") or name,
+        validation=content.get("validation") or False,
+        objectives=content.get("objectives") or ("rating", "ranking"),
+        **{group: tuple(content[group]) for group in GROUPS},
+        ours=content.get("ours") or tuple(model for model in known if model == OURS),
+        search=search and Space({axis: tuple(sorted(set(values))) for axis, values in search.items()}),
+        base_factors=content["factors"],
+        entries=entries,
+        facts=dict(_facts(file, where, entries)),
+        overrides=content["tasks"],
     )
-    empty = [model for model in profile.settings if profile.settings[model].get("trials") == []]
-    if empty:
-        raise ProfileError(f"{files[name]}: trials of {', '.join(empty)} is an empty list; leave it out")
-    tried = [model for model in profile.settings if "trials" in profile.settings[model]]
-    if tried and not profile.validation:
-        raise ProfileError(
-            f"{files[name]}: the trials of {', '.join(tried)} need validation users to choose on; set "
-            "`validation: true` or remove the trials"
-        )
+    for model in profile.ours:
+        if model not in profile.models:
+            raise file.wrong("ours", f"{model!r} is not one of the profile's models: {', '.join(known)}")
+    _check_factors(file, profile)
+    _check_overrides(file, profile, tasks)
+    for model in entries:
+        _check_entry(file, where[model], profile, model)
+    if profile.search and profile.entries.get(SEARCHED, Entry("", {})).kind != SEARCHED:
+        raise file.wrong("search", f"it looks for λ and s of {SEARCHED}, which the profile does not have")
+    if profile.search and not profile.validation:
+        raise file.wrong("search", "it needs validation users; set `validation: true` or `search: {}`")
     return profile
+
+
+def _entry(file: SettingsFile, where: str, name: str, said: dict[str, Any]) -> Entry:
+    about = file.validated(_Model, where, {key: said[key] for key in KEYS if key in said and key != "trials"})
+    return Entry(
+        kind=about.model or name,
+        settings={key: value for key, value in said.items() if key not in KEYS},
+        title=about.title,
+        objectives=about.objectives,
+        clip_predictions=about.clip_predictions,
+        trials=_trials(file, f"{where}.trials", said["trials"]) if "trials" in said else (),
+    )
+
+
+def _trials(file: SettingsFile, where: str, tried: object) -> tuple[Settings, ...] | Space:
+    if isinstance(tried, dict):
+        return _space(file, where, file.validated(_Space, where, tried))
+    if not isinstance(tried, list):
+        raise file.wrong(where, f"write a list of settings, or a count and a space, not {tried!r}")
+    if not tried:
+        raise file.wrong(where, "it is an empty list; leave it out")
+    trials = tuple(flat(file.mapping(f"{where}.{i}", trial)) for i, trial in enumerate(tried))
+    for i, trial in enumerate(trials):
+        if trial in trials[:i]:
+            raise file.wrong(f"{where}.{i}", "the same settings are tried before; take them out")
+    return trials
+
+
+def _space(file: SettingsFile, where: str, given: _Space) -> Space:
+    varied: dict[str, tuple | Range] = {}
+    for name, values in given.space.items():
+        key = f"{where}.space.{name}"
+        if isinstance(values, dict):
+            varied[name] = file.validated(Range, key, values)
+        elif not values or any(value in values[:i] for i, value in enumerate(values)):
+            raise file.wrong(key, f"list different values to choose from, not {values!r}")
+        else:
+            varied[name] = tuple(values)
+    space = Space(varied, given.count)
+    if space.count is None and not space.grid:
+        raise file.wrong(f"{where}.count", "this key is required: a range has no end of values")
+    return space
+
+
+def _facts(
+    file: SettingsFile, where: Mapping[str, str], entries: Mapping[str, Entry]
+) -> Iterator[tuple[str, Facts]]:
+    for name, entry in entries.items():
+        named = [("model", entry.kind)]
+        if isinstance(entry.trials, Space):
+            choices = entry.trials.varied.get("model", ())
+            if isinstance(choices, Range):
+                raise file.wrong(f"{where[name]}.trials.space.model", "list the models to choose from")
+            named += [("trials.space.model", choice) for choice in choices]
+        else:
+            named += [(f"trials.{i}.model", t["model"]) for i, t in enumerate(entry.trials) if "model" in t]
+        for key, kind in named:
+            try:
+                yield kind, facts(kind)
+            except (ValueError, TypeError, AttributeError) as error:
+                raise file.wrong(f"{where[name]}.{key}", error) from error
+
+
+def _check_settings(file: SettingsFile, where: str, about: Facts, settings: Settings) -> None:
+    for key, value in settings.items():
+        if key == "clip" and isinstance(value, bool):
+            raise file.wrong(
+                f"{where}.clip", f"to clip predictions write `clip_predictions: {str(value).lower()}`"
+            )
+        try:
+            check(about.name, about.defaults, {key: value})
+        except ValueError as error:
+            raise file.wrong(f"{where}.{key}", error) from error
+
+
+def _check_entry(file: SettingsFile, where: str, profile: Profile, name: str) -> None:
+    entry, about = profile.entries[name], profile.facts[profile.kind(name)]
+    _check_settings(file, where, about, entry.settings)
+    able = [
+        o for o in ("rating", "ranking") if all(o in profile.facts[k].objectives for k in profile.kinds(name))
+    ]
+    for objective in entry.objectives or ():
+        if objective not in able:
+            raise file.wrong(
+                f"{where}.objectives", f"{entry.kind} is not for {objective}, only for {', '.join(able)}"
+            )
+    _check_of(file, where, profile, name)
+    if entry.trials:
+        if not profile.validation:
+            raise file.wrong(
+                f"{where}.trials",
+                "they need validation users to choose on; set `validation: true` or remove the trials",
+            )
+        if not any(profile.facts[kind].defaults for kind in profile.kinds(name)) or profile.of(name):
+            raise file.wrong(f"{where}.trials", f"{entry.kind} has no settings to try; take the trials out")
+    for task in ("", *profile.overrides):
+        _check_trials(file, where, profile, name, task)
+
+
+def _check_of(file: SettingsFile, where: str, profile: Profile, name: str) -> None:
+    of = profile.of(name)
+    if of is None:
+        return
+    known = [model for model in profile.entries if model not in profile.controls]
+    if of not in known:
+        raise file.wrong(
+            f"{where}.of",
+            f"{name} is made from a model of the profile, which has no {of!r}; write `of:` and one of "
+            f"{', '.join(known) or 'them'}",
+        )
+
+
+def _check_trials(file: SettingsFile, where: str, profile: Profile, name: str, task: str) -> None:
+    """Each trial's settings, with what it has in common with the others."""
+    given, tried = profile.given(name, task), profile.entries[name].trials
+    if isinstance(tried, Space):
+        ends = {n: (v.low, v.high) if isinstance(v, Range) else v for n, v in tried.varied.items()}
+        points = [{n: value} for n, values in ends.items() if n != "model" for value in values]
+        settings = [{**given, "model": k, **point} for k in profile.kinds(name) for point in points]
+        places = [f"{where}.trials.space"] * len(settings)
+    else:
+        settings = [{**given, **trial} for trial in tried or [{}]]
+        places = [f"{where}.trials.{i}" if tried else where for i in range(len(settings))]
+    for place, values in zip(places, settings, strict=True):
+        about = profile.facts[str(values["model"])]
+        _check_settings(file, place, about, {k: v for k, v in values.items() if k != "model"})
+
+
+def _check_factors(file: SettingsFile, profile: Profile) -> None:
+    allowed = defaults(BIASED if profile.biased else PLAIN)
+    for task in ("", *profile.overrides):
+        where = f"tasks.{task}.factors" if task else "factors"
+        settings = profile.overrides[task]["factors"] if task else profile.base_factors
+        trials = settings.get("trials", [])
+        if "trials" in settings and (not isinstance(trials, list) or not trials):
+            raise file.wrong(f"{where}.trials", "write a list of settings, like [{penalty: 4.0}]")
+        tried = {f"{where}.trials.{i}": file.mapping(f"{where}.trials.{i}", t) for i, t in enumerate(trials)}
+        own = {key: value for key, value in settings.items() if key != "trials"}
+        for place, values in {where: own, **tried}.items():
+            for key, value in values.items():
+                try:
+                    check("factors", allowed, {key: value})
+                except ValueError as error:
+                    raise file.wrong(f"{place}.{key}", error) from error
+
+
+def _check_overrides(file: SettingsFile, profile: Profile, tasks: Collection[str] | None) -> None:
+    for task, override in profile.overrides.items():
+        if tasks is not None and task not in tasks:
+            raise file.wrong(f"tasks.{task}", f"there is no such task; known are {', '.join(tasks)}")
+        for model, settings in override["models"].items():
+            where = f"tasks.{task}.models.{model}"
+            if model not in profile.entries:
+                known = ", ".join(profile.entries)
+                raise file.wrong(where, f"the profile has no such model; known are {known}")
+            for key in KEYS:
+                if key in settings:
+                    raise file.wrong(f"{where}.{key}", "only hyper-parameters may vary by task")
+            _check_settings(file, where, profile.facts[profile.kind(model)], settings)

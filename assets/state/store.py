@@ -1,7 +1,7 @@
 """Where everything lies on disk, and how it is written: whole or not at all.
 
-All state is under one folder, `DIFFCDR_HOME` (default `.diffcdr` in the project). Files that DuckDB or a
-download writes in place stay local; everything else may live behind an fsspec URL (`DIFFCDR_ARTIFACTS`).
+All state is under one folder, `DIFFCDR_HOME` (default `.diffcdr` in the working folder). Files that DuckDB or
+a download writes in place stay local; everything else may live behind an fsspec URL (`DIFFCDR_ARTIFACTS`).
 Every folder that counts holds a `manifest.json`, written last; a folder without one is not there. The
 manifest's fingerprint covers configuration, inputs and code, so that finished work can be told from stale.
 """
@@ -80,6 +80,15 @@ class Entry:
         manifest = self.manifest()
         if manifest is None:
             raise NotMaterialized(f"{self.path} is not there yet: {self._mend}")
+        return manifest
+
+    def require_current(self, fingerprint: str) -> dict:
+        """The manifest; raises NotMaterialized where it is not there or was made from something else."""
+        manifest = self.require()
+        if manifest["fingerprint"] != fingerprint:
+            raise NotMaterialized(
+                f"{self.path} is out of date, its settings, inputs or code have changed: {self._mend}"
+            )
         return manifest
 
     def stands(self, fingerprint: str) -> bool:
@@ -183,7 +192,7 @@ class Store(dg.ConfigurableResource):
 
     @property
     def root(self) -> Path:
-        return Path(self.home or os.environ.get("DIFFCDR_HOME") or PROJECT / ".diffcdr").absolute()
+        return Path(self.home or os.environ.get("DIFFCDR_HOME") or ".diffcdr").absolute()
 
     @property
     def artifact_root(self) -> UPath:

@@ -3,6 +3,8 @@
 A run is addressed by its id, never through MLflow's process-wide active run, so that the seeds of one Dagster
 run can be open side by side. What a run logs is buffered: a cell costs a handful of round trips, not one a
 metric. MLflow is imported on first use; nothing in a process that does not train pays for it.
+
+`DIFFCDR_TRACKING=off` (`diffcdr run --no-tracking`) records nothing, and MLflow is not even imported.
 """
 
 import contextlib
@@ -20,10 +22,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, TracebackType
+from typing import Any, Self
 
 import dagster as dg
+import tenacity
 from filelock import FileLock
 from pydantic import Field
 
@@ -37,6 +40,10 @@ FLUSH_SECONDS = 10.0
 PARENT = "mlflow.parentRunId"
 # What the serving code imports, directly or through the model registry.
 SERVING_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch")
+# A tag holds no more.
+TAG_LENGTH = 5000
+# How long a server may take to say that it is there, connecting and answering, in seconds.
+ANSWER_SECONDS = (3.0, 4.0)
 # No telemetry, no migration log, no progress bars, no link printed for every run.
 QUIET = {
     "DO_NOT_TRACK": "true",
@@ -44,9 +51,18 @@ QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # MLflow would try a server that is down for four minutes before it says so.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 
+log = logging.getLogger("diffcdr")
 _connecting = threading.Lock()
+
+
+class TrackingError(ConnectionError):
+    """MLflow cannot be reached; the message says where it was looked for and what to do."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +76,67 @@ class DatasetRecord:
 
 
 class CellRun:
-    """One open MLflow run. `url` is its page in the MLflow UI."""
+    """One MLflow run of one cell, open until `finish` or `fail`. `url` is its page in the MLflow UI.
 
-    def __init__(self, client: Any, run_id: str, url: str, params: Mapping[str, object]) -> None:
-        self.run_id, self.url = run_id, url
-        self.client = client
+    As a context manager it is finished at the end of the block, or failed by an exception, unless it has
+    ended before: of several open at once, a failure ends as FAILED only those that were not done.
+    """
+
+    def __init__(
+        self, tracking: "MlflowTracking", run_id: str, url: str, params: Mapping[str, object]
+    ) -> None:
+        self.run_id, self.url, self.ended = run_id, url, False
+        self.client = tracking.connect()[0]
+        self._tracking = tracking
         self._params: list = []
         self.params(params)
         self._metrics: list = []
         self._nonfinite: set[str] = set()
         self._flushed = time.monotonic()
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the manifest of the cell's entry says of the run: nothing where none is recorded."""
+        return {"mlflow_run_id": self.run_id, "mlflow_url": self.url}
+
+    def finish(self) -> None:
+        """Write what is buffered and end the run as FINISHED; older runs of its cell are superseded."""
+        try:
+            self.flush()
+            with self._tracking.answering():
+                self.client.set_terminated(self.run_id, "FINISHED")
+                self.ended = True
+                _supersede(self.client, self.run_id)
+        except Exception as error:
+            self.fail(_named(error))
+            raise
+
+    def fail(self, reason: str, status: str = "FAILED") -> None:
+        """End the run as FAILED, or KILLED, with the tag `reason`; nothing where it has ended already."""
+        if self.ended:
+            return
+        self.ended = True
+        # What led here is the error to show; that MLflow cannot be told of it is a line in the log.
+        try:
+            _end(self.client, self.run_id, reason, status)
+            self.flush()
+        except Exception as error:
+            log.warning("MLflow run %s was not told that %s: %s", self.run_id, reason, _named(error))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.ended:
+            return
+        if error is None:
+            self.finish()
+        elif isinstance(error, Exception):
+            self.fail(_named(error))
+        else:
+            self.fail(f"stopped: {_named(error)}", "KILLED")
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log `values` at `step` (the epoch, from 1). `ndcg@20` is stored as `ndcg_at_20`, MLflow bans the @.
@@ -112,9 +179,39 @@ class CellRun:
 
         tags = [RunTag("nonfinite", " ".join(sorted(self._nonfinite)))] if self._nonfinite else []
         # The client splits what exceeds the limit of a request; params and tags go with the first part.
-        self.client.log_batch(self.run_id, metrics=self._metrics, params=self._params, tags=tags)
+        with self._tracking.answering():
+            self.client.log_batch(self.run_id, metrics=self._metrics, params=self._params, tags=tags)
         self._metrics, self._params, self._nonfinite = [], [], set()
         self._flushed = time.monotonic()
+
+
+class Unrecorded(CellRun):
+    """A run that is recorded nowhere: everything is accepted and nothing kept."""
+
+    def __init__(self) -> None:
+        self.run_id = self.url = ""
+        self.client = None
+        self.ended = False
+
+    @property
+    def facts(self) -> dict[str, str]:
+        return {}
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None: ...
+
+    def params(self, values: Mapping[str, object]) -> None: ...
+
+    def text(self, text: str, name: str) -> None: ...
+
+    def figure(self, png: bytes, name: str) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def finish(self) -> None:
+        self.ended = True
+
+    def fail(self, reason: str, status: str = "FAILED") -> None:
+        self.ended = True
 
 
 class MlflowTracking(dg.ConfigurableResource):
@@ -125,7 +222,7 @@ class MlflowTracking(dg.ConfigurableResource):
         description="MLflow server or database; else MLFLOW_TRACKING_URI, else SQLite under the home.",
     )
     home: str = Field(
-        default="", description="State folder; else DIFFCDR_HOME, else .diffcdr in the project."
+        default="", description="State folder; else DIFFCDR_HOME, else .diffcdr in the working folder."
     )
     experiment: str = Field(default="diffcdr", description="MLflow experiment that holds all runs.")
     ui_url: str = Field(
@@ -152,12 +249,39 @@ class MlflowTracking(dg.ConfigurableResource):
         file = _sqlite_file(uri)
         return f"sqlite:///{file}" if file else uri
 
+    @property
+    def enabled(self) -> bool:
+        """Whether runs are recorded: not where DIFFCDR_TRACKING is `off`."""
+        asked = os.environ.get("DIFFCDR_TRACKING") or "on"
+        if asked not in ("on", "off"):
+            raise ValueError(f"DIFFCDR_TRACKING is {asked!r}: set it to on or off")
+        return asked == "on"
+
+    def check(self) -> None:
+        """Raise TrackingError, within seconds, where a server that is to record runs does not answer."""
+        if self.enabled and self.uri.startswith("http") and (problem := _silence(self.uri)):
+            raise TrackingError(
+                f"the MLflow server {_without_password(self.uri)} does not answer ({problem}): start it, set "
+                "MLFLOW_TRACKING_URI to another, or run with --no-tracking to record nothing"
+            )
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Turn the error of a request to a server that has gone silent into a TrackingError."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except MlflowException:
+            self.check()
+            raise
+
     def connect(self) -> tuple[Any, str]:
         """The MlflowClient and the experiment's id, made on first use in this process."""
         with _connecting:
+            self.check()
             return _connect(self.uri, self.experiment, self.folder / "artifacts")
 
-    @contextlib.contextmanager
     def run(
         self,
         *,
@@ -171,42 +295,57 @@ class MlflowTracking(dg.ConfigurableResource):
         inputs: Sequence[DatasetRecord],
         parent: str | None = None,
         variant: str = "",
-    ) -> Iterator[CellRun]:
-        """Record one training of `model` on a cell.
+    ) -> CellRun:
+        """Begin to record one training of `model` on a cell; the caller ends the run, or a `with` does.
 
-        An exception ends the run as FAILED and passes on. A success ends it as FINISHED and tags every older
-        finished run of the same profile, model, task, beta and seed `superseded=true`, with its nested runs.
-        `tags` carries what the caller knows: dagster.run_id, dagster.asset, dagster.partition, code_version.
+        When it finishes, every older finished run of the same profile, model, task, beta and seed is tagged
+        `superseded=true`, with its nested runs. `tags` carries what the caller knows: dagster.run_id,
+        dagster.asset, dagster.partition, code_version.
         parent, variant: for a nested run, the id of the run that holds it and its name among the nested ones.
         A nested run supersedes nothing: another grid may lack its variant, so its fate is its parent's.
         """
         _check_names(model=model, task=task, profile=profile)
         nested = {} if parent is None else _nested(parent, variant)
+        if not self.enabled:
+            return Unrecorded()
         client, experiment_id = self.connect()
         scenario, place = f"{model}/{task}/b{round(beta * 100):02d}", f"/{variant}" if nested else ""
         cell = {"group": f"{profile}/{scenario}{place}", "seed": str(seed)}
         about = (
             {"model": model, "task": task, "beta": f"{beta:g}", "profile": profile} | cell | nested | _git()
         )
-        created = client.create_run(
-            experiment_id, run_name=f"{scenario}-s{seed}{place}", tags=about | dict(tags) | self._note(tags)
-        )
+        with self.answering():
+            created = client.create_run(
+                experiment_id,
+                run_name=f"{scenario}-s{seed}{place}",
+                tags=about | dict(tags) | self._note(tags),
+            )
         run_id = created.info.run_id
         # Without the query MLflow 3 opens the page that it has for language models.
         page = f"runs/{run_id}?workflowType=machine_learning"
-        run = CellRun(client, run_id, f"{self._ui}/#/experiments/{experiment_id}/{page}", params)
+        run = CellRun(self, run_id, f"{self._ui}/#/experiments/{experiment_id}/{page}", params)
         try:
-            _log_inputs(client, run_id, inputs)
-            yield run
-            run.flush()
-        except BaseException:
-            with contextlib.suppress(Exception):
-                run.flush()
-            client.set_terminated(run_id, "FAILED")
+            with self.answering():
+                _log_inputs(client, run_id, inputs)
+        except BaseException as error:
+            run.fail(_named(error))
             raise
-        client.set_terminated(run_id, "FINISHED")
-        if not nested:
-            _supersede(client, experiment_id, cell, run_id)
+        return run
+
+    def close_abandoned(self, dagster_run: str, reason: str) -> None:
+        """End as FAILED the MLflow runs that a Dagster run, killed, has left open."""
+        if not self.enabled or not self._has_runs:
+            return
+        client, experiment = self.connect()
+        left_open = f"tags.`dagster.run_id` = '{dagster_run}' and attributes.status = 'RUNNING'"
+        for run in client.search_runs([experiment], left_open, max_results=BATCH):
+            _end(client, run.info.run_id, reason, "FAILED")
+
+    @property
+    def _has_runs(self) -> bool:
+        """False where nothing can have been recorded, and looking would create the database."""
+        file = _sqlite_file(self.uri)
+        return file is None or file.exists()
 
     def _note(self, tags: Mapping[str, str]) -> dict[str, str]:
         """The run's description in the MLflow UI: the way back to the Dagster run."""
@@ -218,19 +357,20 @@ class MlflowTracking(dg.ConfigurableResource):
     def _ui(self) -> str:
         if not self.uri.startswith("http"):
             return self.ui_url.rstrip("/")
-        # A password in the address must not end up in Dagster's metadata.
-        return re.sub(r"//[^/@]*@", "//", self.uri).rstrip("/")
+        return _without_password(self.uri).rstrip("/")
 
 
 def log_diffcdr(
     run: CellRun, *, weights: bytes, hyperparameters: Mapping[str, object], widths: tuple[int, int]
 ) -> str:
-    """Log a trained DiffCDR as a pyfunc model of `run` and return its URI, `models:/<id>`.
+    """Log a trained DiffCDR as a pyfunc model of `run` and return its URI, `models:/<id>`; "" if unrecorded.
 
     weights: one replica's state dict as safetensors; widths: lengths of a source and of a target user vector.
     The model carries its code, `assets/serving/pyfunc_diffcdr.py` and `ml`, so it loads where the project is
     not installed. It is saved to a folder and uploaded by id: `mlflow.pyfunc.log_model` needs an active run.
     """
+    if isinstance(run, Unrecorded):
+        return ""
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
@@ -300,6 +440,33 @@ def _first_contact(uri: str) -> contextlib.AbstractContextManager:
     return FileLock(f"{file}.lock")
 
 
+def _silence(uri: str) -> str:
+    """Why a server does not answer; "" where it does, whatever it says."""
+    import requests
+
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=ANSWER_SECONDS)
+    except requests.Timeout:
+        return "no answer in time"
+    except requests.ConnectionError:
+        return "no connection"
+    return ""
+
+
+def _without_password(uri: str) -> str:
+    """The address as it may stand in messages and in Dagster's metadata."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:TAG_LENGTH]
+
+
+def _end(client: Any, run_id: str, reason: str, status: str) -> None:
+    client.set_tag(run_id, "reason", reason[:TAG_LENGTH])
+    client.set_terminated(run_id, status)
+
+
 def _sqlite_file(uri: str) -> Path | None:
     """The absolute path of a SQLite URI's database, None for any other URI."""
     return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
@@ -327,6 +494,17 @@ def _experiment_id(client: Any, uri: str, name: str, artifacts: Path) -> str:
     return found.experiment_id
 
 
+def _lost_race(error: BaseException) -> bool:
+    """Whether another process entered the same data set between the server's look-up and its insertion."""
+    return getattr(error, "error_code", "") == "BAD_REQUEST"
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception(_lost_race),
+    stop=tenacity.stop_after_attempt(5),
+    wait=tenacity.wait_random(0.05, 0.5),
+    reraise=True,
+)
 def _log_inputs(client: Any, run_id: str, inputs: Sequence[DatasetRecord]) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -349,13 +527,18 @@ def _nested(parent: str, variant: str) -> dict[str, str]:
     return {PARENT: parent, "variant": variant}
 
 
-def _supersede(client: Any, experiment_id: str, cell: Mapping[str, str], run_id: str) -> None:
-    same_cell = " and ".join(f"tags.{name} = '{value}'" for name, value in cell.items())
-    for other in client.search_runs([experiment_id], f"{same_cell} and attributes.status = 'FINISHED'"):
+def _supersede(client: Any, run_id: str) -> None:
+    """Tag the older finished runs of a run's cell; a nested run supersedes nothing."""
+    run = client.get_run(run_id)
+    if PARENT in run.data.tags:
+        return
+    experiment = run.info.experiment_id
+    same_cell = " and ".join(f"tags.{name} = '{run.data.tags[name]}'" for name in ("group", "seed"))
+    for other in client.search_runs([experiment], f"{same_cell} and attributes.status = 'FINISHED'"):
         if other.info.run_id != run_id and "superseded" not in other.data.tags:
-            nested = client.search_runs([experiment_id], f"tags.`{PARENT}` = '{other.info.run_id}'")
-            for run in [*nested, other]:
-                client.set_tag(run.info.run_id, "superseded", "true")
+            nested = client.search_runs([experiment], f"tags.`{PARENT}` = '{other.info.run_id}'")
+            for each in [*nested, other]:
+                client.set_tag(each.info.run_id, "superseded", "true")
 
 
 def _check_names(**names: str) -> None:
@@ -369,6 +552,8 @@ def _check_names(**names: str) -> None:
 def _git() -> dict[str, str]:
     """The tag git.sha of the checkout, `-dirty` where it has changes; no tag outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+    if not (PROJECT / ".git").exists():
+        return {}
     try:
         done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -4,63 +4,60 @@ import logging
 
 import dagster as dg
 
-from assets.data.cell import domain_ratings
-from assets.data.splits import overlap
-from assets.settings.axes import CATALOG, SEEDS_TOGETHER, Cell, cells
+from assets.data.domain import domain_ratings, rating_levels
+from assets.data.ratings import ratings_fingerprint
+from assets.settings.axes import Axes, Cell
+from assets.settings.catalog import Catalog
 from assets.settings.profile import Profile
+from assets.state.code import code_of
 from assets.state.progress import Stopwatch
-from assets.state.store import Store, code_version, fingerprint, tensors
-from assets.training.distributions import levels_of
+from assets.state.store import Store, tensors
+from assets.training.fingerprints import EFFECTS, Fingerprints
 
 log = logging.getLogger("diffcdr")
-CODE = code_version(
-    "assets/training/effects.py",
-    "assets/data/cell.py",
-    "ml/distribution/effects.py",
-    "ml/models/transfer.py",
-    "ml/replicas.py",
-)
 
 
-def effects_asset(profile: Profile) -> dg.AssetsDefinition:
+def effects_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
     """The effects of a profile's source domains."""
 
     @dg.asset(
         name="source_effects",
         key_prefix=profile.name,
-        partitions_def=cells,
-        deps=[overlap],
+        partitions_def=axes.cells,
+        deps=["overlap"],
         group_name="factors",
         kinds={"pytorch"},
         owners=["team:recsys"],
-        code_version=CODE,
-        backfill_policy=SEEDS_TOGETHER,
+        code_version=code_of(*EFFECTS),
+        backfill_policy=axes.seeds_together,
         description="Crossed random effects of the source domain's users and items on the distribution over "
         f"rating levels; {profile.title}. One fit for all tasks and β that share domain and seed.",
     )
     def source_effects(context: dg.AssetExecutionContext, store: Store) -> None:
         for key in context.partition_keys:
-            cell = Cell.parse(key)
-            facts = fit_source(store, profile, CATALOG.tasks[cell.task].source, cell.seed)
+            cell = axes.parse(key)
+            facts = fit_source(store, axes.catalog, profile, cell)
             context.add_asset_metadata({"dagster/row_count": facts["users"]}, partition_key=key)
 
     return source_effects
 
 
-def fit_source(store: Store, profile: Profile, domain: str, seed: int) -> dict:
-    """The manifest of a domain's effects, fitted where missing or stale."""
-    from ml.distribution.effects import fit_effects
-
+def fit_source(store: Store, catalog: Catalog, profile: Profile, cell: Cell) -> dict:
+    """The manifest of the effects of a cell's source domain, fitted where missing or stale."""
+    domain, seed = cell.source.name, cell.seed
     entry = store.source_effects(profile.name, domain, seed)
-    mark = fingerprint(code=CODE, seed=seed, ratings=store.ratings(domain).require()["fingerprint"])
+    mark = Fingerprints(store, catalog, profile).effects(cell)
     title = f"{profile.name}/source_effects {domain} seed {seed}"
     with store.lock(f"effects-{profile.name}-{domain}-{seed}"):
         if entry.stands(mark):
             log.info("%s: up to date", title)
             return entry.require()
+        store.ratings(domain).require_current(ratings_fingerprint(store, cell.source))
         ratings = domain_ratings(store, domain)
+        from ml.distribution.effects import fit_effects
+
         with Stopwatch() as watch:
-            levels = levels_of(store, domain)
+            levels = rating_levels(store, domain)
             effects = fit_effects(ratings.tensors(), ratings.n_users, ratings.n_items, seed, levels=levels)
         log.info("%s: fitted in %.1f s", title, watch.seconds)
         held = {

@@ -17,16 +17,17 @@ import dagster as dg
 import numpy as np
 import pandas as pd
 
-from assets.data.cell import cell_data, roles, source_table
-from assets.settings.axes import CATALOG, SEEDS_TOGETHER, Cell, by_task, cells, span
+from assets.data.cell import Gate, source_factors, source_table
+from assets.settings.axes import Axes, Cell, span
+from assets.settings.catalog import Catalog
 from assets.settings.profile import Profile
 from assets.state import plots
+from assets.state.code import code_of
 from assets.state.compute import Compute
 from assets.state.progress import epochs
-from assets.state.store import Entry, NotMaterialized, Store, code_version, fingerprint, parquet
-from assets.training.factors import source_config
-from assets.training.models import TITLES
-from ml.splits import TEST, TRAIN
+from assets.state.store import Entry, NotMaterialized, Store, fingerprint, parquet
+from assets.training.fingerprints import Fingerprints
+from ml.models.registry import MODELS, facts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,17 +35,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ml.data import SourceUsers
-    from ml.evaluation.embedding import Variant
+    from ml.models.outputs import Variant
 
 log = logging.getLogger("diffcdr")
-CODE = code_version(
-    "assets/training/embeddings.py",
-    "assets/data/cell.py",
-    "ml/factorization/adam.py",
-    "ml/replicas.py",
-    "ml/evaluation/distances.py",
-    "ml/evaluation/embedding.py",
-)
+CODE = code_of("assets.training.embeddings:analyse")
 USERS = 1000  # of each side in the figure, as in the paper
 ITERATIONS = 500  # of t-SNE: half of scikit-learn's default, in half the time
 POINTS = ["panel", "series", "user", "x", "y"]
@@ -94,27 +88,27 @@ class Inputs:
     models: Mapping[str, Entry]
 
 
-def embeddings_asset(profile: Profile) -> dg.AssetsDefinition:
+def embeddings_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
     """The embedding analysis of one profile."""
     upstream = ["source_factors", "target_factors", *profile.models]
 
     @dg.asset(
         name="embeddings",
         key_prefix=profile.name,
-        partitions_def=cells,
+        partitions_def=axes.cells,
         deps=[dg.AssetKey([profile.name, name]) for name in upstream],
         group_name="analysis",
         kinds={"pytorch", "scikitlearn", "parquet"},
         owners=["team:recsys"],
         code_version=CODE,
-        backfill_policy=SEEDS_TOGETHER,
+        backfill_policy=axes.seeds_together,
         pool="gpu",
         description="Figure 4: transferred user vectors beside the true ones as t-SNE, and their distances. "
         f"Profile: {profile.title}.",
     )
     def embeddings(context: dg.AssetExecutionContext, store: Store, compute: Compute) -> None:
-        for group in by_task(context.partition_keys).values():
-            analyse(store, compute, profile, group)
+        for group in axes.by_task(context.partition_keys).values():
+            analyse(store, compute, axes.catalog, profile, group)
             for cell in group:
                 metadata = _metadata(store.embeddings(profile.name, cell))
                 context.add_asset_metadata(metadata, partition_key=cell.key)
@@ -122,18 +116,15 @@ def embeddings_asset(profile: Profile) -> dg.AssetsDefinition:
     return embeddings
 
 
-def analyse(store: Store, compute: Compute, profile: Profile, group: list[Cell]) -> None:
+def analyse(store: Store, compute: Compute, catalog: Catalog, profile: Profile, group: list[Cell]) -> None:
     """Write the analysis of a task's cells that are missing or stale."""
-    pending = {
-        cell: mark
-        for cell in group
-        if not store.embeddings(profile.name, cell).stands(mark := _mark(store, profile, cell))
-    }
+    expected = {cell: _fingerprint(store, catalog, profile, cell) for cell in group}
+    pending = [cell for cell in group if not store.embeddings(profile.name, cell).stands(expected[cell])]
     if not pending:
         log.info("%s/embeddings %s: up to date", profile.name, span(group))
         return
-    truth = train_truth(store, compute, profile, list(pending))
-    for cell, mark in pending.items():
+    truth = train_truth(store, compute, profile, pending)
+    for cell in pending:
         inputs = cell_inputs(store, profile, cell)
         sides = cell_sides(store, profile, cell, inputs, truth[cell.seed])
         vectors = {side: vectors_of(profile, inputs, users) for side, users in sides.items()}
@@ -146,43 +137,40 @@ def analyse(store: Store, compute: Compute, profile: Profile, group: list[Cell])
             "figure4.svg": _saved(figure(points), "svg", dpi=150),
         }
         facts = {"users": {side: len(users.rows) for side, users in sides.items()}}
-        store.embeddings(profile.name, cell).write(files, mark, models=sorted(inputs.models), **facts)
+        store.embeddings(profile.name, cell).write(
+            files, expected[cell], models=sorted(inputs.models), **facts
+        )
 
 
 def cell_inputs(store: Store, profile: Profile, cell: Cell) -> Inputs:
     """What the analysis of a cell reads, of the models trained for rating.
 
-    TGT and CMF leave no weights, for they map nothing, and CMF has axes of its own. A model that has not
+    Only models that map factors: TGT maps nothing, and CMF has axes of its own. A model that has not
     been trained yet is left out. Raises NotMaterialized where none has been.
     """
     entries = {name: store.model(profile.name, name, cell) for name in profile.models}
     models = {
         name: entry
         for name, entry in entries.items()
-        if entry.manifest() is not None and (entry.path / "weights.safetensors").exists()
+        if entry.manifest() is not None and "factors" in profile.facts[profile.kind(name)].needs
     }
     if not models:
         raise NotMaterialized(
             f"no model of profile {profile.name} has weights for {cell.key}: materialize one of "
             f"{', '.join(profile.models)} first (`diffcdr run` does it)"
         )
-    domain = CATALOG.tasks[cell.task].source
     return Inputs(
-        source=store.source_factors(profile.name, domain, source_config(profile, cell.task), cell.seed),
+        source=source_factors(store, profile, cell),
         target=store.target_factors(profile.name, cell),
         models=models,
     )
 
 
-def _mark(store: Store, profile: Profile, cell: Cell) -> str:
+def _fingerprint(store: Store, catalog: Catalog, profile: Profile, cell: Cell) -> str:
     """The fingerprint of a cell's analysis: settings, code and everything it is computed from."""
-    inputs = cell_inputs(store, profile, cell)
-    upstream = {"source": inputs.source, "target": inputs.target, **inputs.models}
-    return fingerprint(
-        code=CODE,
-        settings=profile.factors(cell.task),
-        inputs={name: entry.require()["fingerprint"] for name, entry in upstream.items()},
-    )
+    inputs, fingerprints = cell_inputs(store, profile, cell), Fingerprints(store, catalog, profile)
+    models = {name: fingerprints.model(name, cell, "rating") for name in inputs.models}
+    return fingerprint(code=CODE, settings=profile.factors(cell.task), models=models)
 
 
 def train_truth(store: Store, compute: Compute, profile: Profile, group: list[Cell]) -> "dict[int, Tensor]":
@@ -193,10 +181,10 @@ def train_truth(store: Store, compute: Compute, profile: Profile, group: list[Ce
     """
     from ml.factorization.adam import MatrixFactorization
 
-    task, seeds = CATALOG.tasks[group[0].task], sorted({cell.seed for cell in group})
-    trainer = MatrixFactorization(**profile.factors(task.name))
-    tables = [source_table(store, task.target, seed) for seed in seeds]
-    training = trainer.train(tables, f"target/{task.name}", compute.torch_device)
+    task, seeds = group[0].task, sorted({cell.seed for cell in group})
+    trainer = MatrixFactorization(**profile.factors(task))
+    tables = [source_table(store, group[0].target.name, seed) for seed in seeds]
+    training = trainer.train(tables, f"target/{task}", compute.torch_device)
     for _ in epochs(training, trainer.epochs, f"{profile.name}/embeddings ground truth {span(group)}"):
         pass
     return {seed: users.cpu() for seed, users in zip(seeds, trainer.user_factors_, strict=True)}
@@ -206,31 +194,26 @@ def cell_sides(
     store: Store, profile: Profile, cell: Cell, inputs: Inputs, truth: "Tensor"
 ) -> dict[str, Side]:
     """Training and test users of a cell; `truth` (users, k) is the ground truth of all target users."""
-    import torch
-
-    target = inputs.target.tensors("factors.safetensors")
-    data = cell_data(store, profile, cell, inputs.source.tensors("factors.safetensors"), target)
-    codes = torch.from_numpy(
-        store.overlap(cell.task).table("users.parquet")["target_user"].to_numpy(dtype=np.int64)
-    )
-    role = roles(store, profile, cell)
-
-    def side(which: int, source: "SourceUsers") -> Side:
-        rows = np.flatnonzero(role == which)
-        return Side(rows, source, truth[codes[rows]], target["users"][codes[rows]])
-
-    return {"train": side(TRAIN, data.problem.source), "test": side(TEST, data.test.users)}
+    gate = Gate(store, profile, cell, needs=("factors",))
+    sides = {"train": gate.data.train, "test": gate.held_out("test").users}
+    base = gate.factors["target"]["users"]
+    return {
+        side: Side(gate.members(side), users.factors, truth[users.target_rows], base[users.target_rows])
+        for side, users in sides.items()
+    }
 
 
 def vectors_of(profile: Profile, inputs: Inputs, users: Side) -> "dict[Variant, np.ndarray]":
     """The vectors (n, k) float32 that everything gives the users of one side."""
-    from ml.evaluation.embedding import Variant, transferred
+    from ml.models.outputs import Variant, transferred
+    from ml.models.registry import build
 
     vectors = {Variant(SOURCE): users.source.factors, Variant(BASE): users.base}
     for name, entry in inputs.models.items():
         config = json.loads((entry.path / "config.json").read_text())
-        weights = entry.tensors("weights.safetensors")
-        vectors |= transferred(name, config["model"], config["hyperparameters"], weights, users.source)
+        model = build(config["model"], **config["hyperparameters"])
+        model.load_state_dict(entry.tensors("weights.safetensors"))
+        vectors |= transferred(name, model, users.source)
     return {variant: tensor.numpy() for variant, tensor in vectors.items()}
 
 
@@ -305,7 +288,7 @@ def shown_models(variants: "Iterable[Variant]") -> "dict[str, Variant]":
 
 def shown_nfe(variants: "Iterable[Variant]") -> "dict[str, Variant]":
     """The series of panels c and d: the source, and the first model with DIM by function evaluations."""
-    from ml.evaluation.embedding import NFE, Variant
+    from ml.models.outputs import NFE, Variant
 
     with_dim = [variant for variant in variants if variant.model.endswith("_dim") and variant.nfe in NFE]
     shown = {f"nfe {v.nfe}": v for v in with_dim if v.model == with_dim[0].model}
@@ -356,7 +339,8 @@ def _label(series: str) -> str:
     if series.startswith("nfe"):
         return series.upper()
     name = series.removesuffix("_dim")
-    return {TRUTH: "ground truth", **TITLES}.get(name, name) + " (DIM)" * series.endswith("_dim")
+    title = "ground truth" if name == TRUTH else facts(name).title if name in MODELS else name
+    return title + " (DIM)" * series.endswith("_dim")
 
 
 def _saved(drawn: "Figure", kind: str, dpi: int) -> bytes:

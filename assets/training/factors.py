@@ -5,23 +5,26 @@ alternating least squares instead, one cell after another, and an item's bias as
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import dagster as dg
-import numpy as np
 import pandas as pd
 
-from assets.data.cell import held_out_ratings, joined, source_table, target_table
-from assets.data.splits import overlap, split
-from assets.settings.axes import CATALOG, SEEDS_TOGETHER, Cell, by_task, cells, span
+from assets.data.cell import SIDES, Gate, joined, source_table, target_table
+from assets.data.cell import source_factors as source_entry
+from assets.data.ratings import ratings_fingerprint
+from assets.data.splits import split_fingerprint
+from assets.settings.axes import Axes, Cell, span
+from assets.settings.catalog import Catalog
 from assets.settings.profile import Profile
 from assets.state import plots
+from assets.state.code import code_of
 from assets.state.compute import Compute
 from assets.state.progress import epochs
-from assets.state.store import Entry, Store, code_version, fingerprint, parquet, tensors
-from ml.splits import TEST, VALIDATION
+from assets.state.store import Entry, Store, parquet, tensors
+from assets.training.fingerprints import FACTORS, Fingerprints, clips_tgt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,59 +32,50 @@ if TYPE_CHECKING:
     from ml.factorization.adam import RatingTable
 
 log = logging.getLogger("diffcdr")
-EVALUATION = tuple(f"ml/evaluation/{name}.py" for name in ("cold_start", "ranking", "ratings", "selection"))
-CODE = code_version(
-    "assets/training/factors.py",
-    "assets/data/cell.py",
-    "ml/factorization/adam.py",
-    "ml/factorization/biased.py",
-    "ml/replicas.py",
-    "ml/factorization/negatives.py",
-    *EVALUATION,
-)
 
 
-def factor_assets(profile: Profile) -> list[dg.AssetsDefinition]:
+def factor_assets(axes: Axes, profile: Profile) -> list[dg.AssetsDefinition]:
     """`source_factors` and `target_factors` of one profile."""
     common = {
         "key_prefix": profile.name,
-        "partitions_def": cells,
+        "partitions_def": axes.cells,
         "group_name": "factors",
         "kinds": {"pytorch"},
         "owners": ["team:recsys"],
-        "code_version": CODE,
-        "backfill_policy": SEEDS_TOGETHER,
+        "code_version": code_of(*FACTORS),
+        "backfill_policy": axes.seeds_together,
         "pool": "gpu",
     }
 
     @dg.asset(
-        deps=[overlap],
+        deps=["overlap"],
         description=f"Matrix factorization of the source domain's ratings; {profile.title}. "
         "One training for all tasks and β that share domain, settings and seed.",
         **common,
     )
     def source_factors(context: dg.AssetExecutionContext, store: Store, compute: Compute) -> None:
-        for task, group in by_task(context.partition_keys).items():
-            seeds = {cell.seed for cell in group}
-            facts = [train_source(store, compute, profile, task, seeds, o) for o in profile.objectives]
+        for group in axes.by_task(context.partition_keys).values():
+            facts = [
+                train_source(store, compute, axes.catalog, profile, group, o) for o in profile.objectives
+            ]
             for cell in group:
                 context.add_asset_metadata(_metadata(facts[0][cell.seed]), partition_key=cell.key)
 
     @dg.asset(
-        deps=[split],
+        deps=["split"],
         description=f"Matrix factorization of the target domain's ratings without the held-out users'; "
         f"{profile.title}.",
         **common,
     )
     def target_factors(context: dg.AssetExecutionContext, store: Store, compute: Compute) -> None:
-        for group in by_task(context.partition_keys).values():
+        for group in axes.by_task(context.partition_keys).values():
             for objective in profile.objectives:
-                train_target(store, compute, profile, group, objective)
+                train_target(store, compute, axes.catalog, profile, group, objective)
             entries = {
                 cell: store.target_factors(profile.name, cell, profile.objectives[0]) for cell in group
             }
             # One picture for the seeds that were trained together.
-            frames = {cell.trial.key: entry.table("curves.parquet") for cell, entry in entries.items()}
+            frames = {cell.place: entry.table("curves.parquet") for cell, entry in entries.items()}
             picture = dg.MetadataValue.md(plots.curves(frames, "epoch", {"loss": "training MSE"}))
             for cell, entry in entries.items():
                 facts = {**_metadata(entry.require()), "curve": picture}
@@ -90,59 +84,48 @@ def factor_assets(profile: Profile) -> list[dg.AssetsDefinition]:
     return [source_factors, target_factors]
 
 
-def source_config(profile: Profile, task: str) -> str:
-    """The digest under which a task's source factors are shared."""
-    return fingerprint(**profile.factors(task))[:8]
-
-
 def train_source(
-    store: Store, compute: Compute, profile: Profile, task: str, seeds: Iterable[int], objective: str
+    store: Store, compute: Compute, catalog: Catalog, profile: Profile, group: list[Cell], objective: str
 ) -> dict[int, dict]:
     """Manifests of the source factors by seed; trains the seeds that are missing or stale, together."""
-    domain, config = CATALOG.tasks[task].source, source_config(profile, task)
-    entries = {
-        seed: store.source_factors(profile.name, domain, config, seed, objective) for seed in sorted(seeds)
-    }
-    mark = fingerprint(
-        code=CODE,
-        settings=profile.factors(task),
-        objective=objective,
-        ratings=store.ratings(domain).require()["fingerprint"],
-    )
-    title = f"{profile.name}/source_factors {domain} {objective}"
+    task, domain = group[0].task, group[0].source
+    of_seed = {cell.seed: cell for cell in sorted(group)}
+    entries = {seed: source_entry(store, profile, cell, objective) for seed, cell in of_seed.items()}
+    expected = Fingerprints(store, catalog, profile).source_factors(group[0], objective)
+    title = f"{profile.name}/source_factors {domain.name} {objective}"
     # Two tasks, or two β in two runs, may want the same factors at once: the second waits and finds them.
-    with store.lock(f"source-{profile.name}-{domain}-{config}-{objective}"):
-        pending = [seed for seed, entry in entries.items() if not entry.stands(mark)]
+    with store.lock(f"source-{profile.name}-{domain.name}-{objective}"):
+        pending = [seed for seed, entry in entries.items() if not entry.stands(expected)]
         if pending:
-            tables = [source_table(store, domain, seed, objective) for seed in pending]
-            work = Work(tables, f"source/{domain}", f"{title} seeds {pending}")
+            store.ratings(domain.name).require_current(ratings_fingerprint(store, domain))
+            tables = [source_table(store, domain.name, seed, objective) for seed in pending]
+            work = Work(tables, f"source/{domain.name}", f"{title} seeds {pending}")
             for seed, table, fitted in zip(pending, tables, _fit(compute, profile, task, work), strict=True):
-                _write(entries[seed], mark, table, fitted)
+                _write(entries[seed], expected, table, fitted)
         else:
             log.info("%s seeds %s: up to date", title, sorted(entries))
     return {seed: entry.require() for seed, entry in entries.items()}
 
 
-def train_target(store: Store, compute: Compute, profile: Profile, group: list[Cell], objective: str) -> None:
+def train_target(
+    store: Store, compute: Compute, catalog: Catalog, profile: Profile, group: list[Cell], objective: str
+) -> None:
     """Train the target factors of a task's cells that are missing or stale, together."""
-    task = group[0].task
-    pending = {
-        cell: mark
-        for cell in group
-        if not store.target_factors(profile.name, cell, objective).stands(
-            mark := _target_mark(store, profile, cell, objective)
-        )
-    }
+    task, fingerprints = group[0].task, Fingerprints(store, catalog, profile)
+    entries = {cell: store.target_factors(profile.name, cell, objective) for cell in group}
+    expected = {cell: fingerprints.target_factors(cell, objective) for cell in group}
+    pending = [cell for cell in group if not entries[cell].stands(expected[cell])]
     title = f"{profile.name}/target_factors {objective}"
     if not pending:
         log.info("%s %s: up to date", title, span(group))
         return
+    for cell in pending:
+        store.split(cell).require_current(split_fingerprint(store, catalog, cell))
     tables = [target_table(store, profile, cell, objective) for cell in pending]
     judges = [target_judge(store, profile, cell, objective) for cell in pending]
-    work = Work(tables, f"target/{task}", f"{title} {span(list(pending))}", judges)
-    fitted = _fit(compute, profile, task, work)
-    for (cell, mark), table, each in zip(pending.items(), tables, fitted, strict=True):
-        _write(store.target_factors(profile.name, cell, objective), mark, table, each)
+    work = Work(tables, f"target/{task}", f"{title} {span(pending)}", judges)
+    for cell, table, fitted in zip(pending, tables, _fit(compute, profile, task, work), strict=True):
+        _write(entries[cell], expected[cell], table, fitted)
 
 
 @dataclass(frozen=True)
@@ -223,64 +206,30 @@ def _write(entry: Entry, mark: str, table: "RatingTable", fitted: Fitted) -> Non
     )
 
 
-class FactorJudge:
-    """Metrics of a factorization's own user vectors on the held-out users, at one epoch.
+def target_judge(
+    store: Store, profile: Profile, cell: Cell, objective: str
+) -> "Callable[[Tensor, Tensor], dict[str, float]]":
+    """Metrics of a target factorization's own user vectors on the held-out users, at one epoch.
 
-    A hidden user's vector in the target factors was never trained: this is the TGT baseline. `user_rows` (n,)
-    says where the overlapping users are in the user table, `first_item` where the target items begin, `clip`
-    the scale that predictions are clipped to.
+    A hidden user's vector was never trained: this is the TGT baseline, clipped as the profile does for it.
     """
+    from ml.evaluation.cold_start import measure
+    from ml.evaluation.selection import OBJECTIVES
 
-    def __init__(
-        self,
-        store: Store,
-        profile: Profile,
-        cell: Cell,
-        objective: str,
-        user_rows: np.ndarray,
-        first_item: int = 0,
-        clip: tuple[float, float] | None = None,
-    ) -> None:
-        import torch
+    gate = Gate(store, profile, cell, objective, needs=())
+    sides = {side: held for side in SIDES if (held := gate.held_out(side)) is not None}
+    clip = cell.target.scale if clips_tgt(profile) else None
 
-        from ml.evaluation.selection import OBJECTIVES
-
-        self.objective, self.first_item, self.clip = OBJECTIVES[objective], first_item, clip
-        self.held_out = {}
-        for name, role in (("validation", VALIDATION), ("test", TEST)):
-            members, ratings = held_out_ratings(store, profile, cell, role)
-            if len(members):
-                self.held_out[name] = (torch.from_numpy(user_rows[members]), ratings)
-
-    def __call__(self, users, items) -> dict[str, float]:
-        from ml.evaluation.cold_start import measure
-
-        items = items[self.first_item :]
+    def judge(users: "Tensor", items: "Tensor") -> dict[str, float]:
         return {
-            f"{name}_{metric}": value
-            for name, (rows, ratings) in self.held_out.items()
-            for metric, value in measure(self.objective, users[rows], items, ratings, clip=self.clip).items()
+            f"{side}_{metric}": value
+            for side, held in sides.items()
+            for metric, value in measure(
+                OBJECTIVES[objective], users[held.users.target_rows], items, held.ratings, clip=clip
+            ).items()
         }
 
-
-def target_judge(store: Store, profile: Profile, cell: Cell, objective: str) -> FactorJudge:
-    """The judge of TGT, clipping as the profile does for it."""
-    rows = store.overlap(cell.task).table("users.parquet")["target_user"].to_numpy(dtype=np.int64)
-    scale = CATALOG.domains[CATALOG.tasks[cell.task].target].scale
-    clip = scale if profile.clips("tgt") else None
-    return FactorJudge(store, profile, cell, objective, rows, clip=clip)
-
-
-def _target_mark(store: Store, profile: Profile, cell: Cell, objective: str) -> str:
-    return fingerprint(
-        code=CODE,
-        objective=objective,
-        settings=profile.factors(cell.task),
-        clips=profile.clips("tgt"),
-        validation=profile.validation,
-        split=store.split(cell).require()["fingerprint"],
-        ratings=store.ratings(CATALOG.tasks[cell.task].target).require()["fingerprint"],
-    )
+    return judge
 
 
 def _metadata(facts: dict) -> dict:

@@ -1,71 +1,144 @@
-"""What training leaves of one cell, and the tables that are made of it on the test users."""
+"""What training leaves of one cell, and how it is judged.
+
+Every cell ends as the same folder of the store:
+- `metrics.parquet`: one row per stage, selection rule and metric;
+- `curves.parquet`: losses and metrics by epoch;
+- `weights.safetensors`, where the model has any, and `config.json`: what `restored` makes it of again;
+- `user_errors.parquet`: each test user's sums of errors (rating); `coverage.parquet`: where the errors are
+  (rating); `calibration.parquet`: of predicted distributions; `throughput.parquet`: how fast it was;
+- `lists.parquet`: each test user's list; `list_scores.parquet`: its metrics (ranking); `list_groups.parquet`:
+  metrics by popularity of the items and length of the history, and beyond accuracy;
+- `trials.parquet`: the settings that were tried and their validation errors, where there were several.
+"""
 
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from assets.data.cell import domain_ratings, held_out_ratings, training_rows, warm_halves
-from assets.settings.axes import CATALOG, Cell
-from assets.settings.profile import Profile
-from assets.state.store import Entry, Store, parquet
-from assets.training.distributions import Predicted, calibration
-from ml.splits import TEST, VALIDATION
+from assets.data.cell import SIDES, Gate, training_rows
+from assets.data.domain import domain_ratings
+from assets.data.warm import warm_halves
+from assets.state.progress import Stopwatch
+from assets.state.store import Entry, parquet, tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ml.data import Ratings
+    from ml.data import HeldOut, Predicted
     from ml.evaluation.selection import Objective
+    from ml.models.contract import Model
+    from ml.replicas import Epoch
 
-SIDES = {"validation": VALIDATION, "test": TEST}
+log = logging.getLogger("diffcdr")
+LISTED = 20  # items of a list
 
 
 @dataclass
 class Outcome:
-    """What training leaves of one cell. `held` and `weights` are those of the epoch chosen so far.
+    """What training leaves of one cell. `vectors`, `items`, `predicted` and `weights` are those of the epoch
+    chosen so far.
 
-    held: target factors of the validation and test users by side; items: the item factors they go with;
-    predicted: of the test ratings, where there are no such factors; model, settings: what `weights` belong
-    to; warm: metrics by epoch of fine-tuning, and `before` it, by side; trials: all that were tried; speed:
+    settings: the model's kind and hyper-parameters; vectors: target user vectors of the held-out users by
+    side, and the item vectors that they meet, of models that have them; predicted: of the test ratings;
+    lists: (test users, LISTED) items, best first, where the objective is ranking;
+    warm: metrics by epoch of fine-tuning, and `before` it, by side; trials: all that were tried; speed:
     samples and seconds.
     """
 
-    items: "Tensor | None" = None
-    model: str = ""
     settings: dict[str, object] = field(default_factory=dict)
     curves: list[dict] = field(default_factory=list)
-    held: "dict[str, Tensor]" = field(default_factory=dict)
-    predicted: Predicted | None = None
-    trials: list[dict] = field(default_factory=list)
+    vectors: "dict[str, Tensor]" = field(default_factory=dict)
+    items: "Tensor | None" = None
+    predicted: "Predicted | None" = None
+    lists: "Tensor | None" = None
     weights: "dict[str, Tensor]" = field(default_factory=dict)
+    trials: list[dict] = field(default_factory=list)
     before: dict[str, dict] = field(default_factory=dict)
     warm: list[dict] = field(default_factory=list)
     warm_left_out: int = 0
-    speed: dict[str, float] = field(default_factory=dict)
+    speed: dict[str, object] = field(default_factory=dict)
 
     @property
     def judged(self) -> list[dict]:
         """The curves as `ml.evaluation.selection` takes them."""
         return [{side: _of_side(row, side) for side in SIDES} for row in self.curves]
 
+    def record(self, row: Mapping[str, float], objective: "Objective") -> bool:
+        """Add an epoch to the curves; whether it is the best so far."""
+        from ml.evaluation.selection import chosen_epoch
+
+        self.curves.append(dict(row))
+        return chosen_epoch(self.judged, objective) == len(self.curves)
+
+    def keep(self, model: "Model", replica: int, sides: "Mapping[str, HeldOut]") -> None:
+        """Take what the model is now."""
+        from ml.models.contract import VectorModel
+
+        self.weights = model.state_dict(replica)
+        if isinstance(model, VectorModel):
+            self.items = model.items(replica)
+            self.vectors = {side: model.vectors(held.users, replica) for side, held in sides.items()}
+
+    def validated(self, objective: "Objective") -> dict[str, float]:
+        """The chosen epoch and the criterion there: not what the test users say of it."""
+        from ml.evaluation.selection import chosen_epoch
+
+        row = self.curves[chosen_epoch(self.judged, objective) - 1]
+        criterion = f"validation_{objective.criterion}"
+        return {"epoch": row["epoch"], criterion: row[criterion]}
+
 
 def _of_side(row: Mapping, side: str) -> dict | None:
     return {k.removeprefix(f"{side}_"): v for k, v in row.items() if k.startswith(f"{side}_")} or None
 
 
-def restored(entry: Entry, device: str = "cpu"):
-    """The model whose weights and settings training left in `entry`."""
-    from ml.distribution import registry as distributions
-    from ml.models.registry import build
+class Judge:
+    """Judges a model on one side of a cell; `seconds` is the fastest that it predicted."""
 
-    config = json.loads((entry.path / "config.json").read_text())
-    make = distributions.build if config["model"] in distributions.MODELS else build
-    weights = {name: value.to(device) for name, value in entry.tensors("weights.safetensors").items()}
-    return make(config["model"], **config["hyperparameters"]).load_state_dict(weights)
+    def __init__(self, held: "HeldOut", objective: "Objective", clip: tuple[float, float] | None) -> None:
+        self.held, self.objective, self.clip = held, objective, clip
+        self.predicted: Predicted | None = None
+        self.lists: Tensor | None = None
+        self.seconds = np.inf
+
+    def __call__(self, model: "Model", replica: int) -> dict[str, float]:
+        """Metrics of the held-out ratings."""
+        from ml.evaluation.cold_start import list_metrics, rating_metrics
+
+        held, watch = self.held, Stopwatch()
+        if self.objective.name == "ranking":
+            expected = model.expected(held.ratings, len(held), replica)
+            if expected is not None:
+                return expected
+            with watch:
+                self.lists = _lists(model, held, replica)
+            metrics = list_metrics(self.lists, held.ratings, model.items_of(replica))
+        else:
+            with watch:
+                self.predicted = model.predict(held.users, held.ratings, replica)
+            shown = self.predicted.clipped(self.clip)
+            metrics = rating_metrics(shown, held.ratings)
+            metrics |= model.own_metrics(held.users, held.ratings, replica)
+        self.seconds = min(self.seconds, watch.seconds)
+        return metrics
+
+
+def _lists(model: "Model", held: "HeldOut", replica: int) -> "Tensor":
+    """The LISTED best items of each held-out user; empty lists of a model that has diverged."""
+    import torch
+
+    from ml.evaluation.ranking import Diverged
+
+    try:
+        return model.top(held.users, LISTED, replica=replica)[0]
+    except Diverged as reason:
+        log.warning("%s gives no lists: %s", model.name, reason)
+        return torch.full((len(held), LISTED), -1)
 
 
 def metric_rows(outcome: Outcome, objective: "Objective") -> list[dict]:
@@ -85,69 +158,148 @@ def metric_rows(outcome: Outcome, objective: "Objective") -> list[dict]:
     return rows
 
 
-def target_scale(cell: Cell) -> tuple[float, float]:
-    """Lowest and highest rating of the cell's target domain."""
-    return CATALOG.domains[CATALOG.tasks[cell.task].target].scale
+def model_files(outcome: Outcome) -> dict[str, bytes]:
+    """The model itself, for `restored`."""
+    settings = dict(outcome.settings)
+    config = {"model": settings.pop("model"), "hyperparameters": settings}
+    files = {"config.json": json.dumps(config, indent=1).encode()}
+    return files | ({"weights.safetensors": tensors(outcome.weights)} if outcome.weights else {})
 
 
-def error_files(
-    store: Store, profile: Profile, cell: Cell, outcome: Outcome, clips: bool
-) -> dict[str, bytes]:
+def restored(entry: Entry, gate: Gate | None = None) -> "Model":
+    """The model that training left in `entry`, with what it reads of its cell where `gate` is given."""
+    from ml.models.registry import build
+
+    config = json.loads((entry.path / "config.json").read_text())
+    model = build(config["model"], **config["hyperparameters"])
+    weights = entry.path / "weights.safetensors"
+    model.load_state_dict(entry.tensors("weights.safetensors") if weights.exists() else {})
+    return model if gate is None else model.bind([gate.data])
+
+
+def error_files(gate: Gate, predicted: "Predicted", clip: tuple[float, float] | None) -> dict[str, bytes]:
     """Where the errors on the test users are: by user, by what is known, by what was predicted."""
-    from ml.evaluation.cold_start import user_error_sums
+    from ml.evaluation.cold_start import crps_of, user_error_sums
 
-    members, ratings = held_out_ratings(store, profile, cell, TEST)
-    raw = outcome.predicted or _points(outcome, ratings)
-    scale = target_scale(cell)
-    shown = replace(raw, mean=raw.mean.clamp(*scale), median=raw.median.clamp(*scale)) if clips else raw
-    sums = user_error_sums(shown.mean, shown.median, shown.crps(ratings), ratings, len(members))
-    frame = pd.DataFrame({"user": members, **{name: s.numpy() for name, s in sums.items()}})
+    held, shown = gate.held_out("test"), predicted.clipped(clip)
+    sums = user_error_sums(shown.mean, shown.median, crps_of(shown, held.ratings), held.ratings, len(held))
+    frame = pd.DataFrame({"user": gate.members("test"), **{name: s.numpy() for name, s in sums.items()}})
     files = {
         "user_errors.parquet": parquet(frame),
-        "coverage.parquet": parquet(_coverage(store, profile, cell, raw, clips)),
+        "coverage.parquet": parquet(_coverage(gate, held, predicted, clip is not None)),
     }
-    if raw.probabilities is not None:
-        files["calibration.parquet"] = parquet(calibration(raw, ratings))
+    if predicted.probabilities is not None:
+        files["calibration.parquet"] = parquet(_calibration(predicted, held))
     return files
 
 
-def _points(outcome: Outcome, ratings: "Ratings") -> Predicted:
-    from ml.evaluation.ratings import predict
+def list_files(gate: Gate, lists: "Tensor") -> dict[str, bytes]:
+    """What the test users are shown, how good it is for each, and for which items and users it is."""
+    import torch
 
-    predicted = predict(outcome.held["test"], outcome.items, ratings)
-    return Predicted(predicted, predicted)
+    from ml.evaluation.lists import beyond_accuracy, by_length, by_popularity, list_scores
+
+    held, members = gate.held_out("test"), gate.members("test")
+    popularity = torch.from_numpy(_training_counts(gate))
+    scores = list_scores(lists, held.ratings, len(popularity))
+    by_user = {"user": members[scores.users.numpy()], **{n: v.numpy() for n, v in scores.values.items()}}
+    shown = pd.DataFrame(lists.numpy().astype(np.int32), columns=[f"{i + 1}" for i in range(lists.shape[1])])
+    shown.insert(0, "user", members)
+    history = torch.from_numpy(_liked_counts(gate))
+    groups = [
+        {"by": "all", "group": "all", **beyond_accuracy(lists, popularity, _training_users(gate))},
+        *(
+            {"by": "popularity", "group": r.pop("third"), **r}
+            for r in by_popularity(lists, held.ratings, popularity)
+        ),
+        *({"by": "history", "group": _span(row), **row} for row in by_length(scores, history)),
+    ]
+    return {
+        "lists.parquet": parquet(shown),
+        "list_scores.parquet": parquet(pd.DataFrame(by_user)),
+        "list_groups.parquet": parquet(pd.DataFrame(groups)),
+    }
 
 
-def _coverage(store: Store, profile: Profile, cell: Cell, predicted: Predicted, clips: bool) -> pd.DataFrame:
+def _span(row: dict) -> str:
+    """`1–4`, or `50 or more`, of a row with `from` and `to`, which it loses."""
+    start, end = row.pop("from"), row.pop("to")
+    return f"{start} or more" if end is None else f"{start}" if start == end else f"{start}–{end}"
+
+
+def _training_counts(gate: Gate) -> np.ndarray:
+    """Training ratings of each target item: (items,) int64."""
+    target = domain_ratings(gate.store, gate.cell.target.name)
+    rows = training_rows(gate.store, gate.profile, gate.cell)
+    return np.bincount(target.items[rows], minlength=target.n_items)
+
+
+def _training_users(gate: Gate) -> int:
+    target = domain_ratings(gate.store, gate.cell.target.name)
+    return len(np.unique(target.users[training_rows(gate.store, gate.profile, gate.cell)]))
+
+
+def _liked_counts(gate: Gate) -> np.ndarray:
+    """Liked source items of each test user: (n,) int64."""
+    members = gate.members("test")
+    liked = gate.store.overlap(gate.cell.task).table("liked.parquet")["user"]
+    return np.bincount(liked, minlength=members.max() + 1)[members]
+
+
+def _coverage(gate: Gate, held: "HeldOut", predicted: "Predicted", clips: bool) -> pd.DataFrame:
     """The test users' errors by training ratings of the item, by source history and by prediction."""
     import torch
 
     from ml.evaluation.coverage import coverage
 
-    members, ratings = held_out_ratings(store, profile, cell, TEST)
-    target = domain_ratings(store, CATALOG.tasks[cell.task].target)
-    of_item = np.bincount(target.items[training_rows(store, profile, cell)], minlength=target.n_items)
-    liked = store.overlap(cell.task).table("liked.parquet")["user"]
-    history = np.bincount(liked, minlength=members.max() + 1)[members]
+    of_item, history = _training_counts(gate), _liked_counts(gate)
     sums = coverage(
         predicted.mean,
-        ratings.values,
-        torch.from_numpy(of_item)[ratings.items],
-        torch.from_numpy(history)[ratings.users],
-        target_scale(cell),
+        held.ratings.values,
+        torch.from_numpy(of_item)[held.ratings.items],
+        torch.from_numpy(history)[held.ratings.users],
+        gate.cell.target.scale,
         clips,
         None if predicted.median is predicted.mean else predicted.median,
     )
     return pd.DataFrame(sums)
 
 
+def _calibration(predicted: "Predicted", held: "HeldOut") -> pd.DataFrame:
+    """Sums to pool over seeds: kind (`level` or `pit`), level, bin, count, stated, observed.
+
+    Of a level but the lowest: how many predictions said P(r ≥ level) within the bin, the sum of what they
+    said, and how many ratings came so high. Of the PIT: the count of ratings spread over the bins.
+    """
+    from ml.evaluation.distribution import calibration_curve, pit_histogram
+
+    values = held.ratings.values
+    curve = calibration_curve(predicted.probabilities, predicted.levels, values)
+    rows = [
+        {
+            "kind": "level",
+            "level": float(level),
+            "bin": place,
+            "count": curve["count"][row, place].item(),
+            **{
+                name: (curve[name].nan_to_num() * curve["count"])[row, place].item()
+                for name in ("stated", "observed")
+            },
+        }
+        for row, level in enumerate(predicted.levels[1:])
+        for place in range(curve["count"].shape[1])
+    ]
+    shares = pit_histogram(predicted.probabilities, predicted.levels, values)
+    nothing = {"level": np.nan, "stated": 0.0, "observed": 0.0}
+    rows += [
+        {"kind": "pit", "bin": place, "count": share * len(values), **nothing}
+        for place, share in enumerate(shares.tolist())
+    ]
+    return pd.DataFrame(rows)
+
+
 def fine_tune_held_out(
-    store: Store,
-    profile: Profile,
-    objective: "Objective",
-    group: list[Cell],
-    outcomes: list[Outcome],
-    clip: tuple[float, float] | None,
+    gates: list[Gate], outcomes: list[Outcome], objective: "Objective", clip: tuple[float, float] | None
 ) -> None:
     """Fine-tune every held-out user on the earlier half of their ratings, and judge on the later half.
 
@@ -156,22 +308,23 @@ def fine_tune_held_out(
     from ml.evaluation.cold_start import measure
     from ml.warm_start import fine_tune
 
+    profile = gates[0].profile
     parts = [
-        (cell, outcome, side, halves)
-        for cell, outcome in zip(group, outcomes, strict=True)
-        for side in outcome.held
-        if (halves := warm_halves(store, profile, cell, SIDES[side], objective)) is not None
+        (gate.cell, outcome, side, halves)
+        for gate, outcome in zip(gates, outcomes, strict=True)
+        for side in outcome.vectors
+        if (halves := warm_halves(gate.store, profile, gate.cell, SIDES[side], objective)) is not None
     ]
     if not parts:
         return
     for _, outcome, side, halves in parts:
         outcome.warm_left_out = halves.left_out if side == "test" else outcome.warm_left_out
         outcome.before[side] = measure(
-            objective, outcome.held[side], outcome.items, halves.later, halves.known, clip
+            objective, outcome.vectors[side], outcome.items, halves.later, halves.known, clip
         )
-    settings = profile.factors(group[0].task)
+    settings = profile.factors(gates[0].cell.task)
     tuned = fine_tune(
-        [outcome.held[side] for _, outcome, side, _ in parts],
+        [outcome.vectors[side] for _, outcome, side, _ in parts],
         [outcome.items for _, outcome, _, _ in parts],
         [halves.tuning for *_, halves in parts],
         [cell.seed for cell, *_ in parts],
@@ -184,3 +337,8 @@ def fine_tune_held_out(
             outcome.warm[-1][side] = measure(
                 objective, factors, outcome.items, halves.later, halves.known, clip
             )
+
+
+def losses_of(epoch: "Epoch", replica: int) -> dict[str, float]:
+    """One replica's losses of an epoch by name."""
+    return {name: values[replica] for name, values in epoch.losses.items()}

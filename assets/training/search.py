@@ -5,7 +5,6 @@ module, whose loss contains neither λ nor s.
 """
 
 import contextlib
-import itertools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,20 +14,20 @@ import dagster as dg
 import numpy as np
 import pandas as pd
 
-from assets.data.cell import cell_data
-from assets.data.splits import split
-from assets.settings.axes import CATALOG, SEEDS_TOGETHER, Cell, cells
-from assets.settings.profile import Profile, ProfileError
+from assets.data.cell import Gate
+from assets.settings.axes import Axes, Cell
+from assets.settings.catalog import Catalog
+from assets.settings.profile import Profile
 from assets.state import plots
 from assets.state.compute import Compute
 from assets.state.progress import epochs
 from assets.state.store import Entry, Store, code_version, fingerprint, parquet
-from assets.state.tracking import CellRun, DatasetRecord, MlflowTracking
-from assets.training.factors import source_config
+from assets.state.tracking import CellRun, MlflowTracking
+from assets.training.fingerprints import Fingerprints
+from assets.training.run import dataset_records
 
 if TYPE_CHECKING:
-    from ml.data import Problem
-    from ml.evaluation.cold_start import HeldOut
+    from ml.data import HeldOut, Problem
 
 log = logging.getLogger("diffcdr")
 CODE = code_version(
@@ -48,20 +47,20 @@ PAPER = {"task_weight": 0.1, "guidance": 0.1}
 METRICS = {"validation_mae": "validation MAE", "validation_rmse": "validation RMSE"}
 
 
-def search_asset(profile: Profile) -> dg.AssetsDefinition:
-    """The search of a profile. Raises ProfileError where it has no grid or no validation users."""
+def search_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
+    """The search of a profile that has a grid."""
     count = len(grid(profile))
 
     @dg.asset(
         name="search",
         key_prefix=profile.name,
-        partitions_def=cells,
-        deps=[split, *(dg.AssetKey([profile.name, key]) for key in ("source_factors", "target_factors"))],
+        partitions_def=axes.cells,
+        deps=["split", *(dg.AssetKey([profile.name, key]) for key in ("source_factors", "target_factors"))],
         group_name="search",
         kinds={"pytorch", "mlflow"},
         owners=["team:recsys"],
         code_version=CODE,
-        backfill_policy=SEEDS_TOGETHER,
+        backfill_policy=axes.seeds_together,
         pool="gpu",
         description=f"Grid search for the task weight λ and the guidance s of DiffCDR: {count} trainings in "
         f"one batch, judged on validation users alone. Profile: {profile.title}.",
@@ -71,7 +70,7 @@ def search_asset(profile: Profile) -> dg.AssetsDefinition:
     ) -> None:
         tags = {"dagster.run_id": context.run.run_id, "dagster.asset": f"{profile.name}/search"}
         for key in context.partition_keys:
-            entry = Search(store, compute, tracking, profile, tags).run(Cell.parse(key))
+            entry = Search(store, compute, tracking, axes.catalog, profile, tags).run(axes.parse(key))
             context.add_asset_metadata(_metadata(entry), partition_key=key)
 
     return search
@@ -79,30 +78,7 @@ def search_asset(profile: Profile) -> dg.AssetsDefinition:
 
 def grid(profile: Profile) -> list[dict[str, float]]:
     """The variants of a profile's search, λ-major and rising: each a task_weight and a guidance."""
-    if not profile.validation:
-        raise ProfileError(
-            f"profile {profile.name}: search needs validation users; set `validation: true` or `search: {{}}`"
-        )
-    if set(profile.search) != set(GRID):
-        raise ProfileError(
-            f"profile {profile.name}: search must list {' and '.join(GRID)}, "
-            f"it has {', '.join(profile.search) or 'nothing'}"
-        )
-    axes = [_axis(profile, name) for name in GRID]
-    return [dict(zip(GRID, point, strict=True)) for point in itertools.product(*axes)]
-
-
-def _axis(profile: Profile, name: str) -> list[float]:
-    values = profile.search[name]
-    try:
-        axis = sorted({float(value) for value in values})
-    except (TypeError, ValueError):
-        axis = []
-    if not axis or not np.isfinite(axis).all():
-        raise ProfileError(
-            f"profile {profile.name}: search.{name} must be a list of numbers like [0.1, 1], not {values!r}"
-        )
-    return axis
+    return [{name: float(point[name]) for name in GRID} for point in profile.search.grid]
 
 
 @dataclass
@@ -112,6 +88,7 @@ class Search:
     store: Store
     compute: Compute
     tracking: MlflowTracking
+    catalog: Catalog
     profile: Profile
     tags: Mapping[str, str]
 
@@ -137,26 +114,21 @@ class Search:
 
     def mark(self, cell: Cell) -> str:
         """The fingerprint of a finished cell: settings, grid, code and everything it is computed from."""
-        inputs = {"split": self.store.split(cell), **self._factors(cell)}
+        fingerprints = Fingerprints(self.store, self.catalog, self.profile)
         return fingerprint(
             code=CODE,
             settings=self.settings(cell),
             grid=grid(self.profile),
-            inputs={name: entry.require()["fingerprint"] for name, entry in inputs.items()},
+            inputs=[
+                fingerprints.source_factors(cell, "rating"),
+                fingerprints.target_factors(cell, "rating"),
+            ],
         )
-
-    def _factors(self, cell: Cell) -> dict[str, Entry]:
-        config, domain = source_config(self.profile, cell.task), CATALOG.tasks[cell.task].source
-        return {
-            "source": self.store.source_factors(self.profile.name, domain, config, cell.seed),
-            "target": self.store.target_factors(self.profile.name, cell),
-        }
 
     def _data(self, cell: Cell) -> "tuple[Problem, HeldOut]":
         """What to train on and the validation users; the test users stay behind here."""
-        factors = {side: e.tensors("factors.safetensors") for side, e in self._factors(cell).items()}
-        data = cell_data(self.store, self.profile, cell, **factors)
-        return data.problem, data.validation
+        gate = Gate(self.store, self.profile, cell, needs=("factors",))
+        return gate.data.problem, gate.held_out("validation")
 
     def _train(
         self, cell: Cell, variants: list[dict[str, float]], runs: list[CellRun], title: str
@@ -171,7 +143,7 @@ class Search:
         rows = []
         training = model.train([problem], self.compute.torch_device, variants)
         for epoch in epochs(training, model.epochs, title):
-            transferred = model.transfer([validation.users] * len(variants))
+            transferred = model.transfer([validation.users.factors] * len(variants))
             for r, (variant, run) in enumerate(zip(variants, runs, strict=True)):
                 errors = measure(RATING, transferred[r], problem.target_items, validation.ratings)
                 judged = {name: errors[name.removeprefix("validation_")] for name in METRICS}
@@ -180,12 +152,7 @@ class Search:
         return pd.DataFrame(rows)
 
     def _parent_run(self, cell: Cell) -> contextlib.AbstractContextManager[CellRun]:
-        task = CATALOG.tasks[cell.task]
-        inputs = [
-            DatasetRecord(name=domain, digest=raw["sha256"][:32], source=raw["source"], context=side)
-            for side, domain in (("source", task.source), ("target", task.target))
-            for raw in [self.store.reviews(domain).require()]
-        ]
+        inputs = dataset_records(self.store, cell)
         return self.tracking.run(**self._about(cell), params=self.settings(cell), inputs=inputs)
 
     def _nested_run(
@@ -216,8 +183,7 @@ class Search:
         entry.write(
             {"surface.parquet": parquet(surface), "surface.png": image},
             mark,
-            mlflow_run_id=run.run_id,
-            mlflow_url=run.url,
+            **run.facts,
         )
 
 
@@ -279,7 +245,7 @@ def _metadata(entry: Entry) -> dict:
         "epoch": int(best["epoch"]),
         **{metric: float(best[metric]) for metric in METRICS},
         **_at_paper(surface),
-        "mlflow_run": dg.MetadataValue.url(facts["mlflow_url"]),
+        **({"mlflow_run": dg.MetadataValue.url(facts["mlflow_url"])} if "mlflow_url" in facts else {}),
         "surface": dg.MetadataValue.md(plots.as_markdown(image, "validation error over λ and s")),
     }
 

@@ -42,7 +42,7 @@ def training(name: str, problems: list[Problem], device: str, **settings: int) -
 
 
 def train_ours(data: Training) -> Callable[[], Result]:
-    model = build(data.name, **data.settings).fit(data.problems, data.device)
+    model = build(data.name, **data.settings).trained(data.problems, data.device)
     return lambda: by_replica([model.state_dict(r) for r in range(model.replicas)])
 
 

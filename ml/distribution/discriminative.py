@@ -17,15 +17,15 @@ The products were chosen on validation users: a source with many ratings may be 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from ml.data import Ratings, check_rows
+from ml.distribution.contract import Distribution, TransferRatings
 from ml.distribution.effects import level_index, rating_levels
-from ml.distribution.model import TransferRatings
-from ml.models.controls import SHRINKAGE, source_statistics
+from ml.models.statistics import SHRINKAGE, source_statistics
 from ml.replicas import replica_generator
 
 if TYPE_CHECKING:
@@ -146,16 +146,25 @@ def _check_fitted(state: dict[str, Tensor]) -> None:
 
 
 @dataclass
-class ItemStars:
+class ItemStars(Distribution):
     """The blind control: p(r | i) = the item's shares of the levels, h_i of equation (1), for every user.
 
     It has no settings. What does not beat it has learned nothing about users.
     """
 
+    name: ClassVar[str] = "item_stars"
+    title: ClassVar[str] = "Item's stars"
+    summary: ClassVar[str] = (
+        "the item's star shares, shrunk to the domain's: a distribution that knows nothing of the user."
+    )
+    needs: ClassVar[tuple[str, ...]] = ("stars",)
+    role: ClassVar[str] = "blind"
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.state_: dict[str, Tensor] = {}
 
-    def fit(self, data: TransferRatings) -> ItemStars:
+    def trained(self, data: TransferRatings) -> Self:
         """Take the shares of all known target ratings, also those of users without a source. Returns self.
 
         Raises ValueError for rows outside the tables or ratings that are no levels.
@@ -164,7 +173,7 @@ class ItemStars:
         self.state_ = {"shares": shrunk_shares(counts, overall_shares(counts)).float()}
         return self
 
-    def predict(self, description: Tensor, users: Tensor, items: Tensor) -> Tensor:
+    def predict_pairs(self, description: Tensor, users: Tensor, items: Tensor) -> Tensor:
         """p(r | i) of m pairs: (m, L) float32; an item without ratings has the domain's shares.
 
         description: (n, f) of any width, only its number of rows counts; users: (m,) int64 in 0..n−1; items:
@@ -175,32 +184,40 @@ class ItemStars:
         check_rows("items", items, len(self.state_["shares"]))
         return self.state_["shares"][items]
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """All that prediction needs, as plain tensors."""
         return {name: value.clone() for name, value in self.state_.items()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> ItemStars:
-        """Take over the tensors of `state_dict` and return self."""
+    def restored(self, state: dict[str, Tensor]) -> Self:
         self.state_ = dict(state)
         return self
 
+    def n_items(self) -> int:
+        return len(self.state_["shares"])
+
 
 @dataclass
-class StarLogit:
+class StarLogit(Distribution):
     """Multinomial logit: p(r | u, i) = softmax(W x_ui + b)_r.
 
     penalty: L2 weight on W, in ratings: the fit minimizes Σ −log p(r | u, i) + penalty/2 ‖W‖². A level that
     no training row has gets its share of all known target ratings, one pseudo-rating included, everywhere.
     """
 
+    name: ClassVar[str] = "star_logit"
+    title: ClassVar[str] = "Logit"
+    summary: ClassVar[str] = "multinomial logit on the item's and the user's source star histograms."
+    needs: ClassVar[tuple[str, ...]] = ("stars",)
+    role: ClassVar[str] = "simple"
     penalty: float = 20.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.penalty > 0:
             raise ValueError(f"penalty must be above 0, not {self.penalty:g}: it alone makes the fit unique")
         self.state_: dict[str, Tensor] = {}
 
-    def fit(self, data: TransferRatings) -> StarLogit:
+    def trained(self, data: TransferRatings) -> Self:
         """Fit to the ratings of users with a source row; nothing is drawn. Returns self.
 
         Raises ValueError as `training_rows` does, and where all these ratings are equal.
@@ -228,7 +245,7 @@ class StarLogit:
         }
         return self
 
-    def predict(self, description: Tensor, users: Tensor, items: Tensor) -> Tensor:
+    def predict_pairs(self, description: Tensor, users: Tensor, items: Tensor) -> Tensor:
         """p(r | u, i) of m pairs: (m, L) float32.
 
         description: (n, f), `star_description` of the users' source rows; users: (m,) int64 in 0..n−1; items:
@@ -238,20 +255,22 @@ class StarLogit:
         seen = torch.addmm(state["bias"], x, state["weight"].T).softmax(1)
         return (state["unseen"] + (1 - state["unseen"].sum()) * seen).float()
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """All that prediction needs, as plain tensors."""
         return {
             name: value.clone(memory_format=torch.contiguous_format) for name, value in self.state_.items()
         }
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> StarLogit:
-        """Take over the tensors of `state_dict` and return self."""
+    def restored(self, state: dict[str, Tensor]) -> Self:
         self.state_ = dict(state)
         return self
 
+    def n_items(self) -> int:
+        return len(self.state_["counts"])
+
 
 @dataclass
-class StarBoosting:
+class StarBoosting(Distribution):
     """Histogram gradient boosting of the median rating, by the absolute error.
 
     trees, lr: number of trees and what each adds; leaves: of a tree; leaf_ratings: fewest ratings in a leaf.
@@ -261,12 +280,18 @@ class StarBoosting:
     JASA 2005). Without noise the residuals tie at zero where half the ratings are equal, and no leaf moves.
     """
 
+    name: ClassVar[str] = "star_boosting"
+    title: ClassVar[str] = "Boosting"
+    summary: ClassVar[str] = "boosted trees on the same features, for the absolute error; its MAE counts."
+    needs: ClassVar[tuple[str, ...]] = ("stars",)
+    role: ClassVar[str] = "simple"
     trees: int = 100
     lr: float = 0.1
     leaves: int = 4
     leaf_ratings: int = 50
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("trees", 1), ("leaves", 2), ("leaf_ratings", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
@@ -275,7 +300,7 @@ class StarBoosting:
         self.domain_: dict[str, Tensor] = {}
         self.fitted_: HistGradientBoostingRegressor | None = None
 
-    def fit(self, data: TransferRatings) -> StarBoosting:
+    def trained(self, data: TransferRatings) -> Self:
         """Fit to the ratings of users with a source row; the noise follows from data.seed. Returns self.
 
         Raises ValueError as `training_rows` does.
@@ -296,14 +321,20 @@ class StarBoosting:
         ).fit(x.numpy(), (index + noise).numpy())
         return self
 
-    def predict(self, description: Tensor, users: Tensor, items: Tensor) -> Tensor:
+    def predict_pairs(self, description: Tensor, users: Tensor, items: Tensor) -> Tensor:
         """The median rating of m pairs, one of the levels: (m,) float32. Arguments and errors as of
-        `StarLogit.predict`."""
+        `StarLogit.predict_pairs`."""
         x = pair_features(self.domain_, description, users, items)
         levels = self.domain_["levels"]
         index = torch.from_numpy(self.fitted_.predict(x.numpy())).round().clamp(0, len(levels) - 1)
         return levels[index.long()].float()
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """Nothing: trees are no tensors, so this control is judged where it was fitted, never restored."""
         return {}
+
+    def restored(self, state: dict[str, Tensor]) -> Self:
+        raise ValueError(f"{self.name} keeps no state: fit it again")
+
+    def n_items(self) -> int:
+        return len(self.domain_["counts"])

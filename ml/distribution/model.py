@@ -23,11 +23,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from ml.data import Ratings, check_rows
+from ml.data import Ratings, Users, check_rows
+from ml.distribution.contract import Distribution, TransferRatings
 from ml.distribution.diffusion import VectorDiffusion, normal_points
 from ml.distribution.effects import (
     Effects,
@@ -42,40 +44,22 @@ VECTORS = ("diffusion", "gaussian", "mean")
 CHUNK = 1 << 14  # ratings predicted at a time, each with K x L numbers
 
 
-@dataclass(frozen=True)
-class TransferRatings:
-    """What the model may learn from: no target rating of a held-out user.
-
-    target: ratings of the target domain, users in 0..n−1, of training users and of the target domain's own
-    users; n_users, n_items: sizes of the target tables; source_user: (n,) int64, each target user's row in
-    `description`, −1 where there is none; description: (source users, q), `Effects.description()` of the
-    source domain; levels: (L,) the rating scale, or None for the values that occur.
-    """
-
-    target: Ratings
-    n_users: int
-    n_items: int
-    source_user: Tensor
-    description: Tensor
-    seed: int
-    levels: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.source_user) != self.n_users:
-            raise ValueError(f"source_user has {len(self.source_user)} rows for {self.n_users} target users")
-        check_rows("source_user", self.source_user.clamp(min=0), len(self.description))
-        if not (self.source_user[self.target.users] >= 0).any():
-            raise ValueError("no target rating of a user with source ratings: nothing to learn transfer from")
-
-
 @dataclass
-class StarDiffusion:
+class StarDiffusion(Distribution):
     """epochs, batch, lr: Adam's on the alignment; penalty: L2 weight on its distance from the start, in
     ratings; train_samples: vectors that a rating is averaged over in training; samples: K in prediction;
     diffusion: the model of the vectors; vectors: where they come from, the diffusion, or for ablation the
     `gaussian` prior N(m_c, C Cᵀ) that it starts from, or the prior's `mean` alone.
     """
 
+    name: ClassVar[str] = "star_diffusion"
+    title: ClassVar[str] = "DiffCDR for stars"
+    summary: ClassVar[str] = (
+        "a distribution over ratings from diffusion samples of the user's vector "
+        "(`ml/distribution/model.py`, docs/tuned.md)."
+    )
+    needs: ClassVar[tuple[str, ...]] = ("effects",)
+    warms_by: ClassVar[str] = "samples"
     epochs: int = 6
     batch: int = 1024
     lr: float = 3e-3
@@ -86,11 +70,12 @@ class StarDiffusion:
     diffusion: VectorDiffusion = field(default_factory=VectorDiffusion)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.vectors not in VECTORS:
             raise ValueError(f"vectors must be one of {', '.join(VECTORS)}, not {self.vectors!r}")
         self.state_: dict[str, Tensor] = {}
 
-    def fit(self, data: TransferRatings) -> StarDiffusion:
+    def trained(self, data: TransferRatings) -> Self:
         """Fit effects, diffusion and alignment; every draw follows from data.seed. Returns self."""
         known = data.source_user >= 0
         trained = known & (torch.bincount(data.target.users, minlength=data.n_users) > 0)
@@ -192,7 +177,7 @@ class StarDiffusion:
 
     def _condition(self, description: Tensor) -> Tensor:
         if not self.state_:
-            raise RuntimeError("StarDiffusion has no parameters yet: call fit or load_state_dict first")
+            raise RuntimeError("StarDiffusion has no parameters yet: fit it or load its state first")
         center, scale = self.state_["condition.center"], self.state_["condition.scale"]
         if description.shape[1:] != center.shape:
             raise ValueError(
@@ -215,7 +200,7 @@ class StarDiffusion:
         features = self._features(phi, items, self._condition(description)[users])
         return log_probabilities(self._part("alignment"), features, phi, vectors[users])
 
-    def predict(
+    def predict_pairs(
         self,
         description: Tensor,
         users: Tensor,
@@ -268,12 +253,18 @@ class StarDiffusion:
             total.index_add_(0, users, logp[torch.arange(len(index)), :, index])
         return total
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """All that prediction needs besides the hyper-parameters, as plain tensors."""
+    def own_metrics(self, users: Users, ratings: Ratings, replica: int = 0) -> dict[str, float]:
+        """The joint log-likelihood of each user's ratings together, per rating."""
+        joint = self.cell(replica).joint_log_likelihood(users.description, ratings)
+        return {"joint_log_likelihood": joint.sum().item() / len(ratings)}
+
+    def n_items(self) -> int:
+        return len(self.state_["items"])
+
+    def tensors(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self.state_.items()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> StarDiffusion:
-        """Take over the tensors of `state_dict` and return self."""
+    def restored(self, state: dict[str, Tensor]) -> Self:
         self.state_ = dict(state)
         return self
 

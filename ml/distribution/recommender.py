@@ -23,8 +23,8 @@ from torch import Tensor
 from ml.data import Ratings, check_rows
 from ml.distribution.effects import level_index, posterior_modes
 from ml.distribution.model import StarDiffusion
-from ml.distribution.registry import build
 from ml.evaluation.distribution import mean, median
+from ml.models.registry import build
 from ml.recommender import CatalogueRecommender, PredictedRatings
 
 SHORTLIST, FEWEST = 10, 200
@@ -168,7 +168,7 @@ class StarRecommender(CatalogueRecommender):
 
     @cached_property
     def _state(self) -> dict[str, Tensor]:
-        return self.model.state_dict()
+        return self.model.tensors()
 
     @cached_property
     def _item_rows(self) -> Tensor:
@@ -177,7 +177,7 @@ class StarRecommender(CatalogueRecommender):
         return torch.cat([phi, counts[:, None], torch.ones(len(phi), 1)], 1)
 
     def rate(self, row: Tensor, items: Tensor) -> PredictedRatings:
-        probabilities = self.model.predict(row[None], torch.zeros_like(items), items)
+        probabilities = self.model.predict_pairs(row[None], torch.zeros_like(items), items)
         levels = self._state["levels"]
         return PredictedRatings(
             mean(probabilities, levels), median(probabilities, levels), probabilities, levels
@@ -196,7 +196,7 @@ class StarRecommender(CatalogueRecommender):
     ) -> Self:
         fields = [field.name for field in dataclasses.fields(EffectsFoldIn)]
         return cls(
-            model=build("star_diffusion", **settings["hyperparameters"]).load_state_dict(weights),
+            model=build("star_diffusion", **settings["hyperparameters"]).restored(weights),
             fold_in=EffectsFoldIn(*(tensors[f"source.{field}"] for field in fields)),
             popularity=tensors["popularity"],
             allowed=tensors["allowed"],

@@ -186,7 +186,7 @@ def error_by_n(
     for n in sorted({count for count in counts if count <= most}):
         first, after = _first(newcomers.ratings.users, n, most)
         observed, later = (_take(newcomers.ratings, mask) for mask in (first, after))
-        samples = model.predict(newcomers.description, later.users, later.items, observed, SAMPLES)
+        samples = model.predict_pairs(newcomers.description, later.users, later.items, observed, SAMPLES)
         forecasts = {"samples": Forecast.of(samples, levels)}
         if rate is not None:
             forecasts["fine_tuned"] = fine_tuned(model, newcomers.description, start, observed, later, rate)

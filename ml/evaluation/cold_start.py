@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from ml.data import Ratings, SourceUsers
-from ml.evaluation.ranking import random_expectation, rank_metrics
+from ml.data import Predicted, Ratings
+from ml.evaluation.distribution import crps, distribution_scores
+from ml.evaluation.lists import list_scores
+from ml.evaluation.ranking import metrics_of_lists, rank_metrics
 from ml.evaluation.ratings import predict, rating_errors
 from ml.evaluation.selection import Objective
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Users whose target ratings are hidden from training, and those ratings (users in 0..n-1)."""
-
-    users: SourceUsers
-    ratings: Ratings
 
 
 def measure(
@@ -41,9 +33,28 @@ def measure(
     return {name: value for name, value in metrics.items() if "@" in name}
 
 
-def random_ranker(n_items: int, n_users: int, ratings: Ratings) -> dict[str, float]:
-    """The closed-form expectation of the ranking metrics for a uniformly random order of the items."""
-    return random_expectation(n_items, torch.bincount(ratings.users, minlength=n_users))
+def rating_metrics(predicted: Predicted, ratings: Ratings) -> dict[str, float]:
+    """MAE of the median and RMSE of the mean, micro and macro, and the scores of a distribution."""
+    by_mean = rating_errors(predicted.mean, ratings.values, ratings.users)
+    by_median = rating_errors(predicted.median, ratings.values, ratings.users)
+    errors = {name: (by_median if "mae" in name else by_mean)[name] for name in by_mean}
+    if predicted.probabilities is None:
+        return errors
+    return distribution_scores(predicted.probabilities, predicted.levels, ratings.values) | errors
+
+
+def crps_of(predicted: Predicted, ratings: Ratings) -> Tensor:
+    """CRPS (m,) float64 of each rating; of a point it is the absolute error."""
+    if predicted.probabilities is None:
+        return (predicted.median - ratings.values).double().abs()
+    return crps(predicted.probabilities, predicted.levels, ratings.values)
+
+
+def list_metrics(lists: Tensor, ratings: Ratings, n_items: int) -> dict[str, float]:
+    """The metrics of `rank_metrics` at k of lists (n, k) int64 of n users, with those of `list_scores`."""
+    scores = list_scores(lists, ratings, n_items)
+    means = {name: value for name, value in scores.means().items() if "@" in name}
+    return means | metrics_of_lists(lists, ratings, n_items)
 
 
 def user_error_sums(

@@ -7,29 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from scipy.spatial.distance import pdist
-from torch import Tensor
 
-from ml.data import SourceUsers
 from ml.evaluation.distances import frechet_distance, mean_pair_distance, mmd_rbf
-from ml.models.diffcdr import DiffCDR
-from ml.models.registry import build
 from ml.replicas import replica_generator
 
-NFE = (5, 15, 20, 30)  # the numbers of function evaluations of Figure 4 (c, d)
 MAX_POINTS = 2000  # of a side, for the kernel distance, whose cost is quadratic
-
-
-class Variant(NamedTuple):
-    """One way to get a vector for a user: a model, and for DiffCDR the function evaluations of its solver."""
-
-    model: str
-    nfe: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,30 +28,6 @@ class Comparison:
     euclidean: float | None
     cosine: float | None
     undefined: str | None
-
-
-def transferred(
-    name: str,
-    registered: str,
-    hyperparameters: Mapping[str, object],
-    weights: dict[str, Tensor],
-    users: SourceUsers,
-) -> dict[Variant, Tensor]:
-    """Target vectors (n, k) of `users` by the trained model `registered`, under its `name` in the profile.
-
-    A DiffCDR with a diffusion module gives `name` (the aligned output) and also `name`_dim, the vectors
-    before alignment, which Figure 4 shows, by each of NFE and by its own number of evaluations.
-    """
-    model = build(registered, **hyperparameters).load_state_dict(weights)
-    if not isinstance(model, DiffCDR):
-        return {Variant(name): model.transfer([users])[0]}
-    vectors = {Variant(name, model.nfe): model.transfer([users])[0]}
-    if model.parts == "at":
-        return vectors
-    for nfe in sorted({*NFE, model.nfe}):
-        solver = build(registered, **{**hyperparameters, "nfe": nfe}).load_state_dict(weights)
-        vectors[Variant(f"{name}_dim", nfe)] = solver.dim_output([users])[0]
-    return vectors
 
 
 def sample(count: int, size: int, seed: int, purpose: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,9 +14,15 @@ from ml.data import Ratings, check_rows
 
 # Scores held at a time (16 MiB of float32): with more, they would leave the cache before they are searched.
 SCORES = 1 << 22
+# Scores asked of a model at a time (64 MiB): more users at once, since a call has a cost of its own.
+BLOCK = 1 << 24
 
 INDEX_BITS = 32
 LAST_INDEX = (1 << INDEX_BITS) - 1
+
+
+class Diverged(ValueError):
+    """A model's numbers are no numbers; nothing can be ranked by them."""
 
 
 @torch.no_grad()
@@ -33,22 +40,65 @@ def top_k(
     for side, factors in (("user", user_factors), ("item", item_factors)):
         bad = (~factors.isfinite().all(1)).nonzero()
         if len(bad):
-            raise ValueError(f"{side} factors of row {int(bad[0])} are not finite; the model has diverged")
-    n, n_items, device = len(user_factors), len(item_factors), user_factors.device
+            raise Diverged(f"{side} factors of row {int(bad[0])} are not finite; the model has diverged")
+    users, catalogue = user_factors.float(), item_factors.float().mT.contiguous()
+
+    def product(rows: slice, out: Tensor) -> None:
+        torch.mm(users[rows], catalogue, out=out)
+
+    return _top(product, len(users), len(item_factors), k, exclude, user_factors.device, SCORES)
+
+
+@torch.no_grad()
+def top_by_scores(
+    scores: Callable[[Tensor], Tensor],
+    n_users: int,
+    n_items: int,
+    k: int = 20,
+    exclude: Ratings | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """The k best items of each user by any model's scores, as `top_k` gives them.
+
+    scores: of a block of users (m,) int64, rows in 0..n_users-1, the scores (m, n_items) of all items. It is
+    asked for BLOCK scores at a time, so that neither the model nor this holds the table of all users.
+    Raises ValueError where k < 1, a score is NaN or `exclude` names a missing row.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+
+    def ask(rows: slice, out: Tensor) -> None:
+        found = scores(torch.arange(rows.start, min(rows.stop, n_users)))
+        if found.isnan().any():
+            row = rows.start + int(found.isnan().any(1).nonzero()[0])
+            raise Diverged(f"the scores of user {row} are not numbers; the model has diverged")
+        out.copy_(found)
+
+    return _top(ask, n_users, n_items, k, exclude, device, BLOCK)
+
+
+def _top(
+    fill: Callable[[slice, Tensor], None],
+    n: int,
+    n_items: int,
+    k: int,
+    exclude: Ratings | None,
+    device: torch.device | str,
+    size: int,
+) -> tuple[Tensor, Tensor]:
+    """The k best of the scores that `fill` writes, of `size` at a time, for a slice of users."""
     # k·width candidates and columns/width blocks are to be searched: equally many at this width.
     width = max(16, math.ceil(math.sqrt(n_items / k) / 16) * 16)
     blocks = -(-max(n_items, k) // width)
-    chunk = max(1, SCORES // (blocks * width))
+    chunk = max(1, size // (blocks * width))
     scores = torch.full((min(n, chunk), blocks * width), -torch.inf, device=device)
-    users, catalogue = user_factors.float(), item_factors.float().mT.contiguous()
     excluded = _by_chunk(exclude, n, n_items, chunk)
     best = torch.empty(n, k, dtype=torch.int64, device=device)
     for begin, (rows, items) in zip(range(0, n, chunk), excluded, strict=True):
-        part = users[begin : begin + chunk]
-        block = scores[: len(part)]
-        torch.mm(part, catalogue, out=block[:, :n_items])
+        block = scores[: min(chunk, n - begin)]
+        fill(slice(begin, begin + chunk), block[:, :n_items])
         block[rows.to(device), items.to(device)] = -torch.inf
-        best[begin : begin + chunk] = _best_keys(block.view(len(part), blocks, width), k)
+        best[begin : begin + chunk] = _best_keys(block.view(len(block), blocks, width), k)
     values = _scores(best)
     return torch.where(values > -torch.inf, LAST_INDEX - (best & LAST_INDEX), -1), values
 
@@ -143,6 +193,14 @@ def rank_metrics(
     else:
         metrics = dict.fromkeys(_metrics(torch.zeros(1, k, device=device), counts[:1]), math.nan)
     return {**metrics, "users": float(len(users)), "users_left_out": float(len(user_factors) - len(users))}
+
+
+def metrics_of_lists(lists: Tensor, relevant: Ratings, n_items: int) -> dict[str, float]:
+    """The metrics of `rank_metrics` at k of lists (n, k) int64, −1 where a place is empty."""
+    wanted = _pairs(relevant, n_items).unique().to(lists.device)
+    users, counts = (wanted // n_items).unique_consecutive(return_counts=True)
+    hits = (lists[users] >= 0) & torch.isin(users[:, None] * n_items + lists[users], wanted)
+    return _metrics(hits, counts)
 
 
 def _metrics(hits: Tensor, counts: Tensor) -> dict[str, float]:

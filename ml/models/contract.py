@@ -14,13 +14,12 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from ml.data import Data, Ratings, Users
+from ml.data import Data, Predicted, Ratings, Users
 from ml.evaluation.ranking import top_by_scores, top_k
 from ml.evaluation.ratings import predict
 from ml.replicas import Epoch
@@ -30,28 +29,6 @@ NEEDS = ("ratings", "factors", "target_factors", "effects", "stars", "model")
 # How a model stands in a comparison: `blind` knows nothing of the user, `simple` has statistics of the source
 # alone, `learned` is trained, `probe` shows something of another model and is never used.
 ROLES = ("blind", "simple", "learned", "probe")
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """Predictions of m ratings: mean (m,), for squared errors; median (m,), for absolute ones; probabilities
-    (m, L) of the levels (L,), where there are any."""
-
-    mean: Tensor
-    median: Tensor
-    probabilities: Tensor | None = None
-    levels: Tensor | None = None
-
-    @classmethod
-    def points(cls, values: Tensor) -> Predicted:
-        """Of a model that says one number (m,)."""
-        return cls(values, values)
-
-    def clipped(self, scale: tuple[float, float] | None) -> Predicted:
-        """With mean and median within the scale, where one is given."""
-        if scale is None:
-            return self
-        return dataclasses.replace(self, mean=self.mean.clamp(*scale), median=self.median.clamp(*scale))
 
 
 class Model(ABC):
@@ -66,6 +43,8 @@ class Model(ABC):
     role: ClassVar[str] = "learned"
     # Settings that a profile's factorizations and this model share: `factors` where they start from those.
     settings_from: ClassVar[str] = ""
+    # How first target ratings change what is predicted: `samples` of the user are weighted by them.
+    warms_by: ClassVar[str] = ""
 
     @abstractmethod
     def fit(self, data: Sequence[Data], device: torch.device | str = "cpu") -> Iterator[Epoch]:
@@ -82,7 +61,7 @@ class Model(ABC):
 
     @abstractmethod
     def state_dict(self, replica: int = 0) -> dict[str, Tensor]:
-        """One replica's parameters as plain tensors on the CPU; empty where `bind` alone gives all there is."""
+        """One replica's parameters as plain tensors on the CPU; empty where `bind` gives all there is."""
 
     @abstractmethod
     def load_state_dict(self, *states: dict[str, Tensor]) -> Self:
@@ -91,6 +70,11 @@ class Model(ABC):
     def bind(self, data: Sequence[Data]) -> Self:
         """Give a restored model what it reads of its cells beside its own parameters; returns self."""
         return self
+
+    @property
+    def total_epochs(self) -> int:
+        """How often `fit` yields."""
+        return 1
 
     def rows(self, data: Data) -> int:
         """Training rows of one epoch, for throughput: one a target rating that may be learned from, unless a
@@ -101,18 +85,24 @@ class Model(ABC):
         self, users: Users, k: int, exclude: Ratings | None = None, replica: int = 0
     ) -> tuple[Tensor, Tensor]:
         """The k best items of each user but those that `exclude` names for them, best first: items (n, k)
-        int64, −1 where there are fewer, and scores (n, k) float32. Of equal scores the lower item is first."""
+        int64, −1 where there are fewer, and scores (n, k) float32. Of equal scores the lower item comes
+        first."""
+        items = torch.arange(self.items_of(replica))
         return top_by_scores(
-            lambda items: self.scores(users, items, replica), len(users), self.items_of(replica), k, exclude
+            lambda rows: self.scores(users.take(rows), items, replica), len(users), len(items), k, exclude
         )
 
     @abstractmethod
     def items_of(self, replica: int = 0) -> int:
         """Number of target items."""
 
-    def expected(self, ratings: Ratings, n_users: int) -> dict[str, float] | None:
+    def expected(self, ratings: Ratings, n_users: int, replica: int = 0) -> dict[str, float] | None:
         """Metrics in closed form, where they need no evaluation; None for all but the random ranker."""
         return None
+
+    def own_metrics(self, users: Users, ratings: Ratings, replica: int = 0) -> dict[str, float]:
+        """What only this model can say of held-out ratings, beside the metrics that all are judged by."""
+        return {}
 
     def hyperparameters(self) -> dict[str, object]:
         """Every hyper-parameter with its value; those of a nested dataclass as `outer.inner`."""
@@ -149,3 +139,13 @@ class VectorModel(Model):
 
     def items_of(self, replica: int = 0) -> int:
         return len(self.items(replica))
+
+
+def with_offset(items: Tensor, offset: Tensor | None) -> Tensor:
+    """Item vectors (items, k) with their offset (items,) as a last column, where there is one."""
+    return items if offset is None else torch.cat([items, offset[:, None]], 1)
+
+
+def with_one(users: Tensor, offset: Tensor | None) -> Tensor:
+    """User vectors (n, k) with a last column of ones, which meets the items' offset, where there is one."""
+    return users if offset is None else torch.cat([users, users.new_ones(len(users), 1)], 1)

@@ -18,7 +18,7 @@ from ml.diffusion import affine, network
 from ml.diffusion.schedule import TRAINING_STEPS, training_levels
 from ml.diffusion.solver import SOLVERS, plan
 from ml.models.transfer import Batch, Stack, TransferModel
-from ml.replicas import Epoch, ReplicaAdam, linear, replica_generator
+from ml.replicas import Epoch, ReplicaAdam, gather, linear, replica_generator
 
 CHOICES = {
     "solver": SOLVERS,
@@ -52,7 +52,10 @@ class DiffCDR(TransferModel):
     calls give equal results, and a user's result depends on its place among the users of the call.
     """
 
+    buffers: ClassVar[tuple[str, ...]] = ("seed", "guidance")
     name: ClassVar[str] = "diffcdr"
+    title: ClassVar[str] = "DiffCDR"
+    summary: ClassVar[str] = "a diffusion model guided by the source factors, then an alignment with ratings."
     source: ClassVar[str] = "Xuan, Diffusion Cross-domain Recommendation, 2024"
     lr: float = 1e-3
     hidden: int = 128
@@ -143,52 +146,61 @@ class DiffCDR(TransferModel):
             draws["start"] = torch.randn(count, k, generator=generator)
         return draws
 
+    def initial_buffers(self, problem: Problem) -> dict[str, Tensor]:
+        """The seed of a noisy start: a restored model draws the same noise."""
+        noisy = self.start == "noise" and self.parts != "at"
+        return {"seed": torch.tensor(problem.seed)} if noisy else {}
+
+    def begin(
+        self,
+        problems: Sequence[Problem],
+        generators: Sequence[torch.Generator],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """As the base's; each variant of a shared problem gets an ALM of its own beside the one DIM.
+
+        DIM's loss contains neither λ nor s, so every variant would train the same DIM: it stays (1, ...).
+        """
+        super().begin(problems, generators, device)
+        if not self.variants_:
+            return
+        shared = self.parameters_["alignment.weight"].detach()
+        alignment = shared.expand(len(self.variants_), *shared.shape[1:]).clone()
+        self.parameters_["alignment.weight"] = alignment.requires_grad_()
+        self.buffers_["guidance"] = alignment.new_tensor([v.guidance for v in self.variants_])
+
     def prepare(self, stack: Stack) -> None:
-        device = stack.source.device
-        if self.start == "noise" and self.parts != "at":
-            # Kept with the parameters: a restored model draws the same noise.
-            self.parameters_["seed"] = torch.tensor([p.seed for p in stack.problems], device=device)
-        # What is trained as DIM: the replicas' own, or the one that variants of a single problem share.
-        self.dim_ = {name: self.parameters_[name] for name in network.NAMES if name in self.parameters_}
         if self.variants_:
-            self._prepare_variants(stack)
+            weights = stack.source.new_tensor([v.task_weight for v in self.variants_])
+            stack.extra["task_weight"] = weights.view(-1, 1)
         if self.parts == "at":
             return
         signal, level = training_levels()
         embedding = network.time_embedding(torch.arange(TRAINING_STEPS), self.hidden)
         tables = {"signal": signal[:, None], "level": level[:, None], "embedding": embedding}
         for name, table in tables.items():
-            stack.extra[name] = table.to(device, stack.source.dtype)
+            stack.extra[name] = table.to(stack.source)
 
-    def _prepare_variants(self, stack: Stack) -> None:
-        """Give each variant of a shared problem an ALM of its own and a view of the one DIM.
-
-        DIM's loss contains neither λ nor s, so every variant would train the same DIM.
-        """
-        replicas = len(self.variants_)
-        for name, value in self.parameters_.items():
-            self.parameters_[name] = value.detach().expand(replicas, *value.shape[1:])
-        self.parameters_["alignment.weight"] = self.parameters_["alignment.weight"].clone()
-        like = stack.source
-        self.parameters_["guidance"] = like.new_tensor([v.guidance for v in self.variants_])
-        weights = like.new_tensor([v.task_weight for v in self.variants_])
-        stack.extra["task_weight"] = weights.view(-1, 1, 1)
+    @property
+    def dim(self) -> dict[str, Tensor]:
+        """The parameters that DIM's loss trains; none without a DIM."""
+        return {name: self.parameters_[name] for name in network.NAMES if name in self.parameters_}
 
     def optimizer(self) -> Optimizers:
         alignment = ReplicaAdam([self.parameters_["alignment.weight"]], self.lr, max_norm=self.clip)
         if self.parts == "at":
             return Optimizers(None, alignment)
-        return Optimizers(ReplicaAdam(list(self.dim_.values()), self.lr, max_norm=self.clip), alignment)
+        return Optimizers(ReplicaAdam(list(self.dim.values()), self.lr, max_norm=self.clip), alignment)
 
     def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
         """x: x_t = √ᾱ_t u_t + √(1 − ᾱ_t) ε (Equation 5), (R, B, k); embedding: τ(t), (R, B, hidden)."""
-        users = stack.gather(stack.users, batch.rows, -2)
-        source, target = (stack.gather(table, users, -2) for table in (stack.source, stack.target))
+        users = gather(stack.users, batch.rows, -2)
+        source, target = (gather(table, users, -2) for table in (stack.source, stack.target))
         inputs = {"source": source, "target": target, "share": batch.share}
         if self.parts != "da":
-            items = stack.gather(stack.items, batch.rows, -2)
-            inputs["item"] = stack.gather(stack.target_items, items, -2)
-            inputs["value"] = stack.gather(stack.values, batch.rows, -2)
+            items = gather(stack.items, batch.rows, -2)
+            inputs["item"] = gather(stack.target_items, items, -2)
+            inputs["value"] = gather(stack.values, batch.rows, -2)
         if self.parts != "at":
             signal, level, embedding = (
                 torch.nn.functional.embedding(batch.draws["time"], stack.extra[name])
@@ -201,60 +213,92 @@ class DiffCDR(TransferModel):
     def step(self, stack: Stack, batch: Batch, optimizer: Optimizers) -> dict[str, Tensor]:
         """A step of DIM, then a step of ALM on the output of the DIM just updated (Algorithm 1)."""
         active = batch.weight.any(1)
-        inputs = batch.inputs or self.inputs(stack, batch)
-        losses, moved = {}, inputs["source"]
+        inputs, losses = batch.inputs or self.inputs(stack, batch), {}
         if optimizer.dim is not None:
-            loss, gradients = self._dim_gradients(inputs, batch.draws)
+            loss, gradients = self.dim_gradients(inputs, batch.draws)
             losses["dim"] = loss.expand(self.replicas)
-            optimizer.dim.update(gradients, active)
-            start = batch.draws.get("start", inputs["source"])
-            moved = self._transport(self.parameters_, start, inputs["source"])
-        alignment, gradient = self._alignment_gradient(stack, inputs, moved)
+            optimizer.dim.update(list(gradients.values()), active)
+        moved = self.moved_rows(inputs, batch.draws)
+        alignment, gradient = self.alignment_gradient(stack, inputs, moved)
         optimizer.alignment.update([gradient], active)
         return losses | alignment
 
     def loss(self, stack: Stack, batch: Batch) -> Tensor:
-        """DIM's loss (R,): smooth L1 between the noise and its plain masked prediction (section 3.3)."""
-        return self._dim_loss(batch.inputs or self.inputs(stack, batch), batch.draws)
+        """DIM's loss plus ALM's (R,), as Algorithm 1 descends them one after the other: DIM's output is held
+        fixed in ALM's."""
+        inputs = batch.inputs or self.inputs(stack, batch)
+        moved = self.moved_rows(inputs, batch.draws)
+        loss = self._alignment_loss(stack, inputs, moved)
+        return loss if self.parts == "at" else loss + self._dim_loss(inputs, batch.draws)
 
     def _dim_loss(self, inputs: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
+        """Mean over ratings of smooth L1 between the noise ε and ε(x_t, m·c), the network's plain masked
+        prediction (section 3.3)."""
         x, embedding, condition = (inputs[name] for name in ("x", "embedding", "source"))
-        predicted = network.noise(self.dim_, x, embedding, condition, draws["mask"], self.activation)
-        value, _ = smooth_l1(predicted - draws["noise"])
-        return (value.mean(2) * inputs["share"]).sum(1)
+        predicted = network.noise(self.dim, x, embedding, condition, draws["mask"], self.activation)
+        missed = torch.nn.functional.smooth_l1_loss(predicted, draws["noise"], reduction="none").mean(2)
+        return (inputs["share"] * missed).sum(1)
 
-    def _dim_gradients(
+    def _alignment_loss(self, stack: Stack, inputs: dict[str, Tensor], moved: Tensor) -> Tensor:
+        """Mean over ratings of ℓ(û_t, u_t) + λ (r − û_t·v)² with û_t = W · DIM(u_s) (Equation 7).
+
+        ℓ is smooth L1 or the squared error, a mean over factors; `moved` is DIM's output.
+        """
+        functional = torch.nn.functional
+        distance = functional.mse_loss if self._squared else functional.smooth_l1_loss
+        aligned = moved @ self.parameters_["alignment.weight"].mT
+        missed = distance(aligned, inputs["target"].expand_as(aligned), reduction="none").mean(2)
+        if self.parts != "da":
+            residual = inputs["value"] - (aligned * inputs["item"]).sum(2)
+            missed = missed + self._task_weight(stack) * residual.square()
+        return (inputs["share"] * missed).sum(1)
+
+    @property
+    def _squared(self) -> bool:
+        return self.alignment_loss == "l2" or self.parts == "da"
+
+    def _task_weight(self, stack: Stack) -> float | Tensor:
+        """λ: one number, or one for each variant (R, 1)."""
+        return stack.extra.get("task_weight", self.task_weight)
+
+    def dim_gradients(
         self, inputs: dict[str, Tensor], draws: dict[str, Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """DIM's loss (R,) and its gradients, in the order of `network.NAMES`."""
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """DIM's loss (R,) and its gradients by name, as in `dim`; by hand where the network is affine."""
         if self.activation != "none":
             loss = self._dim_loss(inputs, draws)
-            gradients = torch.autograd.grad(loss.sum(), list(self.dim_.values()))
-            return loss.detach(), list(gradients)
+            gradients = torch.autograd.grad(loss.sum(), list(self.dim.values()))
+            return loss.detach(), dict(zip(self.dim, gradients, strict=True))
         with torch.no_grad():
             x, embedding, condition = (inputs[name] for name in ("x", "embedding", "source"))
-            predicted, trace = affine.forward(self.dim_, x, embedding, condition, draws["mask"])
+            predicted, trace = affine.forward(self.dim, x, embedding, condition, draws["mask"])
             value, slope = smooth_l1(predicted - draws["noise"])
-            by_name = affine.backward(self.dim_, trace, slope * row_scale(inputs["share"], slope))
+            gradients = affine.backward(self.dim, trace, slope * row_scale(inputs["share"], slope))
             loss = (value.mean(2) * inputs["share"]).sum(1)
-            return loss, [by_name[name] for name in network.NAMES]
+            return loss, {name: gradients[name] for name in self.dim}
 
     @torch.no_grad()
-    def _alignment_gradient(
+    def alignment_gradient(
         self, stack: Stack, inputs: dict[str, Tensor], moved: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Alignment and task loss (R,) on DIM's output `moved`, and the gradient of Equation 7 by ALM."""
-        squared = self.alignment_loss == "l2" or self.parts == "da"
+        """The two terms (R,) of ALM's loss on DIM's output `moved`, and the loss's gradient, by hand."""
         aligned, share = moved @ self.parameters_["alignment.weight"].mT, inputs["share"]
-        value, slope = (squared_error if squared else smooth_l1)(aligned - inputs["target"])
+        value, slope = (squared_error if self._squared else smooth_l1)(aligned - inputs["target"])
         losses = {"alignment": (value.mean(2) * share).sum(1)}
         if self.parts != "da":
             residual = (aligned * inputs["item"]).sum(2) - inputs["value"]
             losses["task"] = (residual.square() * share).sum(1)
             # Times k, for `row_scale` divides by it and the task loss is no mean over the width.
-            weight = 2 * slope.shape[2] * stack.extra.get("task_weight", self.task_weight)
-            slope = slope + weight * residual[..., None] * inputs["item"]
+            weight = 2 * slope.shape[2] * self._task_weight(stack)
+            slope = slope + (weight * residual)[..., None] * inputs["item"]
         return losses, (slope * row_scale(share, slope)).mT @ moved
+
+    def moved_rows(self, inputs: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
+        """What ALM is given for the rows of a batch: DIM's output (R, B, k), without a gradient."""
+        if self.parts == "at":
+            return inputs["source"]
+        start = draws.get("start", inputs["source"])
+        return self._transport(self.parameters_ | self.buffers_, start, inputs["source"])
 
     @torch.no_grad()
     def _transport(self, parameters: dict[str, Tensor], x: Tensor, c: Tensor) -> Tensor:
@@ -262,6 +306,11 @@ class DiffCDR(TransferModel):
         if "guidance" in parameters:
             guidance = parameters["guidance"].view(-1, 1, 1)
             x, c = (rows.expand(len(guidance), -1, -1) for rows in (x, c))
+            # The DIM that variants share has a replica axis of one.
+            parameters = {
+                name: parameters[name].expand(len(guidance), *parameters[name].shape[1:])
+                for name in network.NAMES
+            }
         return affine.transport(parameters, plan(self.nfe, self.solver), guidance, self.activation, x, c)
 
     def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ml.data import Problem, SourceUsers
 from ml.models.transfer import Batch, Stack, TransferModel
-from ml.replicas import bias, linear
+from ml.replicas import bias, gather, gather_columns, linear
 
 CHUNK = 8192  # users per pass of `apply`: their gathered histories take 20 MB at k = 10, length 20
 
@@ -26,6 +26,8 @@ class PTUPCDR(TransferModel):
     """
 
     name: ClassVar[str] = "ptupcdr"
+    title: ClassVar[str] = "PTUPCDR"
+    summary: ClassVar[str] = "a map for each user, written by a network that reads the liked source items."
     source: ClassVar[str] = "Zhu et al., WSDM 2022"
     length: int = 20
     hidden: int = 50
@@ -47,33 +49,38 @@ class PTUPCDR(TransferModel):
         stack.extra["slots"] = stack.pad([items.int() for items, _ in rows])
         stack.extra["filled"] = stack.pad([present.sum(1) for _, present in rows])
 
-    def loss(self, stack: Stack, batch: Batch) -> Tensor:
-        return self.gradients(stack, batch)[0]
-
     def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
         """slots: the liked items (R, length, B), whose factors are too many to be gathered ahead;
         present: as `attention` has it."""
-        users, items = (stack.gather(table, batch.rows, -2) for table in (stack.users, stack.items))
+        users, items = (gather(table, batch.rows, -2) for table in (stack.users, stack.items))
         slot = torch.arange(self.length, device=users.device).unsqueeze(1)
-        present = slot < stack.gather(stack.extra["filled"], users, -2).unsqueeze(-2)
+        present = slot < gather(stack.extra["filled"], users, -2).unsqueeze(-2)
         return {
-            "slots": stack.columns(stack.extra["slots"], users),
+            "slots": gather_columns(stack.extra["slots"], users),
             "present": present.to(stack.source.dtype),
-            "source": stack.columns(stack.source, users),
-            "item": stack.columns(stack.target_items, items),
-            "values": stack.gather(stack.values, batch.rows, -2),
+            "source": gather_columns(stack.source, users),
+            "item": gather_columns(stack.target_items, items),
+            "values": gather(stack.values, batch.rows, -2),
             "share": batch.share,
         }
 
+    def loss(self, stack: Stack, batch: Batch) -> Tensor:
+        """Mean over ratings of (û_t · v − r)² with û_t = u_sᵀ B(user)."""
+        slots, present, source, item, values, share = (batch.inputs or self.inputs(stack, batch)).values()
+        liked = gather_columns(stack.source_items, slots.flatten(1))
+        moved = bridged(self.parameters_, source, liked, present)
+        predicted = (moved * item).sum(1)
+        return (share * (predicted - values).square()).sum(1)
+
     @torch.no_grad()
     def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss (R,) and its gradients in closed form, at half of what autograd costs.
+        """By the chain rule from the error back to the attention, at half of what autograd costs.
 
         û_t · v is a sum over B's entries, so the bridge meets the products u_s ⊗ v without being written out.
         """
         parameters = self.parameters_
         slots, present, source, item, values, share = (batch.inputs or self.inputs(stack, batch)).values()
-        liked = stack.columns(stack.source_items, slots.flatten(1))
+        liked = gather_columns(stack.source_items, slots.flatten(1))
         inner, weight = attention(parameters, liked, present)
         by_slot = liked.unflatten(2, present.shape[1:])
         characteristic = (by_slot * weight.unsqueeze(1)).sum(2)

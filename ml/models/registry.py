@@ -1,70 +1,80 @@
-"""The transfer models by name, in the order of the paper's tables.
+"""Everything that predicts, by name: the one place where models are listed.
 
-A new model is one subclass of `TransferModel` and one line here; a model outside the project is named as
-`module:Class`. TGT and CMF are trained by the factorization itself and transfer nothing afterwards.
+A new model is one class that meets `ml.models.contract.Model` and one line here; a model outside the project
+is named as `module:Class`. Nothing is imported before it is asked for.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
+from typing import TYPE_CHECKING
 
-from ml.models.diffcdr import DiffCDR
-from ml.models.emcdr import EMCDR
-from ml.models.lacdr import LACDR
-from ml.models.ptupcdr import PTUPCDR
-from ml.models.sscdr import SSCDR
-from ml.models.transfer import TransferModel
-from ml.models.variants import PerceptronEMCDR, RejectingSSCDR, RidgeEMCDR, WideLACDR
+from ml.models.facts import Facts, check_settings, construct, facts_of, imported, read
 
-PAPER = (EMCDR, SSCDR, LACDR, PTUPCDR, DiffCDR)
-VARIANTS = (RidgeEMCDR, PerceptronEMCDR, RejectingSSCDR, WideLACDR)
-MODELS: dict[str, type[TransferModel]] = {model.name: model for model in (*PAPER, *VARIANTS)}
+if TYPE_CHECKING:
+    from ml.models.contract import Model
+
+# In the order of the paper's tables, then what it is compared with.
+MODELS = {
+    "tgt": "ml.models.tgt:TGT",
+    "cmf": "ml.models.cmf:CMF",
+    "cmf_biased": "ml.models.cmf:BiasedCMF",
+    "emcdr": "ml.models.emcdr:EMCDR",
+    "emcdr_ridge": "ml.models.emcdr:RidgeEMCDR",
+    "emcdr_mlp": "ml.models.emcdr:PerceptronEMCDR",
+    "sscdr": "ml.models.sscdr:SSCDR",
+    "sscdr_rejecting": "ml.models.sscdr:RejectingSSCDR",
+    "lacdr": "ml.models.lacdr:LACDR",
+    "lacdr_wide": "ml.models.lacdr:WideLACDR",
+    "ptupcdr": "ml.models.ptupcdr:PTUPCDR",
+    "diffcdr": "ml.models.diffcdr:DiffCDR",
+    "star_diffusion": "ml.distribution.model:StarDiffusion",
+    "global_mean": "ml.models.statistics:GlobalMean",
+    "item_mean": "ml.models.statistics:ItemMean",
+    "item_source_bias": "ml.models.statistics:ItemSourceBias",
+    "ridge_source": "ml.models.statistics:RidgeSource",
+    "item_stars": "ml.distribution.discriminative:ItemStars",
+    "star_logit": "ml.distribution.discriminative:StarLogit",
+    "star_boosting": "ml.distribution.discriminative:StarBoosting",
+    "mean_target_vector": "ml.models.one_vector:MeanTargetVector",
+    "shared_vector": "ml.models.one_vector:SharedVector",
+    "permuted_source": "ml.models.permuted:Permuted",
+    "popularity": "ml.models.statistics:Popularity",
+    "random": "ml.models.chance:Random",
+}
 
 
-def find(name: str) -> type[TransferModel]:
+def path_of(name: str) -> str:
+    """`module:Class` of a model by its name here, or as it is given. Raises ValueError for another name."""
+    if name not in MODELS and ":" not in name:
+        raise ValueError(f"unknown model {name!r}; known models: {', '.join(MODELS)}, or give module:Class")
+    return MODELS.get(name, name)
+
+
+def facts(name: str) -> Facts:
+    """What a model says of itself, by its name here or as `module:Class`; neither it nor torch is imported.
+
+    Raises ValueError where there is none, it does not meet the contract or it lacks a fact.
+    """
+    return read(path_of(name))
+
+
+def find(name: str) -> type[Model]:
     """The class of a model by its name here, or as `module:Class` from anywhere on the Python path.
 
-    Raises ValueError where there is none or it is no TransferModel.
+    Raises ValueError as `facts` does.
     """
-    if name in MODELS:
-        return MODELS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise ValueError(f"unknown model {name!r}; known models: {', '.join(MODELS)}, or give module:Class")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"model {name!r} cannot be imported: {error}; is its folder on PYTHONPATH?"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, TransferModel)):
-        raise ValueError(f"model {name!r} is not a subclass of ml.models.transfer.TransferModel")
-    return found
+    path = path_of(name)
+    kind = imported(path)
+    facts_of(kind, path)
+    return kind
 
 
-def build(name: str, **hyperparameters: object) -> TransferModel:
-    """The model `name` with `hyperparameters` in place of its defaults.
+def build(name: str, **hyperparameters: object) -> Model:
+    """The model `name` with `hyperparameters` in place of its defaults; those of a nested dataclass are a
+    mapping of their own, or `outer.inner`.
 
-    Raises ValueError for a model, a hyper-parameter or a type of value that does not exist there.
+    Raises ValueError for a model, a hyper-parameter, a type of value or a value that does not exist there.
     """
-    model = find(name)
-    fields = {field.name: field for field in dataclasses.fields(model)}
-    unknown = [key for key in hyperparameters if key not in fields]
-    if unknown:
-        raise ValueError(
-            f"{name}: unknown hyper-parameter {', '.join(map(repr, unknown))}; known: {', '.join(fields)}"
-        )
-    for key, value in hyperparameters.items():
-        check_type(name, fields[key], value)
-    return model(**hyperparameters)
-
-
-def check_type(model: str, field: dataclasses.Field, value: object) -> None:
-    """Raise ValueError unless `value` has the type of the field's default; an int may stand for a float."""
-    expected = type(field.default)
-    if type(value) is expected or (expected is float and type(value) is int):
-        return
-    # YAML 1.1 reads 1e-3 as text; it wants the point.
-    hint = " (in YAML write 1.0e-3, not 1e-3)" if isinstance(value, str) and expected is float else ""
-    raise ValueError(f"{model}: {field.name} must be of type {expected.__name__}, not {value!r}{hint}")
+    kind = find(name)
+    check_settings(facts_of(kind, path_of(name)), hyperparameters)
+    return construct(kind, hyperparameters)

@@ -1,4 +1,7 @@
-"""SSCDR: a supervised map with a ranking term on source items (paper section 4.1; Kang et al., CIKM 2019)."""
+"""SSCDR: a supervised map with a ranking term on source items (paper section 4.1; Kang et al., CIKM 2019).
+
+`RejectingSSCDR`, for the `tuned` profile, is the same with random items that are never liked ones.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from torch import Tensor
 
 from ml.data import History, Problem, SourceUsers
 from ml.models.transfer import Batch, Stack, TransferModel
-from ml.replicas import bias, linear
+from ml.replicas import bias, gather, gather_columns, linear
+
+REDRAWS = 10  # a user who liked nearly all that anybody liked keeps a liked item after so many
 
 
 @dataclass
@@ -23,6 +28,10 @@ class SSCDR(TransferModel):
     """
 
     name: ClassVar[str] = "sscdr"
+    title: ClassVar[str] = "SSCDR"
+    summary: ClassVar[str] = (
+        "an affine map that also brings liked source items nearer to the user than others."
+    )
     source: ClassVar[str] = "Kang et al., CIKM 2019"
     batch: int = 64
     margin: float = 1.0
@@ -34,23 +43,29 @@ class SSCDR(TransferModel):
     def draws(self, problem: Problem, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return liked_pairs(problem.source.history, problem.ratings.users[rows], generator)
 
-    def loss(self, stack: Stack, batch: Batch) -> Tensor:
-        return self.gradients(stack, batch)[0]
-
     def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
         """vectors: what is mapped, (R, k source, 3 B): users, then i⁺, then i⁻."""
-        users = stack.gather(stack.users, batch.rows, -2)
-        items = [stack.columns(stack.source_items, batch.draws[name]) for name in ("positive", "negative")]
+        users = gather(stack.users, batch.rows, -2)
+        items = [gather_columns(stack.source_items, batch.draws[name]) for name in ("positive", "negative")]
         return {
-            "vectors": torch.cat([stack.columns(stack.source, users), *items], -1),
-            "target": stack.columns(stack.target, users),
+            "vectors": torch.cat([gather_columns(stack.source, users), *items], -1),
+            "target": gather_columns(stack.target, users),
             "liked": batch.draws["liked"],
             "share": batch.share,
         }
 
+    def loss(self, stack: Stack, batch: Batch) -> Tensor:
+        """Mean over ratings of ‖f(u_s) − u_t‖² + liked · max(0, margin + ‖f(i⁺) − u_t‖² − ‖f(i⁻) − u_t‖²)."""
+        vectors, target, liked, share = (batch.inputs or self.inputs(stack, batch)).values()
+        mapped = self.parameters_["map"] @ vectors + self.parameters_["bias"].unsqueeze(2)
+        user, near, far = ((f - target).square().sum(1) for f in mapped.chunk(3, 2))
+        ranking = liked * (self.margin + near - far).relu()
+        return (share * (user + ranking)).sum(1)
+
     @torch.no_grad()
     def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss (R,) and its gradients in closed form: autograd costs more than the step itself."""
+        """∂/∂f(u_s) = 2 share (f(u_s) − u_t); where the hinge is open, the same by f(i⁺) and its negative by
+        f(i⁻); by W and b through f(x) = W x + b."""
         vectors, target, liked, share = (batch.inputs or self.inputs(stack, batch)).values()
         mapped = torch.baddbmm(self.parameters_["bias"].unsqueeze(2), self.parameters_["map"], vectors)
         error = mapped.unflatten(2, (3, -1)) - target.unsqueeze(2)
@@ -64,6 +79,32 @@ class SSCDR(TransferModel):
 
     def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
         return users.factors @ parameters["map"].T + parameters["bias"]
+
+
+@dataclass
+class RejectingSSCDR(SSCDR):
+    """SSCDR whose random item i⁻ is drawn again while the user liked it, and anew in every epoch."""
+
+    name: ClassVar[str] = "sscdr_rejecting"
+    title: ClassVar[str] = "SSCDR, rejecting"
+    summary: ClassVar[str] = "SSCDR whose random items are never ones that the user liked."
+
+    def draws(self, problem: Problem, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        draws = super().draws(problem, rows, generator)
+        history, users = problem.source.history, problem.ratings.users[rows]
+        if len(history.items) == 0:
+            return draws
+        counts = history.offsets.diff()
+        liked = torch.repeat_interleave(torch.arange(len(counts)), counts) * len(problem.source.item_factors)
+        liked = (liked + history.items).unique()
+        negative = draws["negative"].clone()
+        for _ in range(REDRAWS):
+            wrong = torch.isin(users * len(problem.source.item_factors) + negative, liked)
+            if not wrong.any():
+                break
+            fresh = torch.randint(len(history.items), (int(wrong.sum()),), generator=generator)
+            negative[wrong] = history.items[fresh]
+        return draws | {"negative": negative}
 
 
 def liked_pairs(history: History, users: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

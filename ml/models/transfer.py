@@ -1,4 +1,4 @@
-"""The contract every transfer model meets.
+"""What every transfer model shares: a vector model that learns to map source user factors to target ones.
 
 A model turns users of the source domain into user factors of the target domain. Everything after it
 (metrics, ranking, figures, recommendations) uses those factors and the target item factors, so a new
@@ -12,16 +12,17 @@ ahead of the loop, so its result does not depend on which replicas were trained 
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from ml.data import Problem, SourceUsers, to_device
+from ml.data import Data, Problem, SourceUsers, Users, to_device
+from ml.models.contract import VectorModel
 from ml.replicas import Epoch, EpochPlan, ReplicaAdam, replica_generator
 
 BLOCK = 8192  # training rows gathered at once: what a step reads of them stays in the processor's cache
@@ -101,41 +102,19 @@ class Stack:
         """One table (n_r, ...) of each replica as (R, max n_r, ...), zero where padded."""
         return torch.nn.utils.rnn.pad_sequence(tables, batch_first=True).to(self.device)
 
-    @staticmethod
-    def gather(table: Tensor, index: Tensor, axis: int = 0) -> Tensor:
-        """Rows `index` (R, ...) of each replica's `table` (R, n, ...): (R, ..., *table.shape[2:]).
-
-        axis: which one of `index` is R.
-        """
-        replicas, rows = table.shape[:2]
-        inner = [1] * (index.dim() - 1 - axis % index.dim())
-        offset = torch.arange(replicas, device=table.device).view(-1, *inner) * rows
-        return (
-            table.flatten(0, 1)
-            .index_select(0, (index + offset).flatten())
-            .view(*index.shape, *table.shape[2:])
-        )
-
-    @classmethod
-    def columns(cls, table: Tensor, index: Tensor) -> Tensor:
-        """Rows `index` (..., R, B) of each replica's `table` (R, n, k) as columns: (..., R, k, B).
-
-        A batch is longer than a row: what runs along it uses the processor's whole width.
-        """
-        return cls.gather(table, index, -2).mT.contiguous()
-
 
 @dataclass
-class TransferModel(ABC):
-    """Base of the transfer models: a dataclass of hyper-parameters with the estimator contract.
+class TransferModel(VectorModel):
+    """Base of the transfer models: a dataclass of hyper-parameters that meets the contract by user vectors.
 
     Subclasses say what their parameters, rows, draws, loss and map are; the loop over epochs and batches,
-    the replica axis and the optimizer are here. `fit` trains to the end; `train` yields after every epoch,
-    and `transfer` and `state_dict` may be called between two epochs.
+    the replica axis and the optimizer are here. `fit` and `vectors` are the contract's and know cells;
+    `train` and `transfer` do the same with nothing but factors.
     """
 
-    name: ClassVar[str]
-    source: ClassVar[str]  # where the model comes from, for reports
+    needs: ClassVar[tuple[str, ...]] = ("factors",)
+    summed: ClassVar[bool] = False  # whether the loss of a batch is the sum over its rows, not their mean
+    buffers: ClassVar[tuple[str, ...]] = ()  # names of what a replica's state has beside its parameters
     epochs: int = 10
     batch: int = 128
     lr: float = 0.01
@@ -148,6 +127,8 @@ class TransferModel(ABC):
         if self.lr <= 0:
             raise ValueError(f"{self.name}: lr must be positive, not {self.lr}")
         self.parameters_: dict[str, Tensor] = {}
+        self.buffers_: dict[str, Tensor] = {}
+        self.items_: list[Tensor] = []
 
     # What a model is.
 
@@ -157,13 +138,18 @@ class TransferModel(ABC):
 
     @abstractmethod
     def loss(self, stack: Stack, batch: Batch) -> Tensor:
-        """Loss of each replica on a batch: (R,)."""
+        """Loss of each replica on a batch: (R,). The formula, which autograd can differentiate."""
 
     @abstractmethod
     def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
-        """Target user factors (n, k) of `users` by one replica's parameters (no replica axis)."""
+        """Target user factors (n, k) of `users` by one replica's state (no replica axis)."""
 
-    def rows(self, problem: Problem) -> int:
+    def initial_buffers(self, problem: Problem) -> dict[str, Tensor]:
+        """What one replica's state has beside its parameters, under the names in `buffers`: it is stored and
+        restored with them and never trained."""
+        return {}
+
+    def training_rows(self, problem: Problem) -> int:
         """Training rows of a problem: one a rating, unless a model says otherwise."""
         return len(problem.ratings)
 
@@ -171,8 +157,8 @@ class TransferModel(ABC):
         """One replica's random numbers of an epoch: entries (n, ...) for its shuffled `rows` (n,)."""
         return {}
 
-    def prepare(self, stack: Stack) -> None:  # noqa: B027, most models need nothing more
-        """Put what the loss needs besides the stacked tables into `stack.extra`."""
+    def prepare(self, stack: Stack) -> None:
+        """Put what the loss needs besides the stacked tables into `stack.extra`; no parameter is touched."""
 
     def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
         """What a step reads of its rows, whatever the parameters: entries (R, ...).
@@ -180,6 +166,41 @@ class TransferModel(ABC):
         The training loop asks once for a block of steps, whose tensors have a leading axis; entries then too.
         """
         return {}
+
+    # The contract.
+
+    def fit(self, data: Sequence[Data], device: torch.device | str = "cpu") -> Iterator[Epoch]:
+        self.bind(data)
+        yield from self.train([d.problem for d in data], device)
+
+    def bind(self, data: Sequence[Data]) -> Self:
+        """Take the target item factors of each cell, the offset of biased ones their last column."""
+        self.items_ = [
+            d.problem.target_items
+            if d.offset is None
+            else torch.cat([d.problem.target_items, d.offset[:, None]], 1)
+            for d in data
+        ]
+        return self
+
+    @property
+    def total_epochs(self) -> int:
+        return self.epochs
+
+    def rows(self, data: Data) -> int:
+        return self.training_rows(data.problem)
+
+    def vectors(self, users: Users, replica: int = 0) -> Tensor:
+        moved = self._transferred(users.factors, replica)
+        if moved.shape[1] == self.items(replica).shape[1]:
+            return moved
+        # Ones meet the offsets of the items.
+        return torch.cat([moved, moved.new_ones(len(moved), 1)], 1)
+
+    def items(self, replica: int = 0) -> Tensor:
+        if not self.items_:
+            raise RuntimeError(f"{self.name} has no item factors yet: call fit or bind first")
+        return self.items_[replica]
 
     # What all models share.
 
@@ -190,7 +211,11 @@ class TransferModel(ABC):
         return {"loss": loss}
 
     def gradients(self, stack: Stack, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss (R,) of a batch and its gradients by name; a model may have them in closed form."""
+        """Loss (R,) of a batch and its gradients by name: those of `loss`.
+
+        A model may override this by what autograd would find, derived by hand: for small models autograd
+        costs more than the step itself.
+        """
         loss = self.loss(stack, batch)
         gradients = torch.autograd.grad(loss.sum(), list(self.parameters_.values()))
         return loss.detach(), dict(zip(self.parameters_, gradients, strict=True))
@@ -201,22 +226,34 @@ class TransferModel(ABC):
         if not problems:
             raise ValueError("train needs at least one problem")
         generators = [replica_generator(p.seed, self.name) for p in problems]
-        initial = [self.initial(p, g) for p, g in zip(problems, generators, strict=True)]
-        self.parameters_ = {
-            name: torch.stack([state[name] for state in initial]).to(device).requires_grad_()
-            for name in initial[0]
-        }
+        self.begin(problems, generators, device)
         stack = Stack(problems, device)
         self.prepare(stack)
         optimizer = self.optimizer()
         for number in range(1, self.epochs + 1):
             yield Epoch(number, self._epoch(stack, generators, optimizer))
 
+    def begin(
+        self,
+        problems: Sequence[Problem],
+        generators: Sequence[torch.Generator],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Set the state of all replicas as training begins."""
+        initial = [self.initial(p, g) for p, g in zip(problems, generators, strict=True)]
+        self.parameters_ = {
+            name: value.to(device).requires_grad_() for name, value in stacked(initial).items()
+        }
+        self.buffers_ = {
+            name: value.to(device)
+            for name, value in stacked([self.initial_buffers(p) for p in problems]).items()
+        }
+
     def optimizer(self) -> ReplicaAdam:
         return ReplicaAdam(list(self.parameters_.values()), self.lr)
 
     def _epoch(self, stack: Stack, generators: list[torch.Generator], optimizer) -> dict[str, list[float]]:
-        plan = EpochPlan.draw([self.rows(p) for p in stack.problems], self.batch, generators)
+        plan = EpochPlan.draw([self.training_rows(p) for p in stack.problems], self.batch, generators)
         draws = plan.spread(
             [
                 self.draws(p, order, g)
@@ -230,8 +267,9 @@ class TransferModel(ABC):
             for batch in block.steps()
         ]
         rows = plan.weight.sum(2)
+        counted = torch.ones_like(rows) if self.summed else rows
         return {
-            name: ((torch.stack([loss[name] for loss in losses], 1) * rows).sum(1) / rows.sum(1)).tolist()
+            name: ((torch.stack([loss[name] for loss in losses], 1) * counted).sum(1) / rows.sum(1)).tolist()
             for name in losses[0]
         }
 
@@ -247,41 +285,59 @@ class TransferModel(ABC):
             batch = Batch(block(plan.rows, start), block(plan.weight, start), drawn)
             yield dataclasses.replace(batch, inputs=self.inputs(stack, batch))
 
-    def fit(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> TransferModel:
+    def trained(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> Self:
         """Train to the last epoch and return self."""
         for _ in self.train(problems, device):
             pass
         return self
 
-    @torch.no_grad()
     def transfer(self, users: Sequence[SourceUsers]) -> list[Tensor]:
         """Target user factors [(n_r, k)] of each replica's `users`, on the CPU."""
         if len(users) != self.replicas:
             raise ValueError(f"{self.name} holds {self.replicas} replicas, got users for {len(users)}")
-        device = next(iter(self.parameters_.values())).device if self.parameters_ else "cpu"
-        return [
-            self.apply({k: v.to(device) for k, v in self.state_dict(r).items()}, to_device(u, device)).cpu()
-            for r, u in enumerate(users)
-        ]
+        return [self._transferred(u, r) for r, u in enumerate(users)]
+
+    @torch.no_grad()
+    def _transferred(self, users: SourceUsers, replica: int) -> Tensor:
+        device = self._device
+        state = {name: value.to(device) for name, value in self.state_dict(replica).items()}
+        return self.apply(state, to_device(users, device)).cpu()
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the model was trained; the CPU for a restored one."""
+        return self._first.device
 
     @property
     def replicas(self) -> int:
+        return len(self._first)
+
+    @property
+    def _first(self) -> Tensor:
         if not self.parameters_:
             raise RuntimeError(f"{self.name} has no parameters yet: call fit or load_state_dict first")
-        return len(next(iter(self.parameters_.values())))
+        return next(iter(self.parameters_.values()))
 
     def state_dict(self, replica: int = 0) -> dict[str, Tensor]:
-        """One replica's parameters without the replica axis, on the CPU."""
-        return {name: value[replica].detach().cpu().clone() for name, value in self.parameters_.items()}
+        """One replica's parameters and buffers without the replica axis, on the CPU."""
+        if not 0 <= replica < self.replicas:
+            raise IndexError(f"{self.name} holds {self.replicas} replicas, there is no number {replica}")
+        state = self.parameters_ | self.buffers_
+        # What has no other replica is shared by all.
+        own = {name: value[replica if len(value) > 1 else 0] for name, value in state.items()}
+        return {name: value.detach().cpu().clone() for name, value in own.items()}
 
-    def load_state_dict(self, *states: dict[str, Tensor]) -> TransferModel:
-        """Take over the parameters of one or more replicas and return self."""
+    def load_state_dict(self, *states: dict[str, Tensor]) -> Self:
         names = set(states[0])
         for state in states[1:]:
             if set(state) != names:
                 raise ValueError(f"{self.name}: replicas disagree on parameters: {names ^ set(state)}")
-        self.parameters_ = {name: torch.stack([s[name] for s in states]) for name in states[0]}
+        together = stacked(states)
+        self.buffers_ = {name: value for name, value in together.items() if name in self.buffers}
+        self.parameters_ = {name: value for name, value in together.items() if name not in self.buffers}
         return self
 
-    def hyperparameters(self) -> dict[str, object]:
-        return dataclasses.asdict(self)
+
+def stacked(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """States of single replicas as one with a leading axis of replicas."""
+    return {name: torch.stack([state[name] for state in states]) for name in states[0]}

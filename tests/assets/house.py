@@ -9,18 +9,18 @@ import dagster as dg
 import duckdb
 import pandas as pd
 
-from assets.data.ratings import ratings
-from assets.data.reviews import reviews
-from assets.data.splits import overlap, split
-from assets.settings.axes import Cell
+from assets.data.ratings import ratings_asset
+from assets.data.reviews import reviews_asset
+from assets.data.splits import overlap_asset, split_asset
 from assets.settings.profile import load_profiles
 from assets.state.compute import Compute
 from assets.state.store import Store, parquet
 from assets.state.tracking import MlflowTracking
 from assets.training.factors import factor_assets
+from assets.training.fingerprints import expected_fingerprint
 from assets.training.models import model_asset
+from tests.assets.axes import AXES, CATALOG, CELL
 
-CELL = Cell.parse("tiny|b20-s0")
 MODELS = ("emcdr", "ptupcdr")
 STRICT = dataclasses.replace(load_profiles()["strict"], models=MODELS, ablations=(), controls=())
 
@@ -31,8 +31,8 @@ class House:
         self.store = Store(home=str(home))
         self.tracking = MlflowTracking(tracking_uri=f"sqlite:///{home}/mlflow.db", home=str(home))
         self.compute = Compute(device="cpu")
-        self.upstream = [reviews, ratings, overlap, split, *factor_assets(STRICT)]
-        self.upstream += [model_asset(STRICT, name) for name in MODELS]
+        self.upstream = [make(AXES) for make in (reviews_asset, ratings_asset, overlap_asset, split_asset)]
+        self.upstream += [*factor_assets(AXES, STRICT), *(model_asset(AXES, STRICT, n) for n in MODELS)]
         for partition in ("tiny_video", "tiny_music"):
             self.make(["reviews", "ratings"], partition)
         self.make(["overlap"], "tiny")
@@ -51,8 +51,9 @@ class House:
     def judge(self, name: str, *rmse: float, profile: str = "strict", key: str = CELL.key) -> None:
         """Write a model's cell by hand, with the given validation RMSE by epoch."""
         curves = pd.DataFrame({"epoch": range(1, len(rmse) + 1), "validation_rmse": rmse})
-        entry = self.store.model(profile, name, Cell.parse(key))
-        entry.write({"curves.parquet": parquet(curves)}, "made by hand")
+        cell, known = AXES.parse(key), load_profiles()[profile]
+        expected = expected_fingerprint(self.store, CATALOG, known, name, cell, "rating")
+        self.store.model(profile, name, cell).write({"curves.parquet": parquet(curves)}, expected)
 
     def query(self, domain: str, sql: str) -> list:
         with duckdb.connect(str(self.store.database(domain)), read_only=True) as connection:

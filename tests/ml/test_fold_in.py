@@ -128,7 +128,7 @@ def trained():
         ratings=Ratings(rows[:1], columns[:1], values[:1]),
         seed=0,
     )
-    return problem, users, build("emcdr", epochs=30).fit([problem]), target
+    return problem, users, build("emcdr", epochs=30).trained([problem]), target
 
 
 def test_a_user_who_was_trained_gets_nearly_the_same_recommendations(trained):

@@ -21,6 +21,9 @@ _ADVISED = re.compile(
     rf"(?:^|[;:.,(—] ?|\b(?:or|and|then|to|else|please) )(?:{'|'.join(ADVICE.split())})\b", re.IGNORECASE
 )
 
+# A list of what may be given instead tells what to do, too.
+_CHOICES = re.compile(r"\b(?:known are|known:|choices?:|one of) \S")
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -50,7 +53,7 @@ class Refused:
         said = lines[-1] if lines else ""
         faults = [f"{len(lines)} lines"] if len(lines) != 1 else []
         faults += [f"does not name {name!r}" for name in self.names if name not in said]
-        if not _ADVISED.search(said.removeprefix("error:")):
+        if not _ADVISED.search(said.removeprefix("error:")) and not _CHOICES.search(said):
             faults.append("does not say what to do")
         if len(said) > LONGEST_LINE:
             faults.append(f"a line of {len(said)} characters")
@@ -103,7 +106,7 @@ Expected = Refused | Accepted | Sound
 
 
 def said_of(answer: Answer) -> list[str]:
-    """The lines on stderr that are not its log. A usage error, which the parser frames, counts as one line."""
+    """The lines on stderr that are not its log. A usage error, which is framed, counts as one line."""
     lines = [line for line in answer.stderr.splitlines() if line.strip() and not _LOGGED.match(line)]
     if answer.code != USAGE or not lines or not lines[0].lower().startswith("usage"):
         return lines

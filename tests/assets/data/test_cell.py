@@ -1,31 +1,27 @@
 """What a cell may see: no held-out rating in training, the same negatives for all, halves by time."""
 
-import dagster as dg
 import numpy as np
 import pytest
 import torch
 
 from assets.data import cell as problems
-from assets.settings.axes import CATALOG, Cell
+from assets.data import splits
+from assets.data.cell import Gate
+from assets.data.domain import domain_ratings
+from assets.data.warm import warm_halves
 from assets.settings.profile import load_profiles
 from assets.state.store import Store
 from ml.evaluation.selection import RANKING, RATING
 from ml.splits import TEST, TRAIN, VALIDATION
-from pipeline.chain import Chain
+from tests.assets.axes import AXES, CATALOG, CELL
+from tests.assets.tiny import prepare
 
-CELL = Cell.parse("tiny|b20-s0")
 PROFILES = load_profiles()
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    home = str(tmp_path_factory.mktemp("home"))
-    with pytest.MonkeyPatch.context() as patch, dg.DagsterInstance.ephemeral() as instance:
-        patch.setenv("DIFFCDR_HOME", home)
-        chain = Chain(instance, ["tiny"], [0.2], [0], ["strict"], ["emcdr"])
-        for _, step in list(chain.steps())[:4]:
-            step()
-    return Store(home=home)
+    return prepare(Store(home=str(tmp_path_factory.mktemp("home"))))
 
 
 def target_users(store, profile, role):
@@ -39,7 +35,7 @@ def test_training_has_every_rating_but_the_held_out_users(store, profile, hidden
     table = problems.target_table(store, PROFILES[profile], CELL, objective)
     kept_out = np.concatenate([target_users(store, profile, role) for role in hidden])
     assert not np.isin(table.users.numpy(), kept_out).any()
-    everything = problems.domain_ratings(store, "tiny_music")
+    everything = domain_ratings(store, "tiny_music")
     expected = (~np.isin(everything.users, kept_out)).sum()
     assert len(table.users) == expected * (1 if objective == "rating" else 2)
     assert (table.values == 0).sum() == (0 if objective == "rating" else expected)
@@ -47,50 +43,68 @@ def test_training_has_every_rating_but_the_held_out_users(store, profile, hidden
 
 def test_held_out_ratings_are_those_of_the_role_and_complete(store):
     members, ratings = problems.held_out_ratings(store, PROFILES["strict"], CELL, TEST)
-    everything = problems.domain_ratings(store, "tiny_music")
+    everything = domain_ratings(store, "tiny_music")
     assert len(ratings) == np.isin(everything.users, target_users(store, "strict", TEST)).sum()
     assert set(ratings.users.tolist()) == set(range(len(members)))
 
 
 def test_a_paper_problem_trains_on_the_validation_users_too(store):
-    source, target = factors(store)
-    paper = problems.cell_data(store, PROFILES["paper"], CELL, source, target)
-    strict = problems.cell_data(store, PROFILES["strict"], CELL, source, target)
-    assert paper.validation is None
-    assert len(paper.problem.source) == len(strict.problem.source) + len(strict.validation.users)
-    assert torch.equal(paper.test.users.factors, strict.test.users.factors)
+    paper, strict = (numbered_gate(store, name) for name in ("paper", "strict"))
+    assert paper.held_out("validation") is None
+    assert len(paper.data.problem.source) == len(strict.data.problem.source) + len(
+        strict.held_out("validation")
+    )
+    assert torch.equal(paper.held_out("test").users.target_rows, strict.held_out("test").users.target_rows)
 
 
 def test_rows_of_a_problem_belong_together(store):
     """Source factors, target factors and ratings of row i are the same person's."""
-    source, target = factors(store)
-    data = problems.cell_data(store, PROFILES["strict"], CELL, source, target)
+    gate = numbered_gate(store, "strict")
+    problem, train = gate.data.problem, gate.data.train
     users = store.overlap("tiny").table("users.parquet")
-    train = users[problems.roles(store, PROFILES["strict"], CELL) == TRAIN].reset_index(drop=True)
+    rows = users[gate.roles == TRAIN].reset_index(drop=True)
     row = 17
-    assert data.problem.source.factors[row, 0] == train.loc[row, "source_user"]
-    assert data.problem.target_factors[row, 0] == train.loc[row, "target_user"]
-    everything = problems.domain_ratings(store, "tiny_music")
-    mine = everything.items[everything.users == train.loc[row, "target_user"]]
-    assert sorted(data.problem.ratings.items[data.problem.ratings.users == row].tolist()) == sorted(
-        mine.tolist()
-    )
+    assert problem.source.factors[row, 0] == rows.loc[row, "source_user"] == train.source_rows[row]
+    assert problem.target_factors[row, 0] == rows.loc[row, "target_user"] == train.target_rows[row]
+    everything = domain_ratings(store, "tiny_music")
+    mine = everything.items[everything.users == rows.loc[row, "target_user"]]
+    assert sorted(problem.ratings.items[problem.ratings.users == row].tolist()) == sorted(mine.tolist())
+    source = domain_ratings(store, "tiny_video")
+    rated = source.items[source.users == rows.loc[row, "source_user"]]
+    given = Gate(store, PROFILES["strict"], CELL, needs=("ratings",)).data.train.ratings
+    assert sorted(given.items[given.users == row].tolist()) == sorted(rated.tolist())
 
 
 def test_ranking_models_share_the_negatives_of_the_factors(store):
-    source, target = factors(store)
-    data = problems.cell_data(store, PROFILES["strict"], CELL, source, target, "ranking")
+    problem = numbered_gate(store, "strict", "ranking").data.problem
     table = problems.target_table(store, PROFILES["strict"], CELL, "ranking")
-    codes = data.problem.target_factors[:, 0].long()  # the target user's code, see factors()
-    ours = {(int(codes[u]), int(i)) for u, i, v in zip(*columns(data.problem.ratings), strict=True) if v == 0}
+    codes = problem.target_factors[:, 0].long()  # the target user's code, see numbered_gate()
+    ours = {(int(codes[u]), int(i)) for u, i, v in zip(*columns(problem.ratings), strict=True) if v == 0}
     theirs = {(int(u), int(i)) for u, i, v in zip(*columns(table), strict=True) if v == 0}
     assert ours
     assert ours <= theirs
 
 
+def test_what_a_model_may_learn_from_has_no_rating_of_a_held_out_user(store):
+    for profile, hidden in (("strict", [TEST, VALIDATION]), ("paper", [TEST])):
+        data = Gate(store, PROFILES[profile], CELL, needs=("ratings", "stars")).data
+        kept_out = np.concatenate([target_users(store, profile, role) for role in hidden])
+        for users in (data.target.users, data.target_table.users, data.train.target_rows):
+            assert not np.isin(users.numpy(), kept_out).any()
+        assert not hasattr(data, "held_out")
+
+
+def test_a_model_is_refused_what_it_does_not_declare(store):
+    data = Gate(store, PROFILES["strict"], CELL, needs=("stars",)).data
+    assert len(data.target)
+    for name in ("problem", "training", "target_table", "target_factors", "model"):
+        with pytest.raises(LookupError, match="does not declare"):
+            getattr(data, name)
+
+
 @pytest.mark.parametrize("objective", [RATING, RANKING])
 def test_warm_halves_split_each_user_by_time_and_tune_on_nothing_later(store, objective):
-    halves = problems.warm_halves(store, PROFILES["strict"], CELL, TEST, objective)
+    halves = warm_halves(store, PROFILES["strict"], CELL, TEST, objective)
     _, ratings = problems.held_out_ratings(store, PROFILES["strict"], CELL, TEST)
     known, later = pairs(halves.known), pairs(halves.later)
     assert not known & later
@@ -101,25 +115,25 @@ def test_warm_halves_split_each_user_by_time_and_tune_on_nothing_later(store, ob
     assert not negatives & known
 
 
-def test_a_catalogue_may_fix_the_split(store, monkeypatch):
-    from assets.data import splits
-
+def test_a_catalogue_may_fix_the_split(store):
     fixed = CATALOG.model_copy(update={"split": CATALOG.split.model_copy(update={"seed": 7})})
-    monkeypatch.setattr(splits, "CATALOG", fixed)
-    hashes = {splits.draw_split(store, Cell.parse(f"tiny|b50-s{s}"))["manifest_hash"] for s in (0, 1)}
+    cells = [AXES.parse(f"tiny|b50-s{seed}") for seed in (0, 1)]
+    hashes = {splits.draw_split(store, fixed, cell)["manifest_hash"] for cell in cells}
     assert len(hashes) == 1
 
 
-def factors(store):
-    """Factors whose first number is the row itself, so that a mix-up of rows shows."""
+def numbered_gate(store, profile, objective="rating"):
+    """A gate whose factors have the row itself as their first number, so that a mix-up of rows shows."""
 
     def numbered(rows):
         return torch.arange(rows, dtype=torch.float32)[:, None].expand(-1, 2).contiguous()
 
-    return tuple(
-        {side: numbered(store.ratings(domain).require()[side]) for side in ("users", "items")}
-        for domain in ("tiny_video", "tiny_music")
-    )
+    gate = Gate(store, PROFILES[profile], CELL, objective, needs=("factors",))
+    gate.factors = {
+        side: {kind: numbered(store.ratings(domain).require()[kind]) for kind in ("users", "items")}
+        for side, domain in (("source", "tiny_video"), ("target", "tiny_music"))
+    }
+    return gate
 
 
 def columns(ratings):

@@ -11,7 +11,7 @@ from assets.state.store import Store
 TASK = Task(name="t", title="t", source="a", target="b")
 
 
-def liked(monkeypatch, folder, scale: tuple[float, float], stars: list[float]) -> list[float]:
+def liked(folder, scale: tuple[float, float], stars: list[float]) -> list[float]:
     """The source ratings of one user that count as liked."""
     columns = Columns(user="user", item="item", rating="rating")
     domains = {}
@@ -21,8 +21,7 @@ def liked(monkeypatch, folder, scale: tuple[float, float], stars: list[float]) -
         domains[name] = Domain(name=name, title=name, url=str(file), kind="csv", columns=columns, scale=scale)
         obtain(Store(), domains[name])
         ingest_domain(Store(), domains[name])
-    monkeypatch.setattr(splits, "CATALOG", Catalog(domains=domains, tasks={"t": TASK}))
-    splits.find_overlap(Store(), TASK)
+    splits.find_overlap(Store(), Catalog(domains=domains, tasks={"t": TASK}), "t")
     return [stars[item] for item in Store().overlap("t").table("liked.parquet")["item"]]
 
 
@@ -36,10 +35,10 @@ def liked(monkeypatch, folder, scale: tuple[float, float], stars: list[float]) -
         ((0, 0.2), [0.1, 0.15], [0.15]),
     ],
 )
-def test_a_rating_above_the_middle_of_the_scale_is_liked(monkeypatch, tmp_path, scale, stars, expected):
-    assert liked(monkeypatch, tmp_path, scale, stars) == expected
+def test_a_rating_above_the_middle_of_the_scale_is_liked(tmp_path, scale, stars, expected):
+    assert liked(tmp_path, scale, stars) == expected
 
 
-def test_another_scale_finds_the_overlap_anew(monkeypatch, tmp_path):
-    assert liked(monkeypatch, tmp_path, (1, 5), [3.5, 5.0]) == [3.5, 5.0]
-    assert liked(monkeypatch, tmp_path, (1, 8), [3.5, 5.0]) == [5.0]
+def test_another_scale_finds_the_overlap_anew(tmp_path):
+    assert liked(tmp_path, (1, 5), [3.5, 5.0]) == [3.5, 5.0]
+    assert liked(tmp_path, (1, 8), [3.5, 5.0]) == [5.0]

@@ -58,7 +58,7 @@ def problem():
 
 @pytest.fixture(scope="module")
 def trained(problem):
-    return build("diffcdr", epochs=2, hidden=8, nfe=6).fit([problem])
+    return build("diffcdr", epochs=2, hidden=8, nfe=6).trained([problem])
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def train(store, name, spoil=False):
         store.target_factors(PROFILE.name, CELL),
     ]
     data = cell_data(store, PROFILE, CELL, *(entry.tensors("factors.safetensors") for entry in factors))
-    weights = build(name, **settings).fit([data.problem]).state_dict()
+    weights = build(name, **settings).trained([data.problem]).state_dict()
     if spoil:
         weights = {key: torch.full_like(value, torch.nan) for key, value in weights.items()}
     content = {

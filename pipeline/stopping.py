@@ -1,0 +1,48 @@
+"""Ctrl-C and TERM: which of them came, also while Dagster has handlers of its own in place."""
+
+import os
+import signal
+from types import FrameType
+
+SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "TERM"}
+# The reading end of the pipe into which Python writes the number of each signal that it handles.
+_pipe: int | None = None
+_first: signal.Signals | None = None
+
+
+def listen() -> None:
+    """From now on both signals raise KeyboardInterrupt, and `received` knows which came first."""
+    global _pipe
+    _pipe, writing = os.pipe()
+    for end in (_pipe, writing):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+
+
+def received() -> signal.Signals | None:
+    """The first of the two signals that came since `listen`, whoever handled it."""
+    global _first
+    if _first is None and _pipe is not None:
+        try:
+            numbers = os.read(_pipe, 4096)
+        except BlockingIOError:
+            numbers = b""
+        _first = next((signal.Signals(number) for number in numbers if number in SIGNALS), None)
+    return _first
+
+
+def raise_if_received() -> None:
+    """Raise the KeyboardInterrupt that Dagster took and forgot."""
+    if received() is not None:
+        raise KeyboardInterrupt
+
+
+def exit_code(number: signal.Signals | None) -> int:
+    """What a shell expects of a command that ended by this signal; Ctrl-C where none was seen."""
+    return 128 + (number or signal.SIGINT)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

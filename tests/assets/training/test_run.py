@@ -1,0 +1,213 @@
+"""The training loop on the tiny task: what a cell leaves; all models are judged by the same rules."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from assets.data.cell import Gate, training_rows
+from assets.data.domain import domain_ratings
+from assets.settings.profile import load_profiles
+from assets.state.store import NotMaterialized, Store
+from assets.state.tracking import MlflowTracking
+from assets.training.fingerprints import Fingerprints, expected_fingerprint
+from assets.training.outcome import LISTED
+from assets.training.run import Training, restored_model
+from ml.evaluation.ratings import rating_errors
+from tests.assets.axes import AXES, CATALOG, CELL
+from tests.assets.tiny import measured, prepare, train, training_of
+
+STRICT, PAPER = (load_profiles()[name] for name in ("strict", "paper"))
+CONTROLS = [name for name in STRICT.controls if STRICT.objectives_of(name)]
+RULES = ("validation", "last", "best_on_test")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A home with DiffCDR, TGT, CMF and every control of one cell."""
+    made = prepare(Store(home=str(tmp_path_factory.mktemp("home"))))
+    train(made, STRICT, ["diffcdr", "tgt", "cmf", *CONTROLS])
+    return made
+
+
+def test_every_control_has_results_under_every_rule(store):
+    for name in ("diffcdr", "tgt", "cmf", *CONTROLS):
+        for rule in RULES:
+            assert {"mae", "rmse"} <= set(measured(store, STRICT, name, rule))
+
+
+def test_diffcdr_without_its_users_source_is_worse(store):
+    rmse = {
+        name: measured(store, STRICT, name, "validation")["rmse"] for name in ("diffcdr", "permuted_source")
+    }
+    assert rmse["permuted_source"] > rmse["diffcdr"]
+
+
+def test_simple_predictors_are_ordered_by_what_they_know(store):
+    names = ("ridge_source", "item_mean", "global_mean")
+    rmse = [measured(store, STRICT, name, "validation")["rmse"] for name in names]
+    assert rmse == sorted(rmse)
+
+
+def test_tgt_is_the_target_factorization_as_it_was_judged(store):
+    factors = store.target_factors("strict", CELL).table("curves.parquet")
+    curves = store.model("strict", "tgt", CELL).table("curves.parquet")
+    assert curves["test_rmse"].tolist() == factors["test_rmse"].tolist()
+    held = Gate(store, STRICT, CELL, needs=()).held_out("test")
+    factors = store.target_factors("strict", CELL).tensors("factors.safetensors")
+    users = factors["users"][held.users.target_rows]
+    predicted = (users[held.ratings.users] * factors["items"][held.ratings.items]).sum(1)
+    rmse = rating_errors(predicted, held.ratings.values, held.ratings.users)["rmse"]
+    assert rmse == pytest.approx(curves["test_rmse"].iloc[-1], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["diffcdr", "cmf", "ridge_source", "shared_vector", "permuted_source", "tgt"]
+)
+def test_what_is_restored_predicts_what_was_measured(store, name):
+    """A model is written and read back as it was at the epoch that validation chose."""
+    model = restored_model(store, STRICT, name, CELL, "rating")
+    held = Gate(store, STRICT, CELL, needs=("ratings", "factors")).held_out("test")
+    scale = CELL.target.scale if STRICT.clips(name) else None
+    predicted = model.predict(held.users, held.ratings).clipped(scale).mean
+    errors = rating_errors(predicted, held.ratings.values, held.ratings.users)
+    if name == "tgt":  # its vectors are those of the last epoch
+        assert errors["rmse"] == pytest.approx(measured(store, STRICT, name, "last")["rmse"], rel=1e-5)
+    else:
+        assert errors["rmse"] == pytest.approx(measured(store, STRICT, name, "validation")["rmse"], rel=1e-5)
+
+
+def test_errors_by_user_and_by_support_add_up_to_the_clipped_error(store):
+    entry, reported = (
+        store.model("strict", "ridge_source", CELL),
+        measured(store, STRICT, "ridge_source", "last"),
+    )
+    errors = entry.table("user_errors.parquet")
+    assert errors["absolute"].sum() / errors["count"].sum() == pytest.approx(reported["mae"], rel=1e-6)
+    coverage = entry.table("coverage.parquet").set_index("by")
+    whole = coverage.loc["all"]
+    assert whole["absolute"] == pytest.approx(errors["absolute"].sum(), rel=1e-6)
+    model = restored_model(store, STRICT, "ridge_source", CELL, "rating")
+    held = Gate(store, STRICT, CELL).held_out("test")
+    raw = model.predict(held.users, held.ratings)
+    assert whole["outside"] == (raw.mean != raw.clipped(CELL.target.scale).mean).sum().item()
+
+
+def test_coverage_knows_the_training_ratings_and_the_histories(store):
+    frame = store.model("strict", "diffcdr", CELL).table("coverage.parquet")
+    target = domain_ratings(store, "tiny_music")
+    counts = np.bincount(target.items[training_rows(store, STRICT, CELL)], minlength=target.n_items)
+    ratings = Gate(store, STRICT, CELL).held_out("test").ratings
+    known = counts[ratings.items]
+    by_item = frame[frame["by"] == "item"].set_index("bucket")["count"].to_dict()
+    expected = {"0": known == 0, "1–4": (known > 0) & (known < 5), "≥ 5": known >= 5}
+    assert by_item == {bucket: int(rows.sum()) for bucket, rows in expected.items() if rows.any()}
+    assert frame[frame["by"] == "history"]["count"].sum() == len(ratings)
+
+
+def test_controls_are_not_warmed_up(store):
+    assert set(store.model("strict", "item_mean", CELL).table("metrics.parquet")["stage"]) == {"cold"}
+    assert "warm" in set(store.model("strict", "diffcdr", CELL).table("metrics.parquet")["stage"])
+
+
+def test_lists_are_kept_for_every_test_user(store):
+    train(store, PAPER, ["popularity", "random"])
+    entry = store.model("paper", "popularity", CELL, "ranking")
+    lists, scores = entry.table("lists.parquet"), entry.table("list_scores.parquet")
+    held = Gate(store, PAPER, CELL).held_out("test")
+    assert (len(lists), lists.shape[1]) == (len(held), LISTED + 1)
+    assert (lists.drop(columns="user").nunique() == 1).all()  # the same for everyone
+    metrics = entry.table("metrics.parquet").set_index(["selection", "metric"])["value"]
+    for name in ("ndcg@10", "ndcg@20", "recall@20", "hr@20", "mrr@20"):
+        assert scores[name].mean() == pytest.approx(metrics["last", name], rel=1e-9)
+    groups = entry.table("list_groups.parquet")
+    assert set(groups["by"]) == {"all", "popularity", "history"}
+    random = store.model("paper", "random", CELL, "ranking").table("metrics.parquet")
+    assert metrics["last", "ndcg@20"] > random.set_index("selection").loc["last"]["value"].min()
+
+
+def test_every_device_is_named_alike(store):
+    """Table 4 groups by device: one name for all models, or rivals do not stand beside each other."""
+    devices = set()
+    for name in ("diffcdr", "cmf", "item_mean", "shared_vector"):
+        devices |= set(store.model("strict", name, CELL).table("throughput.parquet")["device"])
+    assert devices == {"CPU, 1 thread"}
+
+
+def test_what_is_current_is_not_trained_again(store, monkeypatch):
+    monkeypatch.setattr(Training, "_fit", lambda *_: pytest.fail("trained again"))
+    training_of(store, STRICT, "diffcdr").run([CELL])
+
+
+def test_another_setting_makes_it_stale(store):
+    entries = {
+        **STRICT.entries,
+        "diffcdr": dataclasses.replace(STRICT.entries["diffcdr"], settings={"nfe": 5}),
+    }
+    other = dataclasses.replace(STRICT, entries=entries)
+    recorded = store.model("strict", "diffcdr", CELL).require()["fingerprint"]
+    assert expected_fingerprint(store, CATALOG, STRICT, "diffcdr", CELL, "rating") == recorded
+    assert expected_fingerprint(store, CATALOG, other, "diffcdr", CELL, "rating") != recorded
+    # What is made of it is stale with it, what is not is not.
+    for name, stale in (("permuted_source", True), ("cmf", False)):
+        old, new = (expected_fingerprint(store, CATALOG, p, name, CELL, "rating") for p in (STRICT, other))
+        assert (old != new) == stale
+
+
+def test_a_stale_input_is_refused_and_named(store):
+    """A model trained on a split of other settings would carry a fingerprint that lies."""
+    other = CATALOG.model_copy(update={"split": CATALOG.split.model_copy(update={"validation": 0.3})})
+    training = dataclasses.replace(training_of(store, STRICT, "emcdr"), catalog=other)
+    with pytest.raises(NotMaterialized, match=r"split.*out of date.*materialize split"):
+        training.run([CELL])
+
+
+def test_nothing_is_expected_where_the_raw_files_are_not(tmp_path):
+    empty = Store(home=str(tmp_path / "empty"))
+    assert expected_fingerprint(empty, CATALOG, STRICT, "emcdr", CELL, "rating") is None
+
+
+def test_a_cell_that_cannot_be_written_fails_alone(tmp_path, monkeypatch):
+    """Its neighbours are trained: they are written, and their MLflow runs finish."""
+    cells = [AXES.parse(f"tiny|b20-s{seed}") for seed in (0, 1)]
+    made = prepare(Store(home=str(tmp_path / "home")), cells)
+    tracking = MlflowTracking(home=str(tmp_path / "home"))
+    write = Training._write
+
+    def failing(self, gate, *arguments):
+        if gate.cell.seed == 0:
+            raise OSError("no space left")
+        write(self, gate, *arguments)
+
+    monkeypatch.setattr(Training, "_write", failing)
+    with pytest.raises(OSError, match="no space left"):
+        training_of(made, STRICT, "item_mean", tracking=tracking).run(cells)
+    assert made.model("strict", "item_mean", cells[0]).manifest() is None
+    assert made.model("strict", "item_mean", cells[1]).manifest() is not None
+    client, experiment = tracking.connect()
+    runs = {run.data.tags["seed"]: run.info.status for run in client.search_runs([experiment])}
+    assert runs == {"0": "FAILED", "1": "FINISHED"}
+
+
+def test_the_paper_profile_has_no_validation_users_to_shrink_by(store):
+    strict, paper = (Gate(store, profile, CELL).data for profile in (STRICT, PAPER))
+    assert paper.validation is None
+    assert len(paper.target) > len(strict.target)
+    assert not torch.isin(strict.validation.users.target_rows, strict.target.users).any()
+
+
+def test_source_statistics_are_those_of_the_users_own_ratings(store):
+    train_users = Gate(store, STRICT, CELL).data.train
+    ratings = domain_ratings(store, "tiny_video")
+    row = 11
+    mine = ratings.values[ratings.users == int(train_users.source_rows[row])]
+    expected = [mine.std(), (mine == 5).mean(), (mine <= 2).mean(), np.log1p(len(mine))]
+    assert train_users.statistics[row, 1:].tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_fingerprints_of_seeds_differ_and_of_betas_share_the_source(store):
+    prints = Fingerprints(store, CATALOG, STRICT)
+    one, two = AXES.parse("tiny|b20-s0"), AXES.parse("tiny|b50-s0")
+    assert prints.source_factors(one, "rating") == prints.source_factors(two, "rating")
+    assert prints.target_factors(one, "rating") != prints.target_factors(two, "rating")
