@@ -244,9 +244,9 @@ REFUSED = {
     "outside the scale": (
         GOOD + "u1,i9,8,1\n",
         [],
-        "line 5.* 8 is outside the scale 1 to 5.* --scale LOW HIGH",
+        "line 5.* 8 is outside the scale 1 to 5.* --target-scale 1 8",
     ),
-    "falling scale": (GOOD, ["--scale", "5", "1"], "the scale must rise"),
+    "falling scale": (GOOD, ["--scale", "5", "1"], "give the lowest rating first"),
     "truncated gzip": (BROKEN[: len(BROKEN) // 2], [], "gzip stream"),
     "corrupt gzip": (BROKEN[:40] + b"rubbish" + BROKEN[47:], [], "gzip stream"),
     "corrupt parquet": (b"PAR1 rubbish", [], "not a readable Parquet file"),

@@ -7,6 +7,7 @@ a Parquet file, known ones and new ones with a history.
 
 import logging
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from assets.data.cell import domain_ratings, roles, training_rows
+from assets.data.files import literal, problem
 from assets.data.splits import split
 from assets.settings.axes import CATALOG, SEEDS_TOGETHER, Cell, Trial, cells
 from assets.settings.profile import Profile
@@ -483,6 +485,26 @@ def load_bundle(
     return Bundle.load(store, profile, cell, name, objective, "cpu", config)
 
 
+def check_files(users: Path, output: Path, exclude: Path | None = None) -> None:
+    """Raise RecommendationError where `users` cannot be read, or `output` not be written or is an input."""
+    wrong = problem(users)
+    if wrong:
+        raise RecommendationError(f"{users}: {wrong}")
+    with users.open("rb") as file:
+        if file.read(4) != b"PAR1":
+            raise RecommendationError(f"{users}: not a Parquet file; write it as one")
+    if not output.parent.is_dir():
+        raise RecommendationError(f"--output {output}: there is no folder {output.parent}; make it first")
+    if output.exists() and not output.is_file():
+        raise RecommendationError(f"--output {output}: a folder or device; name a file")
+    inputs = {"--users": users} | ({"--exclude": exclude} if exclude else {})
+    for option, given in inputs.items():
+        if output.exists() and given.exists() and output.samefile(given):
+            raise RecommendationError(
+                f"--output {output}: the same file as {option}, which would be lost; name another"
+            )
+
+
 def recommend_file(bundle: Bundle, users: Path, output: Path, k: int) -> dict[str, int]:
     """Recommend for the users of a Parquet file and write `output`, whole or not at all; returns counts.
 
@@ -491,7 +513,8 @@ def recommend_file(bundle: Bundle, users: Path, output: Path, k: int) -> dict[st
     in bytewise order of their ids. Of whom there is nothing to go by gets the most popular items.
     Raises RecommendationError for a file that cannot be used.
     """
-    partial = output.with_name(f".{output.name}.partial")
+    check_files(users, output)
+    partial = output.with_name(f".{uuid.uuid4().hex}.partial")
     by_popularity = 0
     with duckdb.connect(config={"temp_directory": str(output.absolute().parent)}) as connection:
         pick = _stage(connection, users, bundle)
@@ -549,7 +572,7 @@ def _stage(connection: "duckdb.DuckDBPyConnection", users: Path, bundle: Bundle)
 
 
 def _parquet(path: Path) -> str:
-    return "read_parquet('{}', file_row_number = true)".format(str(path).replace("'", "''"))
+    return f"read_parquet({literal(path)}, file_row_number = true, hive_partitioning = false)"
 
 
 def _register(connection: "duckdb.DuckDBPyConnection", table: str, name: str, ids: np.ndarray) -> None:
@@ -571,6 +594,8 @@ def _refuse(connection: "duckdb.DuckDBPyConnection", users: Path, bad: str, reas
 def _refuse_ratings(connection: "duckdb.DuckDBPyConnection", users: Path, bundle: Bundle) -> None:
     low, high = bundle.scale
     rating = "'rating ' || coalesce(rating::VARCHAR, 'null')"
+    number = "TRY_CAST(rating AS DOUBLE)"
+    _refuse(connection, users, f"rating IS NULL OR isnan({number})", "'the rating is missing (null or NaN)'")
     _refuse(
         connection,
         users,

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assets.data.files import FileError
 from assets.data.ingest import BadRowError, Ingested, IngestError, ingest
 from assets.settings.catalog import FORMATS, Domain
 
@@ -307,14 +308,14 @@ CUT = gzip.compress("".join(_review(f"A{n}") for n in range(5000)).encode())[:-2
     ],
 )
 def test_one_error_names_the_file_and_the_mend(run, content, domain, words):
-    with pytest.raises(IngestError, match=words) as caught:
+    with pytest.raises(FileError, match=words) as caught:
         run(content, domain)
     assert "raw" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(IngestError, match="absent: there is no such file; fetch domain 'games' first"):
+    with pytest.raises(FileError, match="absent: there is no such file; correct the path"):
         ingest(tmp_path / "absent", tmp_path / "a.duckdb", _domain())
 
 

@@ -75,9 +75,10 @@ def test_each_warning_has_its_reason(tmp_path, domains):
 
 
 def test_a_hundred_users_with_times_and_the_whole_scale_warn_of_nothing(tmp_path):
-    rows = "".join(f"u{n},i{n % 7},{n % 5 + 1},{n}\n" for n in range(100))
+    rows = "".join(f"u{n},i{n % 7},{n % 5 + 1},{1_400_000_000 + n}\n" for n in range(100))
     text = "user,item,rating,time\n" + rows
-    both = [domain(tmp_path, name, text, timestamp="time") for name in ("a", "b")]
+    other = text.replace(",i", ",t").replace("ttem", "item")
+    both = [domain(tmp_path, name, rows, timestamp="time") for name, rows in (("a", text), ("b", other))]
     assert inspected(tmp_path, *both).warnings == []
 
 

@@ -149,7 +149,7 @@ def _task(**changes):
         (_domain(format="amazon2015"), ["domains.games.format", "'amazon2015'", "amazon2014"]),
         (_domain(url="../secret.csv"), ["domains.games.url", "leaves the catalogue's folder"]),
         (_domain(url=""), ["domains.games.url"]),
-        (_domain(scale=[5, 1]), ["domains.games", "scale must rise"]),
+        (_domain(scale=[5, 1]), ["domains.games", "give the lowest rating first"]),
         ({"domains": {"games": CSV | {"url": None}}}, ["domains.games", "give a url, or a query"]),
         (_domain(query="FROM t"), ["domains.games", "a query gives parquet, not csv"]),
         (_query(format="amazon2023"), ["domains.games", "a query gives parquet, not csv"]),
