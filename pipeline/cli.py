@@ -196,7 +196,7 @@ def list_names(debug: Debug = False) -> None:
 def ui(debug: Debug = False) -> None:
     """Start the Dagster and MLflow pages on this machine, until Ctrl-C."""
     with _errors_in_one_line(debug):
-        from pipeline.ui import main as serve
+        from pipeline.ui import serve
 
         serve()
 
@@ -310,11 +310,11 @@ def _errors_in_one_line(debug: bool) -> Iterator[None]:
         # Dagster wraps what an asset raises; the reader wants the asset's own sentence.
         while type(error).__module__.startswith("dagster.") and error.__cause__ is not None:
             error = error.__cause__
-        line = f"error: {type(error).__name__}: {error}"
+        line = " ".join(f"error: {type(error).__name__}: {error}".split())
         errors.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     except BaseException:
-        # KeyboardInterrupt, or what Dagster makes of it.
+        # Stopped, or what Dagster makes of it.
         raise _stopped() from None
 
 
@@ -322,7 +322,8 @@ def _stopped() -> typer.Exit:
     """Say so in one line, and the exit of a stopped command."""
     number = stopping.received()
     by = f" by {stopping.SIGNALS[number]}" if number else ""
-    errors.print(f"stopped{by}: what is finished is kept, and the same command goes on from there")
+    line = f"stopped{by}: what is finished is kept, and the same command goes on from there"
+    errors.print(line, highlight=False, soft_wrap=True)
     return typer.Exit(stopping.exit_code(number))
 
 
