@@ -2,8 +2,8 @@
 
 Reads one JSON object a line: arguments, folder (working directory), environment, seconds, out (a path, to
 which .out and .err are added); writes one line: the exit status, or null where the command was ended for
-time. Importing DuckDB, pandas and Dagster takes two seconds, a fork a hundredth. What a checkout may read from
-the environment at import (the axes) is imported in the fork.
+time. Importing DuckDB, pandas and Dagster takes two seconds, a fork a hundredth. What may be read from
+the environment at import (the axes of older checkouts) is imported in the fork.
 """
 
 import contextlib
