@@ -17,7 +17,7 @@ torture: .venv/ready ## hostile files, names, settings and command lines, ten mi
 	$(BIN)/python -m tests.torture
 
 ui: .venv/ready ## Dagster on 127.0.0.1:3000, MLflow on 127.0.0.1:5000
-	$(BIN)/python -m pipeline.ui
+	$(BIN)/diffcdr ui
 
 check: .venv/ready ## lint, the direction of imports, definitions
 	$(BIN)/ruff check .

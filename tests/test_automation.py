@@ -102,7 +102,7 @@ def test_a_changed_file_recomputes_the_stale_cell_and_nothing_else(house):
     after = house.written()
     assert set(after) == set(before)
     assert {path for path in before if after[path] == before[path]} == {
-        path for path in before if "kind=source" in path
+        path for path in before if "source_factors" in path
     }
 
     asked = house.tick()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 
 import dagster as dg
 
@@ -11,7 +10,7 @@ from assets.settings.axes import Axes
 from assets.settings.catalog import Domain
 from assets.state import plots
 from assets.state.code import code_of
-from assets.state.store import Store, fingerprint
+from assets.state.store import DATABASE, Store, fingerprint
 
 log = logging.getLogger("diffcdr")
 CODE = code_of("assets.data.ratings:ingest_domain")
@@ -65,19 +64,16 @@ def ratings_fingerprint(store: Store, domain: Domain) -> str:
 def ingest_domain(store: Store, domain: Domain) -> dict:
     """The manifest of the domain's ratings, reading the raw file where they are missing or stale."""
     raw, entry = store.reviews(domain.name), store.ratings(domain.name)
-    source, mark = raw.require(), ratings_fingerprint(store, domain)
-    if entry.stands(mark):
+    source, expected = raw.require(), ratings_fingerprint(store, domain)
+    if entry.is_current(expected):
         log.info("ratings %s: up to date", domain.name)
         return entry.require()
-    # Beside the ratings at hand, which count until the new ones are whole.
-    database = store.database(domain.name)
-    incoming = database.with_name("incoming.duckdb")
-    facts = dataclasses.asdict(ingest.ingest(raw.path / source["file"], incoming, domain))
-    entry.unseal()
-    os.replace(incoming, database)
+    with entry.draft() as draft:
+        ingested = ingest.ingest(raw.path_of(source["file"]), draft.folder / DATABASE, domain)
+        manifest = draft.publish(expected, **dataclasses.asdict(ingested))
     log.info(
         "ratings %s: %d ratings of %d users on %d items (%d rows read, %d repeated)",
         domain.name,
-        *(facts[key] for key in ("ratings", "users", "items", "rows_read", "repeated")),
+        *(manifest[key] for key in ("ratings", "users", "items", "rows_read", "repeated")),
     )
-    return entry.seal(mark, **facts)
+    return manifest

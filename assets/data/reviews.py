@@ -19,14 +19,14 @@ from assets.data import download
 from assets.settings.axes import Axes
 from assets.settings.catalog import Domain
 from assets.state.code import code_of
-from assets.state.store import Store, fingerprint
+from assets.state.store import Store, fingerprint, writing
 
 log = logging.getLogger("diffcdr")
 CODE = code_of("assets.data.reviews:obtain")
 
 
 class QueryError(ValueError):
-    """A domain's query gives no ratings; the message names the domain, what is wrong and the mend."""
+    """A domain's query gives no ratings; the message names the domain, what is wrong and the hint."""
 
 
 def reviews_asset(axes: Axes) -> dg.AssetsDefinition:
@@ -52,7 +52,7 @@ def reviews_asset(axes: Axes) -> dg.AssetsDefinition:
                     "sha256": record["sha256"],
                     "source": record["source"],
                     "fetched_at": record["fetched_at"],
-                    "path": dg.MetadataValue.path(str(store.reviews(name).path / record["file"])),
+                    "path": dg.MetadataValue.path(str(store.reviews(name).path_of(record["file"]))),
                 },
                 partition_key=name,
             )
@@ -69,26 +69,28 @@ def obtain(store: Store, domain: Domain) -> dict:
     entry, state = store.reviews(domain.name), _state(domain)
     if state is None:
         state = (entry.manifest() or {}).get("state")
-    mark = _mark(domain, state)
-    if entry.stands(mark):
+    wanted = _fingerprint(domain, state)
+    if entry.is_current(wanted):
         log.info("reviews %s: up to date", domain.name)
         return entry.require()
-    # Beside the file at hand, which counts until the new one is whole.
-    incoming = Path(entry.path) / "incoming"
-    incoming.mkdir(parents=True, exist_ok=True)
+    incoming = store.incoming(domain.name)
+    with writing(incoming):
+        incoming.mkdir(parents=True, exist_ok=True)
     with _located(domain, incoming) as (url, file):
         fetched = download.fetch(url, incoming / file, sha256=domain.sha256)
-    os.replace(incoming / file, entry.unseal() / file)
+    with entry.draft() as draft:
+        os.replace(incoming / file, draft.folder / file)
+        manifest = draft.publish(
+            wanted,
+            state=state,
+            file=file,
+            size=fetched.size,
+            sha256=fetched.sha256,
+            source=domain.origin,
+            fetched_at=fetched.fetched_at,
+        )
     log.info("reviews %s: %s, %.1f MB", domain.name, domain.origin, fetched.size / 1e6)
-    return entry.seal(
-        mark,
-        state=state,
-        file=file,
-        size=fetched.size,
-        sha256=fetched.sha256,
-        source=domain.origin,
-        fetched_at=fetched.fetched_at,
-    )
+    return manifest
 
 
 def change(store: Store, domain: Domain) -> str | None:
@@ -100,11 +102,11 @@ def change(store: Store, domain: Domain) -> str | None:
     state = _state(domain) if manifest else None
     if state is None:
         return None
-    old, new = manifest["fingerprint"], _mark(domain, state)
+    old, new = manifest["fingerprint"], _fingerprint(domain, state)
     return None if old == new else f"{old}-{new}"
 
 
-def _mark(domain: Domain, state: object) -> str:
+def _fingerprint(domain: Domain, state: object) -> str:
     place = domain.url if domain.query is None else [domain.url, domain.query]
     return fingerprint(url=place, sha256=domain.sha256, source=state)
 
@@ -141,21 +143,21 @@ def _generate(domain: Domain, folder: Path) -> Path:
 def _query(domain: Domain, folder: Path) -> Path:
     """The result of the domain's query as Parquet, rows in the order in which the query gives them."""
     file = folder / f"{domain.name}.parquet"
-    mend = "correct query of the domain in the catalogue"
+    hint = "correct query of the domain in the catalogue"
     with contextlib.closing(_connect(domain, folder)) as connection:
         try:
             # A table that is missing must not be found among this function's variables.
             connection.execute("SET TimeZone = 'UTC'; SET python_enable_replacements = false")
             statements = connection.extract_statements(domain.query)
             if [each.type for each in statements] != [duckdb.StatementType.SELECT]:
-                raise QueryError(f"domain {domain.name}: the query is not one SELECT; {mend}")
+                raise QueryError(f"domain {domain.name}: the query is not one SELECT; {hint}")
             connection.sql(domain.query).write_parquet(str(file))
         except duckdb.Error as error:
             raise QueryError(
-                f"domain {domain.name}: the query fails: {_first_line(error)}; {mend}"
+                f"domain {domain.name}: the query fails: {_first_line(error)}; {hint}"
             ) from error
     if pq.read_metadata(file).num_rows == 0:
-        raise QueryError(f"domain {domain.name}: the query gives no rows; {mend}")
+        raise QueryError(f"domain {domain.name}: the query gives no rows; {hint}")
     return file
 
 

@@ -79,7 +79,7 @@ COLUMNS = dg.TableSchema(
 
 
 class RecommendationError(ValueError):
-    """Something asked for cannot be used; the message names the file, line or field and the mend."""
+    """Something asked for cannot be used; the message names the file, line or field and the hint."""
 
 
 class RecommendationConfig(dg.Config):
@@ -156,7 +156,7 @@ def recommend_cell(
     """The manifest of a cell's recommendations, computed where missing or stale."""
     name, objective = best_model(store, profile, cell)
     entry = store.recommendations(profile.name, cell)
-    mark = fingerprint(
+    wanted = fingerprint(
         code=CODE,
         model=[name, objective, store.model(profile.name, name, cell, objective).require()["fingerprint"]],
         source=_source(store, profile, cell, name, objective).require()["fingerprint"],
@@ -165,7 +165,7 @@ def recommend_cell(
         min_ratings=config.min_ratings,
         exclude=_excluded(config.exclude),
     )
-    if entry.stands(mark):
+    if entry.is_current(wanted):
         log.info("%s/recommendations %s: up to date", profile.name, cell.key)
         return entry.require()
     bundle = Bundle.load(store, profile, cell, name, objective, compute.torch_device, config)
@@ -180,7 +180,7 @@ def recommend_cell(
         log.info("%s/recommendations %s: %d users by %s", profile.name, cell.key, len(users), name)
         return entry.write(
             {file.name: file},
-            mark,
+            wanted,
             model=name,
             objective=objective,
             users=len(users),

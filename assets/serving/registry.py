@@ -19,7 +19,8 @@ from assets.report.results import read_results
 from assets.serving.recommendations import Bundle, RecommendationConfig, candidates, validation_score
 from assets.settings.axes import CATALOG, Cell, Trial
 from assets.settings.profile import Profile
-from assets.state.store import PROJECT, NotMaterialized, Store, parquet, tensors
+from assets.state.code import OURS
+from assets.state.store import NotMaterialized, Store, parquet, tensors
 from assets.state.tracking import MlflowTracking
 
 ALIAS = "champion"
@@ -71,7 +72,13 @@ def register(
     cell = min((Cell.parse(key) for key in scores.index), key=lambda c: (c.beta, scores.loc[c.key, best]))
     bundle = Bundle.load(store, profile, cell, best, OBJECTIVE, "cpu", RecommendationConfig())
     card = model_card(store, profile, cell, bundle, scores)
-    trained = store.model(profile.name, best, cell, OBJECTIVE).require()
+    entry = store.model(profile.name, best, cell, OBJECTIVE)
+    trained = entry.require()
+    if "mlflow_run_id" not in trained:
+        raise ValueError(
+            f"{best} of {cell.key} was trained with --no-tracking, and a version needs an MLflow run: remove "
+            f"{entry.path} and run it again with tracking"
+        )
     version = _log_version(tracking, trained["mlflow_run_id"], f"diffcdr-{task}", bundle, cell, card)
     return Registered(f"diffcdr-{task}", version, best, cell, card)
 
@@ -180,9 +187,9 @@ def save_pyfunc(folder: Path, bundle: Bundle, cell: Cell, card: str, about: Any 
         (folder / name).write_bytes(content)
     mlflow.pyfunc.save_model(
         path=str(folder / "model"),
-        python_model=str(PROJECT / "assets" / "serving" / "pyfunc_recommender.py"),
+        python_model=str(Path(__file__).with_name("pyfunc_recommender.py")),
         artifacts={name.partition(".")[0]: str(folder / name) for name in files},
-        code_paths=[str(PROJECT / "ml")],
+        code_paths=[str(OURS / "ml")],
         # Inferring the requirements would load the model in a new process, for half a minute.
         pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
         input_example=example(bundle),
@@ -239,7 +246,13 @@ def model_card(store: Store, profile: Profile, cell: Cell, bundle: Bundle, score
     overlap, split = store.overlap(cell.task).require(), store.split(cell).require()
     roles = ", ".join(f"{count} {role}" for role, count in split["counts"].items())
     liked_above = CATALOG.domains[task.source].liked_above
-    trained = store.model(profile.name, best, cell, OBJECTIVE).require()
+    entry = store.model(profile.name, best, cell, OBJECTIVE)
+    trained = entry.require()
+    if "mlflow_run_id" not in trained:
+        raise ValueError(
+            f"{best} of {cell.key} was trained with --no-tracking, and a version needs an MLflow run: remove "
+            f"{entry.path} and run it again with tracking"
+        )
     return "\n".join(
         [
             f"# Recommender of {cell.task}: {best}",

@@ -1,37 +1,92 @@
 """Where everything lies on disk, and how it is written: whole or not at all.
 
-All state is under one folder, `DIFFCDR_HOME` (default `.diffcdr` in the working folder). Files that DuckDB or
-a download writes in place stay local; everything else may live behind an fsspec URL (`DIFFCDR_ARTIFACTS`).
-Every folder that counts holds a `manifest.json`, written last; a folder without one is not there. The
-manifest's fingerprint covers configuration, inputs and code, so that finished work can be told from stale.
+All state is under one folder, `home()`; what is computed from ratings may live behind an fsspec URL
+(`DIFFCDR_ARTIFACTS`). An entry is a folder of files that counts by its `manifest.json`, written last and in
+one step; without one nothing is there. The manifest names the generation of files that counts and has the
+size and digest of each, the fingerprint of what it was made from (settings, inputs, code), and the entry's
+keys.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
+import logging
 import os
-import shutil
-import uuid
+import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import pandas as pd
 from filelock import FileLock
 from upath import UPath
 
+from assets.state.folders import Content, LocalFolder, described, folder_of, places
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+log = logging.getLogger("diffcdr")
 PROJECT = Path(__file__).resolve().parents[2]
+# A later change of folder does not move the home.
+_STARTED_IN = Path.cwd()
 MANIFEST = "manifest.json"
+# Of manifests: what is written in another one is not read, but made anew.
+FORMAT = 2
+DATABASE = "ratings.duckdb"
+# What DuckDB and downloads write stays on this machine.
+LOCAL_KINDS = ("reviews", "ratings")
+_OWN_FACTS = ("format", "generation", "previous", "keys", "files", "fingerprint", "written_at")
+# Files on disk that were found to be as written, by path, size and time of change: read once a process.
+_found_whole: set[tuple[str, int, int]] = set()
 
 
 class NotMaterialized(LookupError):
     """Something upstream has not been computed yet; the message says what to materialize."""
+
+
+class Damaged(NotMaterialized):
+    """A file of an entry is missing or not what was written; the message names it and says what to do."""
+
+
+class CannotWrite(OSError):
+    """A disk is full or closed; the message names it and says what is safe and what to do."""
+
+    def __str__(self) -> str:
+        return self.args[1]
+
+
+def home() -> Path:
+    """Where all state lives: `DIFFCDR_HOME`, else `.diffcdr` in the folder where the program was started."""
+    return _STARTED_IN / (os.environ.get("DIFFCDR_HOME") or ".diffcdr")
+
+
+@contextlib.contextmanager
+def writing(path: Path | UPath) -> Iterator[None]:
+    """Say in one sentence why `path` cannot be written. Raises CannotWrite."""
+    try:
+        yield
+    except CannotWrite:
+        raise
+    except Exception as error:
+        code = getattr(error, "errno", None)
+        # DuckDB has an error of its own for it.
+        if code in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
+            message = (
+                f"the disk is full: {path} was not written. What was finished before is safe; free some "
+            )
+            raise CannotWrite(code or errno.ENOSPC, f"{message}space and run again") from error
+        where = str(getattr(error, "filename", None) or path)
+        related = where.startswith(str(path)) or str(path).startswith(where)
+        if related and code in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            message = f"{where} cannot be written ({error.strerror}); what is there is as it was. Make it "
+            setting = "set DIFFCDR_HOME, and DIFFCDR_ARTIFACTS if you use it, to a place that is"
+            raise CannotWrite(code, f"{message}writable, or {setting}") from error
+        raise
 
 
 def fingerprint(**parts: object) -> str:
@@ -63,125 +118,324 @@ def tensors(values: Mapping[str, "Tensor"]) -> bytes:
 
 
 class Entry:
-    """One folder of the store: files plus a manifest that makes them count."""
+    """One folder of the store: the files of one generation, and a manifest that makes them count.
 
-    def __init__(self, path: UPath, mend: str) -> None:
-        self.path = path
-        self._mend = mend
+    `manifest`, `require` and `is_current` look at what is there now. What is read after that comes from the
+    generation that they found, though another may have been written since, so that files of one Entry always
+    belong together. Every file is checked against its digest when it is read.
+
+    path: on disk or behind an fsspec URL. hint: how to make it, for messages. keys: what it is the entry of.
+    cache: a local folder for copies of remote files.
+    """
+
+    def __init__(
+        self, path: UPath, hint: str, keys: Mapping[str, object] | None = None, cache: Path | None = None
+    ) -> None:
+        self.path, self.hint, self.keys = path, hint, dict(keys or {})
+        self._folder, self._cache = folder_of(path), cache
+        self._found: dict | None = None
+        # Whether a file of the generation found has been read.
+        self._begun = False
 
     def manifest(self) -> dict | None:
+        """The manifest; None where there is none, or where a file is missing or of another size."""
         try:
-            return json.loads((self.path / MANIFEST).read_text())
-        except FileNotFoundError:
+            return self.require()
+        except NotMaterialized:
             return None
 
     def require(self) -> dict:
-        """The manifest; raises NotMaterialized with the mend where there is none."""
-        manifest = self.manifest()
-        if manifest is None:
-            raise NotMaterialized(f"{self.path} is not there yet: {self._mend}")
-        return manifest
+        """The manifest; raises NotMaterialized with the hint where there is none, Damaged as `manifest`."""
+        self._found, self._begun = None, False
+        self._found = self._look()
+        return self._found
 
     def require_current(self, fingerprint: str) -> dict:
         """The manifest; raises NotMaterialized where it is not there or was made from something else."""
         manifest = self.require()
         if manifest["fingerprint"] != fingerprint:
             raise NotMaterialized(
-                f"{self.path} is out of date, its settings, inputs or code have changed: {self._mend}"
+                f"{self.path} is out of date, its settings, inputs or code have changed: {self.hint}"
             )
         return manifest
 
-    def stands(self, fingerprint: str) -> bool:
-        """Whether the folder is there and was made from exactly this configuration, input and code."""
-        manifest = self.manifest()
-        return manifest is not None and manifest["fingerprint"] == fingerprint
+    def is_current(self, fingerprint: str) -> bool:
+        """Whether the entry is whole and was made from exactly this configuration, input and code.
 
-    def write(self, files: Mapping[str, bytes | Path], fingerprint: str, **facts: object) -> dict:
-        """Replace the folder as a whole by `files` and a manifest with `facts`; returns the manifest.
-
-        A file is given by its content, or by the path of a local file that is too large to be held.
+        On disk every file's digest is checked, once a process; an object store keeps digests itself, so there
+        sizes are.
         """
-        manifest = self._manifest(fingerprint, facts)
-        contents = {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}
-        if self._local is None:
-            self._write_remote(contents)
-        else:
-            self._write_local(self._local, contents)
-        return manifest
+        try:
+            manifest = self.require()
+            if manifest["fingerprint"] != fingerprint:
+                return False
+            if isinstance(self._folder, LocalFolder):
+                for name in manifest["files"]:
+                    self._check_on_disk(name)
+        except Damaged as error:
+            log.warning("%s", error)
+            return False
+        except NotMaterialized:
+            return False
+        return True
 
-    def seal(self, fingerprint: str, **facts: object) -> dict:
-        """Add the manifest to files that something else wrote in place; returns the manifest."""
-        manifest = self._manifest(fingerprint, facts)
-        target = Path(self.path) / MANIFEST
-        temporary = target.with_name(f".{uuid.uuid4().hex}")
-        _write_durably(temporary, json.dumps(manifest, indent=1).encode())
-        os.replace(temporary, target)
-        return manifest
+    def files(self) -> list[str]:
+        """The names of the entry's files; raises NotMaterialized."""
+        return sorted(self._manifest()["files"])
 
-    def unseal(self) -> Path:
-        """Take the manifest away before files are rewritten in place; returns the local folder, created."""
-        folder = Path(self.path)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST).unlink(missing_ok=True)
-        return folder
+    def has(self, name: str) -> bool:
+        """Whether the entry is there and holds a file of that name."""
+        try:
+            return name in self._manifest()["files"]
+        except NotMaterialized:
+            return False
+
+    def read(self, name: str) -> bytes:
+        """A file's content. Raises NotMaterialized where there is no such file, Damaged."""
+        content = self._again(self._read, name)
+        self._compare(name, described(content))
+        return content
+
+    def path_of(self, name: str) -> Path:
+        """A checked file's place on this machine, for readers that want one: a copy's where the entry is
+        remote. It may only be read. Raises as `read`."""
+        self._again(self._check_on_disk if isinstance(self._folder, LocalFolder) else self._copy_here, name)
+        return self._on_disk(name)
 
     def table(self, name: str) -> pd.DataFrame:
-        self.require()
-        return pd.read_parquet(io.BytesIO((self.path / name).read_bytes()))
+        return pd.read_parquet(io.BytesIO(self.read(name)))
 
     def tensors(self, name: str) -> dict[str, "Tensor"]:
         from safetensors.torch import load
 
-        self.require()
-        return load((self.path / name).read_bytes())
+        return load(self.read(name))
 
-    @property
-    def _local(self) -> Path | None:
-        return Path(self.path) if self.path.protocol in ("", "file") else None
+    def write(self, files: Mapping[str, Content], fingerprint: str, **facts: object) -> dict:
+        """Replace the entry as a whole by `files` and a manifest with `facts`; returns the manifest.
 
-    @staticmethod
-    def _manifest(fingerprint: str, facts: Mapping[str, object]) -> dict:
-        return {
+        A file is given by its content, or by the path of a local file that is too large to be held. What was
+        there before stays on disk until the next time, for those who are reading it. Raises CannotWrite.
+        """
+        with self._generation() as generation:
+            written = {name: self._folder.put(f"{generation}/{name}", files[name]) for name in files}
+            return self._publish(generation, written, fingerprint, facts, keep=True)
+
+    @contextlib.contextmanager
+    def draft(self) -> Iterator["Draft"]:
+        """A local folder in which files are written in place, and which becomes the entry by `publish`.
+
+        What was there before is removed then, for such files may be large: who has one open reads on. Without
+        `publish` all is as before. Raises CannotWrite.
+        """
+        if isinstance(self._folder, LocalFolder):
+            with self._generation() as generation:
+                yield Draft(self, self._folder.path / generation, generation)
+            return
+        with writing(self.path), _scratch(self._cache) as folder:
+            yield Draft(self, folder, None)
+
+    # Reading
+
+    def _manifest(self) -> dict:
+        return self._found if self._found is not None else self.require()
+
+    def _look(self) -> dict:
+        """The manifest of a generation whose files are there, in their sizes."""
+        before = None
+        while True:
+            manifest = self._parsed()
+            try:
+                self._compare_sizes(manifest)
+            except Damaged:
+                # A writer may have replaced it after the manifest was read.
+                if manifest["generation"] == before:
+                    raise
+                before = manifest["generation"]
+            else:
+                return manifest
+
+    def _parsed(self) -> dict:
+        try:
+            manifest = json.loads(self._folder.read(MANIFEST))
+        except FileNotFoundError:
+            raise NotMaterialized(f"{self.path} is not there yet: {self.hint}") from None
+        except ValueError:
+            raise self._damaged(MANIFEST, "it is not JSON") from None
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise NotMaterialized(
+                f"{self.path} was written by another version of diffcdr and is not read: {self.hint}"
+            )
+        if manifest["keys"] != self.keys:
+            keys = ", ".join(f"{key}={value}" for key, value in manifest["keys"].items())
+            raise NotMaterialized(f"{self.path} is a copy of another entry, {keys}: {self.hint}")
+        return manifest
+
+    def _compare_sizes(self, manifest: dict) -> None:
+        sizes = self._folder.sizes(manifest["generation"])
+        for name, facts in manifest["files"].items():
+            if name not in sizes:
+                raise self._damaged(f"{manifest['generation']}/{name}", "it is missing")
+            if sizes[name] != facts["size"]:
+                reason = f"it has {sizes[name]:,} bytes in place of {facts['size']:,}"
+                raise self._damaged(f"{manifest['generation']}/{name}", reason)
+
+    def _compare(self, name: str, found: Mapping[str, int | str]) -> None:
+        if found != self._facts(name):
+            raise self._damaged(
+                f"{self._manifest()['generation']}/{name}", "its content is not what was written"
+            )
+
+    def _facts(self, name: str) -> dict[str, int | str]:
+        files = self._manifest()["files"]
+        if name not in files:
+            raise NotMaterialized(f"{self.path} holds no {name}: {self.hint}")
+        return files[name]
+
+    def _again(self, read, name: str):
+        """`read(name)`, once more where the generation has been removed since the manifest was read."""
+        self._facts(name)
+        before = self._manifest()["generation"]
+        try:
+            found = read(name)
+        except FileNotFoundError:
+            begun = self._begun
+            if self.require()["generation"] == before:
+                raise self._damaged(f"{before}/{name}", "it is missing") from None
+            if begun:
+                raise NotMaterialized(
+                    f"{self.path} was written anew while it was read: start again"
+                ) from None
+            self._facts(name)
+            found = read(name)
+        self._begun = True
+        return found
+
+    def _read(self, name: str) -> bytes:
+        return self._folder.read(f"{self._manifest()['generation']}/{name}")
+
+    def _on_disk(self, name: str) -> Path:
+        root = self._folder.path if isinstance(self._folder, LocalFolder) else self._cache
+        if root is None:
+            raise ValueError(f"{self.path} is remote: an Entry without a cache has no local files")
+        return root / self._manifest()["generation"] / name
+
+    def _check_on_disk(self, name: str) -> None:
+        path = self._on_disk(name)
+        state = path.stat()
+        seen = (str(path), state.st_size, state.st_mtime_ns)
+        if seen not in _found_whole:
+            self._compare(name, described(path))
+            _found_whole.add(seen)
+
+    def _copy_here(self, name: str) -> None:
+        path = self._on_disk(name)
+        with contextlib.suppress(FileNotFoundError, Damaged):
+            self._check_on_disk(name)
+            return
+        content = self._read(name)
+        self._compare(name, described(content))
+        with writing(path):
+            copies = LocalFolder(path.parent)
+            copies.path.mkdir(parents=True, exist_ok=True)
+            copies.replace(path.name, content)
+        for other in LocalFolder(self._cache).generations():
+            if other != self._manifest()["generation"]:
+                LocalFolder(self._cache).remove(other)
+
+    def _damaged(self, file: str, reason: str) -> Damaged:
+        return Damaged(f"{self.path / file} is damaged, {reason}; the entry counts as not there: {self.hint}")
+
+    # Writing
+
+    @contextlib.contextmanager
+    def _generation(self) -> Iterator[str]:
+        """A generation that is removed again unless it is published."""
+        with writing(self.path), self._folder.generation() as generation:
+            try:
+                yield generation
+            finally:
+                # Where writing failed, so may this; it is tried again at the next.
+                with contextlib.suppress(OSError):
+                    if self._before().get("generation") != generation:
+                        self._folder.remove(generation)
+
+    def _publish(
+        self,
+        generation: str,
+        files: Mapping[str, Mapping[str, int | str]],
+        fingerprint: str,
+        facts: Mapping[str, object],
+        keep: bool,
+    ) -> dict:
+        reserved = sorted(set(facts) & set(_OWN_FACTS))
+        if reserved:
+            raise ValueError(
+                f"{self.path}: {', '.join(reserved)} are the manifest's own, name the facts otherwise"
+            )
+        before = self._before()
+        manifest = {
+            "format": FORMAT,
+            "generation": generation,
+            "previous": before.get("generation") if keep else None,
+            "keys": self.keys,
+            "files": dict(files),
             "fingerprint": fingerprint,
             "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
             **facts,
         }
+        text = json.dumps(manifest, indent=1)
+        self._folder.replace(MANIFEST, text.encode())
+        # From here on it is written: what cannot be cleaned up now is next time.
+        with contextlib.suppress(OSError):
+            self._clean_up(before, manifest)
+        self._found, self._begun = json.loads(text), False
+        return self._found
 
-    @staticmethod
-    def _write_local(folder: Path, contents: Mapping[str, bytes | Path]) -> None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        mark = uuid.uuid4().hex[:8]
-        fresh, old = (folder.with_name(f".{folder.name}-{state}-{mark}") for state in ("new", "old"))
-        fresh.mkdir()
-        for name, content in contents.items():
-            _write_durably(fresh / name, content)
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+    def _before(self) -> dict:
+        """The manifest that is about to be replaced, of whatever version; empty where there is none."""
+        try:
+            manifest = json.loads(self._folder.read(MANIFEST))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return manifest if isinstance(manifest, dict) else {}
 
-    def _write_remote(self, contents: Mapping[str, bytes | Path]) -> None:
-        # Object stores have no rename of folders: the manifest goes first and comes last.
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / MANIFEST).unlink(missing_ok=True)
-        for name, content in contents.items():
-            with (self.path / name).open("wb") as file:
-                _copy(content, file)
-
-
-def _copy(content: bytes | Path, file: BinaryIO) -> None:
-    if isinstance(content, bytes):
-        file.write(content)
-        return
-    with content.open("rb") as source:
-        shutil.copyfileobj(source, file)
+    def _clean_up(self, before: Mapping, manifest: Mapping) -> None:
+        done = {before.get("generation"), before.get("previous")} - {manifest["previous"]}
+        for other in self._folder.generations():
+            if other in (manifest["generation"], manifest["previous"]):
+                continue
+            if other in done or self._folder.is_abandoned(other):
+                self._folder.remove(other)
+        if before.get("format") != FORMAT:
+            # Versions without generations had their files here.
+            for name in self._folder.files():
+                if name != MANIFEST:
+                    self._folder.remove(name)
 
 
-def _write_durably(path: Path, content: bytes | Path) -> None:
-    with path.open("wb") as file:
-        _copy(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+@contextlib.contextmanager
+def _scratch(beside: Path | None) -> Iterator[Path]:
+    if beside is not None:
+        beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".draft-", dir=beside) as folder:
+        yield Path(folder)
+
+
+class Draft:
+    """Files of an entry to be. folder: where they are written; it is gone after the `with` block."""
+
+    def __init__(self, entry: Entry, folder: Path, generation: str | None) -> None:
+        self.folder = folder
+        self._entry, self._generation = entry, generation
+
+    def publish(self, fingerprint: str, **facts: object) -> dict:
+        """Make the entry of the files in the folder and a manifest with `facts`; returns the manifest."""
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        names = {path.relative_to(self.folder).as_posix(): path for path in paths}
+        if self._generation is None:
+            return self._entry.write(names, fingerprint, **facts)
+        written = {name: self._entry._folder.settle(f"{self._generation}/{name}") for name in names}
+        return self._entry._publish(self._generation, written, fingerprint, facts, keep=False)
 
 
 class Store(dg.ConfigurableResource):
@@ -192,83 +446,128 @@ class Store(dg.ConfigurableResource):
 
     @property
     def root(self) -> Path:
-        return Path(self.home or os.environ.get("DIFFCDR_HOME") or ".diffcdr").absolute()
+        return Path(self.home).absolute() if self.home else home()
 
     @property
     def artifact_root(self) -> UPath:
         return UPath(self.artifacts or os.environ.get("DIFFCDR_ARTIFACTS") or self.root / "artifacts")
 
     def reviews(self, domain: str) -> Entry:
-        return Entry(UPath(self.root / f"reviews/domain={domain}"), _mend("reviews", domain))
+        return self._entry("reviews", _hint("reviews", domain), domain=domain)
 
     def ratings(self, domain: str) -> Entry:
-        return Entry(UPath(self.root / f"ratings/domain={domain}"), _mend("ratings", domain))
+        return self._entry("ratings", _hint("ratings", domain), domain=domain)
 
     def database(self, domain: str) -> Path:
-        return self.root / f"ratings/domain={domain}" / "ratings.duckdb"
+        """The domain's ratings in DuckDB, to be opened for reading only; raises NotMaterialized."""
+        return self.ratings(domain).path_of(DATABASE)
 
     def overlap(self, task: str) -> Entry:
-        return self._artifact(f"overlap/task={task}", _mend("overlap", task))
+        return self._entry("overlap", _hint("overlap", task), task=task)
 
     def split(self, cell) -> Entry:
-        return self._artifact(f"split/{cell.folder}", _mend("split", cell.key))
+        return self._entry("split", _hint("split", cell.key), **_keys(cell))
 
     def source_factors(
         self, profile: str, domain: str, config: str, seed: int, objective: str = "rating"
     ) -> Entry:
         """`config` is a digest of the hyper-parameters: tasks that train a domain alike share the factors."""
-        place = f"kind=source/objective={objective}/domain={domain}/config={config}/seed={seed}"
-        path = f"factors/profile={profile}/{place}"
-        return self._artifact(
-            path, f"materialize {profile}/source_factors of a task that starts from {domain}"
-        )
+        hint = f"materialize {profile}/source_factors of a task that starts from {domain}"
+        keys = {"profile": profile, "objective": objective, "domain": domain, "config": config, "seed": seed}
+        return self._entry("source_factors", hint, **keys)
 
     def source_effects(self, profile: str, domain: str, seed: int) -> Entry:
-        path = f"factors/profile={profile}/kind=effects/domain={domain}/seed={seed}"
-        return self._artifact(
-            path, f"materialize {profile}/source_effects of a task that starts from {domain}"
-        )
+        hint = f"materialize {profile}/source_effects of a task that starts from {domain}"
+        return self._entry("source_effects", hint, profile=profile, domain=domain, seed=seed)
 
     def target_factors(self, profile: str, cell, objective: str = "rating") -> Entry:
-        path = f"factors/profile={profile}/kind=target/objective={objective}/{cell.folder}"
-        return self._artifact(path, _mend(f"{profile}/target_factors", cell.key))
+        hint = _hint(f"{profile}/target_factors", cell.key)
+        return self._entry("target_factors", hint, profile=profile, objective=objective, **_keys(cell))
 
     def model(self, profile: str, model: str, cell, objective: str = "rating") -> Entry:
-        path = f"models/profile={profile}/model={model}/objective={objective}/{cell.folder}"
-        return self._artifact(path, _mend(f"{profile}/{model}", cell.key))
+        hint = _hint(f"{profile}/{model}", cell.key)
+        return self._entry("models", hint, profile=profile, model=model, objective=objective, **_keys(cell))
 
     def embeddings(self, profile: str, cell) -> Entry:
-        path = f"embeddings/profile={profile}/{cell.folder}"
-        return self._artifact(path, _mend(f"{profile}/embeddings", cell.key))
+        return self._entry(
+            "embeddings", _hint(f"{profile}/embeddings", cell.key), profile=profile, **_keys(cell)
+        )
 
     def search(self, profile: str, cell) -> Entry:
-        return self._artifact(f"search/profile={profile}/{cell.folder}", _mend(f"{profile}/search", cell.key))
+        return self._entry("search", _hint(f"{profile}/search", cell.key), profile=profile, **_keys(cell))
 
     def warming(self, profile: str, cell) -> Entry:
-        path = f"warming/profile={profile}/{cell.folder}"
-        return self._artifact(path, _mend(f"{profile}/warming_up", cell.key))
+        return self._entry(
+            "warming", _hint(f"{profile}/warming_up", cell.key), profile=profile, **_keys(cell)
+        )
 
     def recommendations(self, profile: str, cell) -> Entry:
-        path = f"recommendations/profile={profile}/{cell.folder}"
-        return self._artifact(path, _mend(f"{profile}/recommendations", cell.key))
+        hint = _hint(f"{profile}/recommendations", cell.key)
+        return self._entry("recommendations", hint, profile=profile, **_keys(cell))
+
+    def entries(self, kind: str, **wanted: object) -> Iterator[tuple[dict[str, object], Entry]]:
+        """Keys and entry of everything of a kind ("models", "warming", ...) that is there and whole in size.
+
+        `wanted` are keys and the values that they must have, None for any. Keys are what manifests say, not
+        what folders are called; an entry that is damaged, or stands where its keys do not belong, is said in
+        the log and left out.
+        """
+        root = self._root(kind) / kind
+        for place in places(root, MANIFEST, wanted):
+            keys = _keys_in(root / place)
+            if any(keys.get(key) != value for key, value in wanted.items() if value is not None):
+                continue
+            entry = self._entry(kind, f"make {kind}/{place} again (`diffcdr run` does it)", **keys)
+            if entry.path != root / place:
+                log.warning("%s is a copy of another entry, %s, and is left out", root / place, entry.path)
+                continue
+            try:
+                entry.require()
+            except NotMaterialized as error:
+                log.warning("%s", error)
+                continue
+            yield keys, entry
+
+    def incoming(self, domain: str) -> Path:
+        """Where the domain's download waits until it is whole, to be gone on with after an interruption."""
+        return self.root / "incoming" / f"domain={domain}"
 
     def report(self, *parts: str) -> Path:
         """A folder for finished tables and figures, created."""
         folder = self.root.joinpath("reports", *parts)
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Held by one process at a time, for work that two cells share."""
         folder = self.root / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock"):
             yield
 
-    def _artifact(self, path: str, mend: str) -> Entry:
-        return Entry(self.artifact_root / path, mend)
+    def _entry(self, kind: str, hint: str, **keys: object) -> Entry:
+        place = "/".join([kind, *(f"{key}={value}" for key, value in keys.items())])
+        return Entry(self._root(kind) / place, hint, {"kind": kind, **keys}, self.root / "cache" / place)
+
+    def _root(self, kind: str) -> UPath:
+        return UPath(self.root) if kind in LOCAL_KINDS else self.artifact_root
 
 
-def _mend(asset: str, partition: str) -> str:
+def _keys(cell) -> dict[str, object]:
+    return {"task": cell.task, "beta": cell.beta, "seed": cell.seed}
+
+
+def _keys_in(path: UPath) -> dict[str, object]:
+    """The keys that a manifest names, the kind apart; empty for one that cannot be read."""
+    try:
+        manifest = json.loads(folder_of(path).read(MANIFEST))
+        return {key: value for key, value in manifest["keys"].items() if key != "kind"}
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def _hint(asset: str, partition: str) -> str:
     return f"materialize {asset} of partition {partition} first (`diffcdr run` does it)"

@@ -30,7 +30,8 @@ import tenacity
 from filelock import FileLock
 from pydantic import Field
 
-from assets.state.store import PROJECT, Store
+from assets.state.code import OURS
+from assets.state.store import Store
 
 # MLflow takes at most this many metrics in one request.
 BATCH = 1000
@@ -136,7 +137,7 @@ class CellRun:
         elif isinstance(error, Exception):
             self.fail(_named(error))
         else:
-            self.fail(f"stopped: {_named(error)}", "KILLED")
+            self.fail("stopped by Ctrl-C or TERM", "KILLED")
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log `values` at `step` (the epoch, from 1). `ndcg@20` is stored as `ndcg_at_20`, MLflow bans the @.
@@ -401,9 +402,9 @@ def _save_pyfunc(
     source, target = (Schema([TensorSpec(np.dtype(np.float32), (-1, width))]) for width in widths)
     mlflow.pyfunc.save_model(
         path=str(folder / "model"),
-        python_model=str(PROJECT / "assets" / "serving" / "pyfunc_diffcdr.py"),
+        python_model=str(OURS / "assets" / "serving" / "pyfunc_diffcdr.py"),
         artifacts={"weights": str(folder / "weights.safetensors"), "config": str(folder / "config.json")},
-        code_paths=[str(PROJECT / "ml")],
+        code_paths=[str(OURS / "ml")],
         # Inferring the requirements would load the model in a new process, for half a minute.
         pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in SERVING_REQUIREMENTS],
         signature=ModelSignature(inputs=source, outputs=target),
@@ -427,8 +428,20 @@ def _mlflow() -> ModuleType:
 def _connect(uri: str, experiment: str, artifacts: Path) -> tuple[Any, str]:
     mlflow = _mlflow()
     with _first_contact(uri):
+        _create_whole(_sqlite_file(uri))
         client = mlflow.MlflowClient(uri)
         return client, _experiment_id(client, uri, experiment, artifacts)
+
+
+def _create_whole(file: Path | None) -> None:
+    """Create a missing SQLite database beside its place: half a schema could never be opened again."""
+    if file is None or file.exists():
+        return
+    for left in file.parent.glob(f".{file.name}-*"):
+        left.unlink()
+    fresh = file.with_name(f".{file.name}-{os.getpid()}")
+    _mlflow().MlflowClient(f"sqlite:///{fresh}").search_experiments()
+    os.replace(fresh, file)
 
 
 def _first_contact(uri: str) -> contextlib.AbstractContextManager:
@@ -551,11 +564,12 @@ def _check_names(**names: str) -> None:
 @functools.lru_cache
 def _git() -> dict[str, str]:
     """The tag git.sha of the checkout, `-dirty` where it has changes; no tag outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
-    if not (PROJECT / ".git").exists():
+    if not (OURS / "pyproject.toml").exists():
+        # Installed: a repository around it would be another one.
         return {}
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
     try:
-        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(command, cwd=OURS, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"git.sha": done.stdout.strip()}

@@ -118,8 +118,8 @@ def embeddings_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
 
 def analyse(store: Store, compute: Compute, catalog: Catalog, profile: Profile, group: list[Cell]) -> None:
     """Write the analysis of a task's cells that are missing or stale."""
-    expected = {cell: _fingerprint(store, catalog, profile, cell) for cell in group}
-    pending = [cell for cell in group if not store.embeddings(profile.name, cell).stands(expected[cell])]
+    expected = {cell: embeddings_fingerprint(store, catalog, profile, cell) for cell in group}
+    pending = [cell for cell in group if not store.embeddings(profile.name, cell).is_current(expected[cell])]
     if not pending:
         log.info("%s/embeddings %s: up to date", profile.name, span(group))
         return
@@ -166,7 +166,7 @@ def cell_inputs(store: Store, profile: Profile, cell: Cell) -> Inputs:
     )
 
 
-def _fingerprint(store: Store, catalog: Catalog, profile: Profile, cell: Cell) -> str:
+def embeddings_fingerprint(store: Store, catalog: Catalog, profile: Profile, cell: Cell) -> str:
     """The fingerprint of a cell's analysis: settings, code and everything it is computed from."""
     inputs, fingerprints = cell_inputs(store, profile, cell), Fingerprints(store, catalog, profile)
     models = {name: fingerprints.model(name, cell, "rating") for name in inputs.models}
@@ -210,7 +210,7 @@ def vectors_of(profile: Profile, inputs: Inputs, users: Side) -> "dict[Variant, 
 
     vectors = {Variant(SOURCE): users.source.factors, Variant(BASE): users.base}
     for name, entry in inputs.models.items():
-        config = json.loads((entry.path / "config.json").read_text())
+        config = json.loads(entry.read("config.json"))
         model = build(config["model"], **config["hyperparameters"])
         model.load_state_dict(entry.tensors("weights.safetensors"))
         vectors |= transferred(name, model, users.source)

@@ -15,7 +15,7 @@ import pandas as pd
 from assets.data.ingest import ingest
 from assets.data.splits import _query_overlap
 from assets.settings.catalog import Columns, Domain, Task
-from assets.state.store import Store
+from assets.state.store import DATABASE, Store
 from benchmarks.data import LIKED_ABOVE, LinkedDomains
 from benchmarks.measure import Result
 from benchmarks.paths.path import Options, Path, Work
@@ -137,14 +137,13 @@ def _write_domain(home: File, name: str, ratings: pd.DataFrame, n_users: int, sh
     ids = np.array([f"own {name} {row:07d}" for row in range(n_users)], dtype=object)
     ids[shared] = [f"both {number:07d}" for number in range(len(shared))]
     users = pd.DataFrame({"user": np.arange(n_users, dtype=np.int32), "user_id": ids})
-    path = Store(home=str(home)).database(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    with duckdb.connect(str(path)) as connection:
-        connection.register("ratings_frame", ratings)
-        connection.register("users_frame", users)
-        connection.execute("CREATE TABLE ratings AS FROM ratings_frame")
-        connection.execute("CREATE TABLE users AS FROM users_frame")
+    with Store(home=str(home)).ratings(name).draft() as draft:
+        with duckdb.connect(str(draft.folder / DATABASE)) as connection:
+            connection.register("ratings_frame", ratings)
+            connection.register("users_frame", users)
+            connection.execute("CREATE TABLE ratings AS FROM ratings_frame")
+            connection.execute("CREATE TABLE users AS FROM users_frame")
+        draft.publish("generated")
 
 
 def histories_ours(data: Histories) -> Callable[[], Result]:

@@ -58,7 +58,7 @@ def ratings(domain: Domain) -> list[tuple]:
 
 def file_of(domain: Domain) -> Path:
     entry = Store().reviews(domain.name)
-    return Path(entry.path) / entry.require()["file"]
+    return entry.path_of(entry.require()["file"])
 
 
 def test_the_result_becomes_ratings_and_the_last_row_counts(database):

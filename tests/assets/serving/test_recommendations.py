@@ -43,7 +43,7 @@ def written(house):
         patch.setattr(recommendations, "CHUNK", 50)
         done = house.make(["strict/recommendations"], CELL.key, recommendations_asset(STRICT))
     [event] = done.asset_materializations_for_node("strict__recommendations")
-    path = house.store.recommendations("strict", CELL).path / "recommendations.parquet"
+    path = house.store.recommendations("strict", CELL).path_of("recommendations.parquet")
     return path, {name: entry.value for name, entry in event.metadata.items()}
 
 

@@ -98,7 +98,7 @@ def test_other_effects_make_the_recommendations_stale(house):
     recommend_cell(house.store, house.compute, PROFILE, CELL, RecommendationConfig())
     assert house.store.recommendations("served", CELL).require() == before
     facts = entry.require()
-    content = (entry.path / "effects.safetensors").read_bytes()
+    content = entry.read("effects.safetensors")
     entry.write({"effects.safetensors": content}, "others", users=facts["users"], items=facts["items"])
     recommend_cell(house.store, house.compute, PROFILE, CELL, RecommendationConfig())
     after = house.store.recommendations("served", CELL).require()

@@ -1,102 +1,412 @@
-"""A folder of the store is there whole or not at all, and knows what it was made from."""
+"""An entry of the store is there whole or not at all, and knows what it was made from."""
 
+import contextlib
 import json
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
-from assets.settings.axes import Cell
-from assets.state import store as store_module
-from assets.state.store import Entry, NotMaterialized, Store, code_version, fingerprint, parquet, tensors
+from assets.state import folders
+from assets.state.code import OURS
+from assets.state.store import (
+    Damaged,
+    Entry,
+    NotMaterialized,
+    Store,
+    fingerprint,
+    parquet,
+    tensors,
+)
+from tests.assets.axes import AXES, CELL
 
-CELL = Cell.parse("tiny|b20-s0")
+METRICS = pd.DataFrame({"metric": ["mae"], "value": [0.5]})
 
 
-def test_what_is_written_is_read_back():
-    entry = Store().model("paper", "emcdr", CELL)
+@pytest.fixture(params=["disk", "remote"])
+def store(request, monkeypatch):
+    """A store on disk, and one behind an fsspec URL."""
+    if request.param == "disk":
+        return Store()
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    return Store(artifacts="memory://bucket/artifacts")
+
+
+def split(store: Store) -> Entry:
+    return store.split(CELL)
+
+
+def generations(entry: Entry) -> list[str]:
+    entry.path.fs.invalidate_cache()
+    found = {name[len(entry.path.path) :].split("/")[1] for name in entry.path.fs.find(entry.path.path)}
+    return sorted(name for name in found if name.startswith("gen-"))
+
+
+def file_of(entry: Entry, name: str) -> UPath:
+    return entry.path / entry.require()["generation"] / name
+
+
+# Writing and reading
+
+
+def test_what_is_written_is_read_back(store):
+    entry = store.model("paper", "emcdr", CELL)
     frame = pd.DataFrame({"a": [1, 2], "b": [0.5, None]})
     entry.write({"t.parquet": parquet(frame), "w.safetensors": tensors({"w": torch.eye(2)})}, "f1", rows=2)
+    entry = store.model("paper", "emcdr", CELL)
     pd.testing.assert_frame_equal(entry.table("t.parquet"), frame)
     assert torch.equal(entry.tensors("w.safetensors")["w"], torch.eye(2))
+    assert entry.read("t.parquet") == entry.path_of("t.parquet").read_bytes() == parquet(frame)
     assert entry.require()["rows"] == 2
-    assert entry.stands("f1")
-    assert not entry.stands("f2")
+    assert entry.files() == ["t.parquet", "w.safetensors"]
+    assert entry.has("t.parquet")
+    assert not entry.has("u.parquet")
+    assert entry.is_current("f1")
+    assert not entry.is_current("f2")
 
 
-def test_a_rewrite_replaces_the_folder_whole():
-    entry = Store().split(CELL)
-    entry.write({"old": b"1"}, "f1")
-    entry.write({"new": b"2"}, "f2")
-    assert sorted(p.name for p in entry.path.iterdir()) == ["manifest.json", "new"]
-    assert [p.name for p in entry.path.parent.iterdir()] == ["seed=0"]
+def test_a_rewrite_with_fewer_files_leaves_none_behind(store):
+    entry = split(store)
+    entry.write({"a": b"1", "b": b"1"}, "f1")
+    entry.write({"a": b"2"}, "f2")
+    assert split(store).files() == ["a"]
+    with pytest.raises(NotMaterialized, match="holds no b: materialize split"):
+        split(store).read("b")
+    # For those who are in the middle of reading it, the generation before is kept, and no other.
+    for round_ in range(3, 6):
+        entry.write({"a": b"%d" % round_}, f"f{round_}")
+        assert len(generations(entry)) == 2
+    assert split(store).read("a") == b"5"
+
+
+def test_files_are_given_by_path_too(store, tmp_path):
+    (tmp_path / "large").write_bytes(b"large")
+    split(store).write({"large": tmp_path / "large"}, "f1")
+    assert split(store).read("large") == b"large"
+
+
+def test_a_draft_counts_once_it_is_published(store):
+    entry = split(store)
+    with entry.draft() as draft:
+        (draft.folder / "a").write_bytes(b"1")
+        assert entry.manifest() is None
+        assert draft.publish("f1", rows=1)["rows"] == 1
+    assert split(store).read("a") == b"1"
+    with entry.draft() as draft:
+        (draft.folder / "a").write_bytes(b"2")
+    assert split(store).read("a") == b"1"
+    with contextlib.suppress(ValueError), entry.draft() as draft:
+        (draft.folder / "a").write_bytes(b"2")
+        raise ValueError("stop")
+    assert split(store).is_current("f1")
+    assert len(generations(entry)) == 1
+    with entry.draft() as draft:
+        (draft.folder / "b").write_bytes(b"2")
+        draft.publish("f2")
+    assert split(store).files() == ["b"]
+
+
+def test_a_local_draft_that_is_published_replaces_what_was_there():
+    entry = Store().ratings("tiny_video")
+    for content in (b"1", b"2"):
+        with entry.draft() as draft:
+            (draft.folder / "ratings.duckdb").write_bytes(content)
+            draft.publish("f")
+    assert len(generations(entry)) == 1
+    assert Store().database("tiny_video").read_bytes() == b"2"
+
+
+def test_facts_may_not_hide_the_manifests_own(store):
+    with pytest.raises(ValueError, match="keys are the manifest's own"):
+        split(store).write({"a": b"1"}, "f1", keys=3)
+    assert generations(split(store)) == []
+
+
+def test_what_is_missing_says_how_to_make_it(store):
+    with pytest.raises(NotMaterialized, match=r"materialize split of partition tiny\|b20-s0 first"):
+        split(store).require()
+
+
+# Killed
+
+
+class Killed(BaseException):
+    """No handler of exceptions sees a kill; what is left behind is the same."""
 
 
 @pytest.mark.parametrize("old", [True, False])
-def test_a_crash_while_writing_leaves_what_was_there(old, monkeypatch):
-    entry = Store().split(CELL)
+@pytest.mark.parametrize("place", range(1, 4))
+def test_a_writer_that_stops_at_any_point_leaves_what_was_there(old, place, store, monkeypatch):
+    entry = split(store)
     if old:
-        entry.write({"file": b"old"}, "f1")
-    written = []
+        entry.write({"a": b"old"}, "f1")
+    steps = []
 
-    def crash_on_the_second_file(path, content):
-        written.append(path)
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        path.write_bytes(content)
+    def stopping(real):
+        def step(self, file, *args):
+            steps.append(file)
+            if len(steps) == place:
+                raise Killed
+            return real(self, file, *args)
 
-    monkeypatch.setattr(store_module, "_write_durably", crash_on_the_second_file)
-    with pytest.raises(KeyboardInterrupt):
-        entry.write({"file": b"new", "other": b"new"}, "f2")
-    assert entry.stands("f1") is old
-    assert (entry.manifest() is not None) is old
+        return step
+
+    kind = type(entry._folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "put", stopping(kind.put))
+        patch.setattr(kind, "replace", stopping(kind.replace))
+        patch.setattr(kind, "remove", lambda *_: None)
+        with pytest.raises(Killed):
+            entry.write({"a": b"new", "b": b"new"}, "f2")
+    assert split(store).is_current("f1") is old
+    assert (split(store).manifest() is not None) is old
     if old:
-        assert (entry.path / "file").read_bytes() == b"old"
+        assert split(store).read("a") == b"old"
+    # On disk what a dead writer left goes with the next writing; elsewhere with one a day later.
+    monkeypatch.setattr(folders, "_age", lambda _: folders._WRITTEN_WITHIN * 2)
+    entry.write({"a": b"newer"}, "f3")
+    assert len(generations(entry)) == 1 + old
 
 
-def test_what_is_missing_says_how_to_make_it():
-    with pytest.raises(NotMaterialized, match=r"materialize split of partition tiny\|b20-s0 first"):
-        Store().split(CELL).require()
+def test_a_killed_process_leaves_what_was_there_and_the_next_one_cleans_up(home, monkeypatch):
+    entry = split(Store())
+    entry.write({"a": b"old"}, "f1")
+    script = """
+        import time
+        from assets.settings.axes import Cell
+        from assets.state.store import Store
+        with Store().split(AXES.parse("tiny|b20-s0")).draft() as draft:
+            (draft.folder / "a").write_bytes(b"new")
+            print("here", flush=True)
+            time.sleep(60)
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        monkeypatch.setattr(folders, "_LOCKED_AFTER", -folders._LOCKED_AFTER)
+        entry.write({"a": b"2"}, "f2")
+        assert len(generations(entry)) == 3, "a living writer is left alone"
+        process.kill()
+        process.wait()
+    assert split(Store()).read("a") == b"2"
+    entry.write({"a": b"3"}, "f3")
+    assert len(generations(entry)) == 2
 
 
-def test_sealed_files_count_only_with_their_manifest():
-    entry = Store().ratings("tiny_video")
-    folder = entry.unseal()
-    (folder / "ratings.duckdb").write_bytes(b"x")
-    assert entry.manifest() is None
-    entry.seal("f1", rows=3)
-    assert entry.stands("f1")
-    entry.unseal()
-    assert entry.manifest() is None
-    assert (folder / "ratings.duckdb").exists()
+def test_two_writers_end_in_one_of_the_two_whole(store):
+    def work(name):
+        for round_ in range(20):
+            content = f"{name}{round_}".encode()
+            split(store).write({"a": content, f"only-{name}": content}, f"{name}{round_}")
+
+    def look():
+        while not done.is_set():
+            entry = split(store)
+            if manifest := entry.manifest():
+                contents = {entry.read(name) for name in entry.files()}
+                assert contents == {manifest["fingerprint"].encode()}
+                seen.append(manifest["fingerprint"])
+
+    done, seen, failed = threading.Event(), [], []
+
+    def reporting(function, *args):
+        try:
+            function(*args)
+        except BaseException as error:
+            failed.append(error)
+
+    reader = threading.Thread(target=reporting, args=(look,))
+    writers = [threading.Thread(target=reporting, args=(work, name)) for name in "xy"]
+    for thread in (reader, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    reader.join()
+    # A reader that two writings overtake is told to start again; it never sees a mixture.
+    assert [error for error in failed if "was written anew" not in str(error)] == []
+    entry = split(store)
+    last = entry.require()["fingerprint"]
+    assert entry.files() == ["a", f"only-{last[0]}"]
+    assert entry.read("a") == last.encode()
 
 
-def test_artifacts_may_live_behind_an_fsspec_url():
-    store = Store(artifacts="memory://bucket/artifacts")
-    entry = store.model("paper", "emcdr", CELL)
-    entry.write({"t.parquet": parquet(pd.DataFrame({"a": [1]}))}, "f1")
-    assert entry.table("t.parquet")["a"].tolist() == [1]
-    assert store.model("paper", "emcdr", CELL).stands("f1")
+def test_a_reader_goes_on_with_the_generation_it_began(store):
+    split(store).write({"a": b"1", "b": b"1"}, "f1")
+    reader = split(store)
+    assert reader.read("a") == b"1"
+    split(store).write({"a": b"2", "b": b"2"}, "f2")
+    assert reader.read("b") == b"1"
+    split(store).write({"a": b"3", "b": b"3"}, "f3")
+    with pytest.raises(NotMaterialized, match="was written anew while it was read: start again"):
+        reader.read("b")
+    waiting = split(store)
+    waiting.require()
+    for number in (4, 5, 6):
+        split(store).write({"a": b"%d" % number}, f"f{number}")
+    assert waiting.read("a") == b"6", "one that had read nothing takes the new one"
 
 
-def test_a_remote_folder_without_its_manifest_does_not_count():
-    entry = Entry(UPath("memory://bucket/half"), "write it again")
-    entry.write({"file": b"1"}, "f1")
-    (entry.path / "manifest.json").unlink()
-    assert entry.manifest() is None
+def test_a_listing_from_a_cache_hides_no_new_entry(monkeypatch):
+    """The memory file system with a cache of listings, as s3fs has one."""
+    listings: dict = {}
+    find = MemoryFileSystem.find
+
+    def cached(self, path, **options):
+        if path not in listings:
+            listings[path] = find(self, path, **options)
+        return listings[path]
+
+    monkeypatch.setattr(MemoryFileSystem, "find", cached)
+    monkeypatch.setattr(MemoryFileSystem, "invalidate_cache", lambda *_: listings.clear())
+    store = Store(artifacts="memory://bucket/cached")
+    assert list(store.entries("split")) == []
+    assert split(store).manifest() is None
+    split(store).write({"a": b"1"}, "f1")
+    assert split(store).is_current("f1")
+    assert [keys["task"] for keys, _ in store.entries("split")] == ["tiny"]
+
+
+# Damaged
+
+DAMAGE = {
+    "flipped": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+    "cut": lambda content: content[:-1],
+    "longer": lambda content: content + b"x",
+    "missing": None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_named_and_counts_as_not_there(damage, store):
+    split(store).write({"t.parquet": parquet(METRICS), "other": b"1"}, "f1")
+    before = split(store)
+    before.require()
+    path = file_of(before, "t.parquet")
+    content = path.read_bytes()
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage(content))
+    message = r"gen-.*/t\.parquet is damaged, .*; the entry counts as not there: materialize split"
+    for read in (before.table, before.tensors, before.read, before.path_of, split(store).table):
+        with pytest.raises(Damaged, match=message):
+            read("t.parquet")
+    remote = before.path.protocol == "memory"
+    flipped = damage is DAMAGE["flipped"]
+    # An object store has checksums of its own, so that only sizes are compared there before a file is read.
+    assert split(store).is_current("f1") is (remote and flipped)
+    assert (split(store).manifest() is None) is not flipped
+    split(store).write({"t.parquet": content}, "f1")
+    pd.testing.assert_frame_equal(split(store).table("t.parquet"), METRICS)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'"text"', b"\xff"])
+def test_a_damaged_manifest_counts_as_none(content, store):
+    split(store).write({"a": b"1"}, "f1")
+    (split(store).path / "manifest.json").write_bytes(content)
+    assert not split(store).is_current("f1")
+    assert split(store).manifest() is None
+    with pytest.raises(NotMaterialized, match=r"materialize split of partition tiny"):
+        split(store).read("a")
+    assert list(store.entries("split")) == []
+    split(store).write({"a": b"2"}, "f2")
+    assert split(store).read("a") == b"2"
+
+
+def test_a_copy_in_another_place_is_not_that_entry(store):
+    split(store).write({"a": b"1"}, "f1")
+    other = store.split(AXES.parse("tiny|b20-s1"))
+    for path in split(store).path.fs.find(split(store).path.path):
+        target = path.replace("seed=0", "seed=1")
+        split(store).path.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+        split(store).path.fs.pipe_file(target, split(store).path.fs.cat_file(path))
+    with pytest.raises(NotMaterialized, match=r"is a copy of another entry, .*seed=0"):
+        other.require()
+    assert [keys["seed"] for keys, _ in store.entries("split")] == [0]
+
+
+# Keys
+
+
+def test_entries_are_found_by_what_their_manifests_say(store):
+    cells = [AXES.parse(key) for key in ("tiny|b20-s0", "tiny|b50-s1")]
+    for profile in ("paper", "strict"):
+        for cell in cells:
+            store.model(profile, "emcdr", cell).write({"a": profile.encode()}, "f1")
+    found = [(keys["profile"], keys["beta"], keys["seed"]) for keys, _ in store.entries("models")]
+    assert sorted(found) == [(p, b, s) for p in ("paper", "strict") for b, s in ((0.2, 0), (0.5, 1))]
+    [(keys, entry)] = store.entries("models", profile="strict", beta=0.5, task=None)
+    assert keys == {
+        "profile": "strict",
+        "model": "emcdr",
+        "objective": "rating",
+        "task": "tiny",
+        "beta": 0.5,
+        "seed": 1,
+    }
+    assert entry.read("a") == b"strict"
+    for pattern in ("*", "../*", "tiny*", ""):
+        assert list(store.entries("models", task=pattern)) == []
+    assert list(store.entries("split")) == []
+
+
+def test_a_home_below_a_folder_with_a_key_in_its_name_changes_nothing(tmp_path):
+    store = Store(home=str(tmp_path / "task=other/seed=9/home"))
+    store.model("paper", "emcdr", CELL).write({"a": b"1"}, "f1")
+    [(keys, _)] = store.entries("models", task="tiny")
+    assert (keys["task"], keys["seed"]) == ("tiny", 0)
+
+
+# Where it is
+
+
+def test_the_home_is_where_the_program_was_started_wherever_it_goes(tmp_path):
+    script = """
+        import os
+        from assets.state.store import Store
+        os.chdir("/")
+        print(Store().root)
+    """
+    for given, expected in ((None, ".diffcdr"), ("state", "state"), (str(tmp_path / "x"), "x")):
+        environment = {name: value for name, value in os.environ.items() if name != "DIFFCDR_HOME"}
+        environment |= {"PYTHONPATH": str(OURS)} | ({"DIFFCDR_HOME": given} if given else {})
+        command = [sys.executable, "-c", textwrap.dedent(script)]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        assert Path(done.stdout.strip()) == tmp_path / expected
+    assert list(tmp_path.iterdir()) == []
+
+
+# Homes of other versions
+
+
+def test_a_home_of_the_version_without_generations_is_not_read_but_made_anew(home):
+    shutil.copytree(Path(__file__).with_name("old_home"), home)
+    store = Store()
+    model = store.model("paper", "emcdr", CELL)
+    sentence = r"was written by another version of diffcdr and is not read: materialize paper/emcdr"
+    for entry in (model, store.reviews("tiny_video")):
+        assert (entry.path / "manifest.json").exists()
+        assert entry.manifest() is None
+        assert not entry.is_current("f1")
+    with pytest.raises(NotMaterialized, match=sentence):
+        model.read("metrics.parquet")
+    assert list(store.entries("models")) == []
+    model.write({"metrics.parquet": parquet(METRICS)}, "f2")
+    pd.testing.assert_frame_equal(model.table("metrics.parquet"), METRICS)
+    assert not (model.path / "metrics.parquet").exists(), "what it left is cleaned up"
 
 
 def test_fingerprints_ignore_the_order_of_keys_and_see_every_value():
     assert fingerprint(a=1, b=[2]) == fingerprint(b=[2], a=1)
     assert fingerprint(a=1, b=[2]) != fingerprint(a=1, b=[3])
     assert json.loads(json.dumps(fingerprint(a="é"))) == fingerprint(a="é")
-
-
-def test_the_code_version_follows_the_source(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "PROJECT", tmp_path)
-    (tmp_path / "a.py").write_text("x = 1")
-    before = code_version("a.py")
-    assert code_version("a.py") == before
-    (tmp_path / "a.py").write_text("x = 2")
-    assert code_version("a.py") != before

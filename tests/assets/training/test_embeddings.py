@@ -14,7 +14,7 @@ from assets.data.cell import cell_data, roles
 from assets.data.ratings import ingest_domain
 from assets.data.reviews import obtain
 from assets.data.splits import draw_split, find_overlap
-from assets.settings.axes import CATALOG, Cell
+from assets.settings.axes import CATALOG
 from assets.settings.profile import load_profiles
 from assets.state.compute import Compute
 from assets.state.store import NotMaterialized, Store, tensors
@@ -23,9 +23,8 @@ from assets.training.factors import source_config, train_source, train_target
 from ml.models.registry import build
 from ml.splits import TEST, TRAIN
 
-CELL = Cell.parse("tiny|b20-s0")
 PROFILE = load_profiles()["strict"]
-FILES = {"distances.parquet", "points.parquet", "figure4.png", "figure4.svg", "manifest.json"}
+FILES = {"distances.parquet", "points.parquet", "figure4.png", "figure4.svg"}
 
 
 def train(store, name, spoil=False):
@@ -127,11 +126,11 @@ def test_panels_show_the_same_users_of_their_side(store, entry):
 
 
 def test_the_figure_is_written_as_png_and_svg(entry):
-    assert {path.name for path in entry.path.iterdir()} == FILES
-    picture = Image.open(io.BytesIO((entry.path / "figure4.png").read_bytes()))
+    assert set(entry.files()) == FILES
+    picture = Image.open(io.BytesIO(entry.read("figure4.png")))
     assert picture.format == "PNG"
     assert picture.size == (1500, 1560)
-    assert (entry.path / "figure4.svg").read_text().rstrip().endswith("</svg>")
+    assert entry.read("figure4.svg").decode().rstrip().endswith("</svg>")
 
 
 def test_what_the_figure_says(entry):
@@ -157,9 +156,9 @@ def test_a_finished_cell_is_skipped_until_a_model_changes(store, entry):
     written = (entry.path / "manifest.json").stat().st_mtime_ns
     embeddings.analyse(store, Compute(), PROFILE, [CELL])
     assert (entry.path / "manifest.json").stat().st_mtime_ns == written
-    assert entry.stands(embeddings._mark(store, PROFILE, CELL))
+    assert entry.is_current(embeddings._fingerprint(store, PROFILE, CELL))
     train(store, "lacdr")
-    assert not entry.stands(embeddings._mark(store, PROFILE, CELL))
+    assert not entry.is_current(embeddings._fingerprint(store, PROFILE, CELL))
 
 
 def test_nothing_finite_gives_an_empty_figure():
