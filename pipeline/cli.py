@@ -472,15 +472,14 @@ def recommend(
     _log_to_terminal()
     start = time.perf_counter()
     with _errors_in_one_line(debug):
-        from assets.serving.recommendations import (
-            RecommendationConfig,
-            check_files,
-            load_bundle,
-            recommend_file,
-        )
+        from assets.data.files import check_output, check_parquet
+
+        check_parquet(users.absolute())
+        inputs = {"--users": users.absolute()} | ({"--exclude": exclude.absolute()} if exclude else {})
+        check_output(output.absolute(), inputs)
+        from assets.serving.recommendations import RecommendationConfig, load_bundle, recommend_file
         from assets.state.store import Store
 
-        check_files(users.absolute(), output.absolute(), exclude and exclude.absolute())
         settings = _known_profile(task, profile)
         excluded = str(exclude.absolute()) if exclude else ""
         config = RecommendationConfig(k=k, exclude=excluded, min_ratings=min_ratings)

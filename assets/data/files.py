@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -61,6 +61,25 @@ def check_file(path: Path) -> None:
     wrong = problem(path)
     if wrong:
         raise FileError(f"{path}: {wrong}")
+
+
+def check_parquet(path: Path) -> None:
+    """Raise FileError where the path does not name a file that begins as Parquet does."""
+    check_file(path)
+    with path.open("rb") as file:
+        if file.read(4) != b"PAR1":
+            raise FileError(f"{path}: not a Parquet file; write it as one")
+
+
+def check_output(path: Path, inputs: Mapping[str, Path]) -> None:
+    """Raise FileError where `path` cannot be written, or is an input (by option) that it would replace."""
+    if not path.parent.is_dir():
+        raise FileError(f"--output {path}: there is no folder {path.parent}; make it first")
+    if path.exists() and not path.is_file():
+        raise FileError(f"--output {path}: a folder or a device; name a file")
+    for option, given in inputs.items():
+        if path.exists() and given.exists() and path.samefile(given):
+            raise FileError(f"--output {path}: the same file as {option}, which would be lost; name another")
 
 
 def literal(path: str | Path) -> str:

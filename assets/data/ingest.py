@@ -356,10 +356,11 @@ def _rejected(domain: Domain) -> str:
     if domain.kind == "parquet":
         return "SELECT 0 AS line, '' AS reason, '' AS record, 0 AS number, 0 AS above WHERE false"
     return f"""
-        SELECT *, row_number() OVER (ORDER BY line) AS number, line - number AS above
+        SELECT * REPLACE (coalesce(record, '') AS record), row_number() OVER (ORDER BY line) AS number,
+               line - number AS above
         FROM (SELECT line::BIGINT AS line, trim(any_value(csv_line), chr(10) || chr(13)) AS record,
-                     arg_min(if(error_type = 'INVALID ENCODING', '{NOT_UTF8}', error_message), column_idx)
-                       AS reason
+                     arg_min(if(error_type = 'INVALID ENCODING', '{NOT_UTF8}', error_message),
+                             coalesce(column_idx, 0)) AS reason
               FROM reject_errors GROUP BY line)"""
 
 

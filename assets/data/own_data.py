@@ -339,7 +339,7 @@ def _unit(values: Sequence[str]) -> str | None:
 
 def _unit_of(value: str) -> str | None:
     if re.fullmatch(r"-?\d{1,30}(\.0*)?", value):
-        size = abs(float(value))
+        size = float(value)
         return "s" if size < MILLISECONDS_FROM else "ms" if size < MICROSECONDS_FROM else None
     return "iso" if _is_iso(value) else None
 

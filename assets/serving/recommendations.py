@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from assets.data.cell import domain_ratings, roles, training_rows
-from assets.data.files import literal, problem
+from assets.data.files import check_output, check_parquet, literal
 from assets.data.splits import split
 from assets.settings.axes import CATALOG, SEEDS_TOGETHER, Cell, Trial, cells
 from assets.settings.profile import Profile
@@ -485,26 +485,6 @@ def load_bundle(
     return Bundle.load(store, profile, cell, name, objective, "cpu", config)
 
 
-def check_files(users: Path, output: Path, exclude: Path | None = None) -> None:
-    """Raise RecommendationError where `users` cannot be read, or `output` not be written or is an input."""
-    wrong = problem(users)
-    if wrong:
-        raise RecommendationError(f"{users}: {wrong}")
-    with users.open("rb") as file:
-        if file.read(4) != b"PAR1":
-            raise RecommendationError(f"{users}: not a Parquet file; write it as one")
-    if not output.parent.is_dir():
-        raise RecommendationError(f"--output {output}: there is no folder {output.parent}; make it first")
-    if output.exists() and not output.is_file():
-        raise RecommendationError(f"--output {output}: a folder or device; name a file")
-    inputs = {"--users": users} | ({"--exclude": exclude} if exclude else {})
-    for option, given in inputs.items():
-        if output.exists() and given.exists() and output.samefile(given):
-            raise RecommendationError(
-                f"--output {output}: the same file as {option}, which would be lost; name another"
-            )
-
-
 def recommend_file(bundle: Bundle, users: Path, output: Path, k: int) -> dict[str, int]:
     """Recommend for the users of a Parquet file and write `output`, whole or not at all; returns counts.
 
@@ -513,7 +493,8 @@ def recommend_file(bundle: Bundle, users: Path, output: Path, k: int) -> dict[st
     in bytewise order of their ids. Of whom there is nothing to go by gets the most popular items.
     Raises RecommendationError for a file that cannot be used.
     """
-    check_files(users, output)
+    check_parquet(users)
+    check_output(output, {"--users": users})
     partial = output.with_name(f".{uuid.uuid4().hex}.partial")
     by_popularity = 0
     with duckdb.connect(config={"temp_directory": str(output.absolute().parent)}) as connection:

@@ -2,10 +2,11 @@
 
 Reads one JSON object a line: arguments, folder (working directory), environment, seconds, out (a path, to
 which .out and .err are added); writes one line: the exit status, or null where the command was ended for
-time. Importing DuckDB, pandas and Dagster takes two seconds, a fork a hundredth. What the project reads from
-the environment at import (the axes) is imported in the fork.
+time. Importing DuckDB, pandas and Dagster takes two seconds, a fork a hundredth. What may be read from
+the environment at import (the axes of older checkouts) is imported in the fork.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -60,6 +61,10 @@ def main() -> None:
     import pyarrow.parquet  # noqa: F401
 
     import pipeline.cli  # noqa: F401
+
+    # Where it is in newer checkouts.
+    with contextlib.suppress(ImportError):
+        import assets.data.own_data  # noqa: F401
 
     assert "assets.settings.axes" not in sys.modules
     answers = os.fdopen(os.dup(1), "w")

@@ -53,7 +53,8 @@ class Refused:
         said = lines[-1] if lines else ""
         faults = [f"{len(lines)} lines"] if len(lines) != 1 else []
         faults += [f"does not name {name!r}" for name in self.names if name not in said]
-        if not _ADVISED.search(said.removeprefix("error:")) and not _CHOICES.search(said):
+        advised = _ADVISED.search(said.removeprefix("error:")) or _CHOICES.search(said)
+        if answer.code != USAGE and not advised:
             faults.append("does not say what to do")
         if len(said) > LONGEST_LINE:
             faults.append(f"a line of {len(said)} characters")
@@ -108,7 +109,7 @@ Expected = Refused | Accepted | Sound
 def said_of(answer: Answer) -> list[str]:
     """The lines on stderr that are not its log. A usage error, which is framed, counts as one line."""
     lines = [line for line in answer.stderr.splitlines() if line.strip() and not _LOGGED.match(line)]
-    if answer.code != USAGE or not lines or not lines[0].lower().startswith("usage"):
+    if answer.code != USAGE:
         return lines
     return [" ".join(" ".join(line.strip("│╭╮╰╯─ ") for line in lines).split())]
 
