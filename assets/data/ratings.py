@@ -64,13 +64,13 @@ def ratings_fingerprint(store: Store, domain: Domain) -> str:
 def ingest_domain(store: Store, domain: Domain) -> dict:
     """The manifest of the domain's ratings, reading the raw file where they are missing or stale."""
     raw, entry = store.reviews(domain.name), store.ratings(domain.name)
-    source, mark = raw.require(), ratings_fingerprint(store, domain)
-    if entry.stands(mark):
+    source, expected = raw.require(), ratings_fingerprint(store, domain)
+    if entry.is_current(expected):
         log.info("ratings %s: up to date", domain.name)
         return entry.require()
     with entry.draft() as draft:
         ingested = ingest.ingest(raw.path_of(source["file"]), draft.folder / DATABASE, domain)
-        manifest = draft.publish(wanted, **dataclasses.asdict(ingested))
+        manifest = draft.publish(expected, **dataclasses.asdict(ingested))
     log.info(
         "ratings %s: %d ratings of %d users on %d items (%d rows read, %d repeated)",
         domain.name,

@@ -51,7 +51,7 @@ def reviews_asset(axes: Axes) -> dg.AssetsDefinition:
                     "sha256": record["sha256"],
                     "source": record["source"],
                     "fetched_at": record["fetched_at"],
-                    "path": dg.MetadataValue.path(str(store.reviews(name).path / record["file"])),
+                    "path": dg.MetadataValue.path(str(store.reviews(name).path_of(record["file"]))),
                 },
                 partition_key=name,
             )

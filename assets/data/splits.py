@@ -60,8 +60,8 @@ def overlap_fingerprint(store: Store, catalog: Catalog, name: str) -> str:
 def find_overlap(store: Store, catalog: Catalog, name: str) -> dict:
     """The manifest of the task's overlapping users, computed where missing or stale."""
     task = catalog.tasks[name]
-    entry, mark = store.overlap(task.name), overlap_fingerprint(store, catalog, name)
-    if entry.stands(mark):
+    entry, expected = store.overlap(task.name), overlap_fingerprint(store, catalog, name)
+    if entry.is_current(expected):
         log.info("overlap %s: up to date", task.name)
         return entry.require()
     for domain in _sides(task).values():
@@ -81,7 +81,7 @@ def find_overlap(store: Store, catalog: Catalog, name: str) -> dict:
     log.info("overlap %s: %d users, %d liked source ratings", task.name, len(users), len(liked))
     return entry.write(
         {"users.parquet": parquet(users), "liked.parquet": parquet(liked)},
-        wanted,
+        expected,
         users=len(users),
         liked=len(liked),
         without_liked=len(users) - with_liked,
@@ -179,9 +179,13 @@ def split_seed(config: SplitConfig, cell: Cell) -> int:
 
 def draw_split(store: Store, catalog: Catalog, cell: Cell) -> dict:
     """The manifest of the cell's split, drawn where missing or stale."""
-    shared, entry, mark = store.overlap(cell.task), store.split(cell), split_fingerprint(store, catalog, cell)
+    shared, entry, expected = (
+        store.overlap(cell.task),
+        store.split(cell),
+        split_fingerprint(store, catalog, cell),
+    )
     shared_facts = shared.require_current(overlap_fingerprint(store, catalog, cell.task))
-    if entry.stands(mark):
+    if entry.is_current(expected):
         return entry.require()
     users = shared.table("users.parquet")
     roles = splits.assign_roles(
@@ -196,7 +200,7 @@ def draw_split(store: Store, catalog: Catalog, cell: Cell) -> dict:
     log.info("split %s: %s", cell.key, ", ".join(f"{count} {role}" for role, count in counts.items()))
     return entry.write(
         files,
-        wanted,
+        expected,
         counts=counts,
         manifest_hash=splits.manifest_hash(users["user_id"].tolist(), roles),
         warm_start="by time" if shared_facts["timed"] else "refused: a domain has no timestamps",

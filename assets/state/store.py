@@ -1,9 +1,10 @@
 """Where everything lies on disk, and how it is written: whole or not at all.
 
-All state is under one folder, `DIFFCDR_HOME` (default `.diffcdr` in the working folder). Files that DuckDB or
-a download writes in place stay local; everything else may live behind an fsspec URL (`DIFFCDR_ARTIFACTS`).
-Every folder that counts holds a `manifest.json`, written last; a folder without one is not there. The
-manifest's fingerprint covers configuration, inputs and code, so that finished work can be told from stale.
+All state is under one folder, `home()`; what is computed from ratings may live behind an fsspec URL
+(`DIFFCDR_ARTIFACTS`). An entry is a folder of files that counts by its `manifest.json`, written last and in
+one step; without one nothing is there. The manifest names the generation of files that counts and has the
+size and digest of each, the fingerprint of what it was made from (settings, inputs, code), and the entry's
+keys.
 """
 
 import contextlib
@@ -154,14 +155,12 @@ class Entry:
         manifest = self.require()
         if manifest["fingerprint"] != fingerprint:
             raise NotMaterialized(
-                f"{self.path} is out of date, its settings, inputs or code have changed: {self._mend}"
+                f"{self.path} is out of date, its settings, inputs or code have changed: {self.hint}"
             )
         return manifest
 
-    def stands(self, fingerprint: str) -> bool:
-        """Whether the folder is there and was made from exactly this configuration, input and code."""
-        manifest = self.manifest()
-        return manifest is not None and manifest["fingerprint"] == fingerprint
+    def is_current(self, fingerprint: str) -> bool:
+        """Whether the entry is whole and was made from exactly this configuration, input and code.
 
         On disk every file's digest is checked, once a process; an object store keeps digests itself, so there
         sizes are.
@@ -447,7 +446,7 @@ class Store(dg.ConfigurableResource):
 
     @property
     def root(self) -> Path:
-        return Path(self.home or os.environ.get("DIFFCDR_HOME") or ".diffcdr").absolute()
+        return Path(self.home).absolute() if self.home else home()
 
     @property
     def artifact_root(self) -> UPath:

@@ -46,10 +46,10 @@ def fit_source(store: Store, catalog: Catalog, profile: Profile, cell: Cell) -> 
     """The manifest of the effects of a cell's source domain, fitted where missing or stale."""
     domain, seed = cell.source.name, cell.seed
     entry = store.source_effects(profile.name, domain, seed)
-    mark = Fingerprints(store, catalog, profile).effects(cell)
+    expected = Fingerprints(store, catalog, profile).effects(cell)
     title = f"{profile.name}/source_effects {domain} seed {seed}"
     with store.lock(f"effects-{profile.name}-{domain}-{seed}"):
-        if entry.is_current(wanted):
+        if entry.is_current(expected):
             log.info("%s: up to date", title)
             return entry.require()
         store.ratings(domain).require_current(ratings_fingerprint(store, cell.source))
@@ -70,5 +70,5 @@ def fit_source(store: Store, catalog: Catalog, profile: Profile, cell: Cell) -> 
             "prior_covariance": effects.prior_covariance,
         }
         return entry.write(
-            {"effects.safetensors": tensors(held)}, wanted, users=ratings.n_users, items=ratings.n_items
+            {"effects.safetensors": tensors(held)}, expected, users=ratings.n_users, items=ratings.n_items
         )

@@ -119,7 +119,7 @@ def embeddings_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
 def analyse(store: Store, compute: Compute, catalog: Catalog, profile: Profile, group: list[Cell]) -> None:
     """Write the analysis of a task's cells that are missing or stale."""
     expected = {cell: _fingerprint(store, catalog, profile, cell) for cell in group}
-    pending = [cell for cell in group if not store.embeddings(profile.name, cell).stands(expected[cell])]
+    pending = [cell for cell in group if not store.embeddings(profile.name, cell).is_current(expected[cell])]
     if not pending:
         log.info("%s/embeddings %s: up to date", profile.name, span(group))
         return
@@ -210,7 +210,7 @@ def vectors_of(profile: Profile, inputs: Inputs, users: Side) -> "dict[Variant, 
 
     vectors = {Variant(SOURCE): users.source.factors, Variant(BASE): users.base}
     for name, entry in inputs.models.items():
-        config = json.loads((entry.path / "config.json").read_text())
+        config = json.loads(entry.read("config.json"))
         model = build(config["model"], **config["hyperparameters"])
         model.load_state_dict(entry.tensors("weights.safetensors"))
         vectors |= transferred(name, model, users.source)

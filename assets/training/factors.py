@@ -95,7 +95,7 @@ def train_source(
     title = f"{profile.name}/source_factors {domain.name} {objective}"
     # Two tasks, or two β in two runs, may want the same factors at once: the second waits and finds them.
     with store.lock(f"source-{profile.name}-{domain.name}-{objective}"):
-        pending = [seed for seed, entry in entries.items() if not entry.stands(expected)]
+        pending = [seed for seed, entry in entries.items() if not entry.is_current(expected)]
         if pending:
             store.ratings(domain.name).require_current(ratings_fingerprint(store, domain))
             tables = [source_table(store, domain.name, seed, objective) for seed in pending]
@@ -114,7 +114,7 @@ def train_target(
     task, fingerprints = group[0].task, Fingerprints(store, catalog, profile)
     entries = {cell: store.target_factors(profile.name, cell, objective) for cell in group}
     expected = {cell: fingerprints.target_factors(cell, objective) for cell in group}
-    pending = [cell for cell in group if not entries[cell].stands(expected[cell])]
+    pending = [cell for cell in group if not entries[cell].is_current(expected[cell])]
     title = f"{profile.name}/target_factors {objective}"
     if not pending:
         log.info("%s %s: up to date", title, span(group))
@@ -189,7 +189,7 @@ def _fit_biased(settings: dict, work: Work) -> list[Fitted]:
     return fitted
 
 
-def _write(entry: Entry, wanted: str, table: "RatingTable", fitted: Fitted) -> None:
+def _write(entry: Entry, expected: str, table: "RatingTable", fitted: Fitted) -> None:
     files = {
         "factors.safetensors": tensors(fitted.factors),
         "curves.parquet": parquet(pd.DataFrame(fitted.curve)),
@@ -198,7 +198,7 @@ def _write(entry: Entry, wanted: str, table: "RatingTable", fitted: Fitted) -> N
         files["trials.parquet"] = parquet(pd.DataFrame(fitted.trials))
     entry.write(
         files,
-        wanted,
+        expected,
         ratings=len(table.users),
         users=table.n_users,
         items=table.n_items,

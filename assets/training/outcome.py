@@ -170,10 +170,10 @@ def restored(entry: Entry, gate: Gate | None = None) -> "Model":
     """The model that training left in `entry`, with what it reads of its cell where `gate` is given."""
     from ml.models.registry import build
 
-    config = json.loads((entry.path / "config.json").read_text())
+    config = json.loads(entry.read("config.json"))
     model = build(config["model"], **config["hyperparameters"])
-    weights = entry.path / "weights.safetensors"
-    model.load_state_dict(entry.tensors("weights.safetensors") if weights.exists() else {})
+    weights = "weights.safetensors"
+    model.load_state_dict(entry.tensors(weights) if entry.has(weights) else {})
     return model if gate is None else model.bind([gate.data])
 
 

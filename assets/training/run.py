@@ -57,7 +57,7 @@ class Training:
     def run(self, group: list[Cell]) -> None:
         """Train the cells that are missing or stale, together, and write each one's folder."""
         fingerprints = {cell: self.fingerprints.model(self.name, cell, self.objective.name) for cell in group}
-        pending = [cell for cell in group if not self.entry(cell).stands(fingerprints[cell])]
+        pending = [cell for cell in group if not self.entry(cell).is_current(fingerprints[cell])]
         if not pending:
             log.info("%s %s: up to date", self.title, span(group))
             return

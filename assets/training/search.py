@@ -94,9 +94,9 @@ class Search:
 
     def run(self, cell: Cell) -> Entry:
         """The cell's folder, written unless it is there and up to date."""
-        entry, wanted = self.store.search(self.profile.name, cell), self.fingerprint(cell)
+        entry, expected = self.store.search(self.profile.name, cell), self.fingerprint(cell)
         title = f"{self.profile.name}/search {cell.key}"
-        if entry.is_current(wanted):
+        if entry.is_current(expected):
             log.info("%s: up to date", title)
             return entry
         variants = grid(self.profile)
@@ -104,7 +104,7 @@ class Search:
             parent = stack.enter_context(self._parent_run(cell))
             nested = [stack.enter_context(self._nested_run(cell, parent, v)) for v in variants]
             surface = choose(self._train(cell, variants, nested, title))
-            self._write(entry, wanted, parent, surface)
+            self._write(entry, expected, parent, surface)
         return entry
 
     def settings(self, cell: Cell) -> dict[str, object]:
@@ -174,7 +174,7 @@ class Search:
         return {"model": "search", "profile": self.profile.name, **where, "tags": tags}
 
     @staticmethod
-    def _write(entry: Entry, wanted: str, run: CellRun, surface: pd.DataFrame) -> None:
+    def _write(entry: Entry, expected: str, run: CellRun, surface: pd.DataFrame) -> None:
         best = surface[surface["chosen"]].iloc[0]
         run.metrics({name: best[name] for name in (*GRID, *METRICS)}, int(best["epoch"]))
         run.flush()
@@ -182,7 +182,7 @@ class Search:
         run.figure(image, "surface.png")
         entry.write(
             {"surface.parquet": parquet(surface), "surface.png": image},
-            mark,
+            expected,
             **run.facts,
         )
 

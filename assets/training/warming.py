@@ -78,7 +78,7 @@ def warm_up(store: Store, catalog: Catalog, profile: Profile, cell: Cell) -> dic
     """The manifest of a cell's errors by number of first ratings, computed where missing or stale."""
     entry, title = store.warming(profile.name, cell), f"{profile.name}/warming_up {cell.key}"
     expected = warming_fingerprint(store, catalog, profile, cell)
-    if entry.stands(expected):
+    if entry.is_current(expected):
         log.info("%s: up to date", title)
         return entry.require()
     fingerprints = Fingerprints(store, catalog, profile)

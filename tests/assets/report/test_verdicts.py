@@ -9,17 +9,16 @@ from assets.report.layouts import Names
 from assets.report.parts import verdict_layouts
 from assets.report.results import read_validation
 from assets.report.verdicts import families, recommended, verdicts
-from assets.settings.axes import Cell
 from assets.settings.catalog import load_catalog
 from assets.settings.profile import load_profiles
 from assets.state.store import Store
 from assets.training.models import TITLES
+from tests.assets.axes import CELL
 from tests.assets.cells import errors, finish, user_errors
 
 CATALOG = load_catalog()
 NAMES = Names(CATALOG, TITLES)
 TUNED = load_profiles()["tuned"]
-CELL = Cell.parse("tiny|b20-s0")
 COUNT = [2, 3, 1, 4, 2, 3, 2, 1]
 
 

@@ -15,7 +15,6 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
-from assets.settings.axes import Cell
 from assets.state import folders
 from assets.state.store import (
     Damaged,
@@ -26,8 +25,8 @@ from assets.state.store import (
     parquet,
     tensors,
 )
+from tests.assets.axes import AXES, CELL
 
-CELL = Cell.parse("tiny|b20-s0")
 METRICS = pd.DataFrame({"metric": ["mae"], "value": [0.5]})
 
 
@@ -184,7 +183,7 @@ def test_a_killed_process_leaves_what_was_there_and_the_next_one_cleans_up(home,
         import time
         from assets.settings.axes import Cell
         from assets.state.store import Store
-        with Store().split(Cell.parse("tiny|b20-s0")).draft() as draft:
+        with Store().split(AXES.parse("tiny|b20-s0")).draft() as draft:
             (draft.folder / "a").write_bytes(b"new")
             print("here", flush=True)
             time.sleep(60)
@@ -323,7 +322,7 @@ def test_a_damaged_manifest_counts_as_none(content, store):
 
 def test_a_copy_in_another_place_is_not_that_entry(store):
     split(store).write({"a": b"1"}, "f1")
-    other = store.split(Cell.parse("tiny|b20-s1"))
+    other = store.split(AXES.parse("tiny|b20-s1"))
     for path in split(store).path.fs.find(split(store).path.path):
         target = path.replace("seed=0", "seed=1")
         split(store).path.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
@@ -337,7 +336,7 @@ def test_a_copy_in_another_place_is_not_that_entry(store):
 
 
 def test_entries_are_found_by_what_their_manifests_say(store):
-    cells = [Cell.parse(key) for key in ("tiny|b20-s0", "tiny|b50-s1")]
+    cells = [AXES.parse(key) for key in ("tiny|b20-s0", "tiny|b50-s1")]
     for profile in ("paper", "strict"):
         for cell in cells:
             store.model(profile, "emcdr", cell).write({"a": profile.encode()}, "f1")

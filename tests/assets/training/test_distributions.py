@@ -10,7 +10,6 @@ import torch
 
 from assets.data.cell import held_out_ratings, joined, training_rows
 from assets.report.results import read_calibration, read_results, read_validation, read_warming
-from assets.settings.axes import Cell
 from assets.settings.profile import load_profiles
 from assets.training.distributions import Predicted, describe, overlap_codes, predict, transfer_ratings
 from assets.training.effects import effects_asset, fit_source
@@ -21,9 +20,9 @@ from ml.data import Ratings
 from ml.distribution.registry import build, hyperparameters
 from ml.evaluation.distribution import distribution_scores
 from ml.splits import TEST, VALIDATION
+from tests.assets.axes import CELL
 from tests.assets.house import house
 
-CELL = Cell.parse("tiny|b20-s0")
 MODELS = ("cmf", "emcdr", "diffcdr_vector", "diffcdr")
 SMALL = {"epochs": 1, "samples": 16, "diffusion": {"steps": 20}}
 

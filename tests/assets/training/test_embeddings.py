@@ -14,7 +14,7 @@ from assets.data.cell import cell_data, roles
 from assets.data.ratings import ingest_domain
 from assets.data.reviews import obtain
 from assets.data.splits import draw_split, find_overlap
-from assets.settings.axes import CATALOG, Cell
+from assets.settings.axes import CATALOG
 from assets.settings.profile import load_profiles
 from assets.state.compute import Compute
 from assets.state.store import NotMaterialized, Store, tensors
@@ -23,7 +23,6 @@ from assets.training.factors import source_config, train_source, train_target
 from ml.models.registry import build
 from ml.splits import TEST, TRAIN
 
-CELL = Cell.parse("tiny|b20-s0")
 PROFILE = load_profiles()["strict"]
 FILES = {"distances.parquet", "points.parquet", "figure4.png", "figure4.svg"}
 

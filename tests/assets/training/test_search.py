@@ -12,7 +12,6 @@ import pytest
 from assets.data.ratings import ratings
 from assets.data.reviews import reviews
 from assets.data.splits import overlap, split
-from assets.settings.axes import Cell
 from assets.settings.profile import ProfileError, load_profiles
 from assets.state.compute import Compute
 from assets.state.store import Store
@@ -20,10 +19,10 @@ from assets.state.tracking import MlflowTracking
 from assets.training import search
 from assets.training.factors import factor_assets
 from assets.training.search import at_best_epoch, choose, grid, heat_maps, search_asset
+from tests.assets.axes import CELL
 
 STRICT = load_profiles()["strict"]
 SMALL = dataclasses.replace(STRICT, search={"task_weight": [1, 0.1], "guidance": [0.1, 2.0]})
-CELL = Cell.parse("tiny|b20-s0")
 
 
 def judged(*rows: tuple[float, float, int, float, float]) -> pd.DataFrame:
