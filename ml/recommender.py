@@ -91,11 +91,12 @@ class Served:
 
 @dataclass(frozen=True)
 class Asked:
-    """n users as the models take them. ratings: their source ratings; rated: their target ratings, items that
-    they are not shown again; users of both in 0..n−1, each user's ratings oldest first."""
+    """n users as the models take them; stars: the same as lists where one model does both, or none stars.
+    ratings: their source ratings; rated: their target ratings, items that they are not shown again; users of
+    both in 0..n−1, each user's ratings oldest first."""
 
     lists: Users
-    stars: Users | None
+    stars: Users
     ratings: Ratings
     rated: Ratings | None
 
@@ -106,6 +107,18 @@ class Asked:
     def known(self) -> Tensor:
         """Whether there is something to go by: (n,) bool."""
         return torch.bincount(self.ratings.users, minlength=len(self)) > 0
+
+    def take(self, users: Tensor) -> Asked:
+        """The users (m,) int64, in that order."""
+        if len(users) == len(self) and torch.equal(users, torch.arange(len(self))):
+            return self
+        lists = self.lists.take(users)
+        return Asked(
+            lists,
+            lists if self.stars is self.lists else self.stars.take(users),
+            _of_rows(self.ratings, users, len(self)),
+            None if self.rated is None else _of_rows(self.rated, users, len(self)),
+        )
 
 
 @dataclass(frozen=True)
@@ -146,15 +159,16 @@ class Recommender:
     # Users.
 
     def known_users(self, rows: Tensor) -> Asked:
-        """Users of the source domain by row (n,) int64."""
-        ratings = self.history.take(rows)
+        """Users of the source domain by row (n,) int64; −1 is a user of whom nothing is known."""
+        strange, rows = rows < 0, rows.clamp(min=0)
+        ratings, rated = (_without(part.take(rows), strange) for part in (self.history, self.rated))
         stars = self.lists if self.stars is None else self.stars
         lists = self.lists.known(rows, ratings)
         return Asked(
             lists,
             lists if stars is self.lists else stars.known(rows, ratings),
             ratings,
-            self.rated.take(rows),
+            rated,
         )
 
     def new_users(self, ratings: Ratings, n: int) -> Asked:
@@ -190,7 +204,7 @@ class Recommender:
         """
         self.check_order(order)
         blocks = torch.arange(len(asked)).split(BLOCK)
-        parts = [self._block(_taken(asked, rows), k, order, include_rated) for rows in blocks]
+        parts = [self._block(asked.take(rows), k, order, include_rated) for rows in blocks]
         if not parts:
             nothing = torch.empty(0, k)
             return Listed(nothing.long(), nothing, nothing, nothing, asked.known)
@@ -312,17 +326,10 @@ def without_each(history: Ratings, kept: int = 0) -> Ratings:
     return Ratings(of, history.items[which], history.values[which])
 
 
-def _taken(asked: Asked, rows: Tensor) -> Asked:
-    if len(rows) == len(asked):
-        return asked
-    shared = asked.stars is asked.lists
-    lists = asked.lists.take(rows)
-    return Asked(
-        lists,
-        lists if shared else asked.stars.take(rows),
-        _of_rows(asked.ratings, rows, len(asked)),
-        None if asked.rated is None else _of_rows(asked.rated, rows, len(asked)),
-    )
+def _without(ratings: Ratings, users: Tensor) -> Ratings:
+    """The ratings of all but `users` (n,) bool."""
+    kept = ~users[ratings.users]
+    return Ratings(ratings.users[kept], ratings.items[kept], ratings.values[kept])
 
 
 def _of_rows(ratings: Ratings, rows: Tensor, n: int) -> Ratings:
