@@ -14,7 +14,7 @@ test: .venv/ready ## all tests
 	$(BIN)/python -m pytest
 
 ui: .venv/ready ## Dagster on 127.0.0.1:3000, MLflow on 127.0.0.1:5000
-	$(BIN)/python -m pipeline.ui
+	$(BIN)/diffcdr ui
 
 check: .venv/ready ## lint, the direction of imports, definitions
 	$(BIN)/ruff check .

@@ -92,6 +92,9 @@ class Ratings:
     def __len__(self) -> int:
         return len(self.values)
 
+    def to(self, device: torch.device | str) -> Ratings:
+        return Ratings(self.users.to(device), self.items.to(device), self.values.to(device))
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline import stopping
@@ -154,10 +155,9 @@ def results(
     """Print one row per metric of every finished cell."""
     with _errors_in_one_line(debug):
         from assets.report.results import read_results
-        from assets.state.store import Store
 
         _refuse_unknown(task, profile)
-        frame = read_results(Store(), task, profile)
+        frame = read_results(_sources([profile] if profile else []), task)
         if format is Format.csv:
             frame.to_csv(sys.stdout, index=False)
         elif format is Format.json:
@@ -196,7 +196,7 @@ def list_names(debug: Debug = False) -> None:
 def ui(debug: Debug = False) -> None:
     """Start the Dagster and MLflow pages on this machine, until Ctrl-C."""
     with _errors_in_one_line(debug):
-        from pipeline.ui import main as serve
+        from pipeline.ui import serve
 
         serve()
 
@@ -211,21 +211,21 @@ def verdict(
 ) -> None:
     """Say whether transfer helps, by how much, and which model to use, from the cells that are finished."""
     with _errors_in_one_line(debug):
-        from assets.report.parts import verdict_layouts
+        from assets.report.verdict import verdict_of_tasks
         from assets.settings.catalog import load_catalog
-        from assets.state.store import Store
 
         names = task or list(load_catalog().tasks)
         for name in names:
-            settings = _known_profile(name, profile)
-        shown = verdict_layouts(Store(), settings, names)
+            _known_profile(name, profile)
+        (source,) = _sources([profile])
+        shown = verdict_of_tasks(source, names)
         if not shown:
             raise LookupError(
                 f"no finished cell of profile {profile} with validation users; run "
                 f"`diffcdr run --task … --profile {profile}` first"
             )
-        for layout in shown:
-            _print_layout(layout, layout.caption or f"Verdict, profile {profile}")
+        for table in shown:
+            _print_table(table, table.caption or f"Verdict, profile {profile}")
 
 
 class Ambiguous(ValueError):
@@ -310,11 +310,11 @@ def _errors_in_one_line(debug: bool) -> Iterator[None]:
         # Dagster wraps what an asset raises; the reader wants the asset's own sentence.
         while type(error).__module__.startswith("dagster.") and error.__cause__ is not None:
             error = error.__cause__
-        line = f"error: {type(error).__name__}: {error}"
+        line = " ".join(f"error: {type(error).__name__}: {error}".split())
         errors.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     except BaseException:
-        # KeyboardInterrupt, or what Dagster makes of it.
+        # Stopped, or what Dagster makes of it.
         raise _stopped() from None
 
 
@@ -322,7 +322,8 @@ def _stopped() -> typer.Exit:
     """Say so in one line, and the exit of a stopped command."""
     number = stopping.received()
     by = f" by {stopping.SIGNALS[number]}" if number else ""
-    errors.print(f"stopped{by}: what is finished is kept, and the same command goes on from there")
+    line = f"stopped{by}: what is finished is kept, and the same command goes on from there"
+    errors.print(line, highlight=False, soft_wrap=True)
     return typer.Exit(stopping.exit_code(number))
 
 
@@ -343,34 +344,49 @@ def _check_tracking() -> None:
     MlflowTracking().check()
 
 
-def _print_tables(task_names: Sequence[str], profiles: Sequence[str]) -> None:
-    from assets.report.parts import table1_layouts, table2_layouts, verdict_layouts
-    from assets.report.results import read_results
+def _sources(profiles: Sequence[str] = ()) -> list:
+    """What the tables of these profiles are made from; of all where none is named."""
+    from assets.report.results import source
+    from assets.settings.catalog import load_catalog
     from assets.settings.profile import load_profiles
     from assets.state.store import Store
 
-    store = Store()
-    for layout in table1_layouts(store, task_names):
-        _print_layout(layout, "Table 1: data statistics")
-    for name in profiles:
-        results = read_results(store, profile=name)
-        for layout in table2_layouts(load_profiles()[name], results[results["task"].isin(task_names)]):
-            _print_layout(layout, f"Table 2, profile {name}: {layout.caption}")
-    for name in profiles:
-        for layout in verdict_layouts(store, load_profiles()[name], task_names):
-            _print_layout(layout, f"Verdict, profile {name}. {layout.caption}".rstrip(". "))
+    store, catalog, known = Store(), load_catalog(), load_profiles()
+    return [source(store, catalog, known[name]) for name in profiles or known]
+
+
+def _print_tables(task_names: Sequence[str], profiles: Sequence[str]) -> None:
+    from assets.report.table1 import table1_of_tasks
+    from assets.report.table2 import table2_of_tasks
+    from assets.report.verdict import verdict_of_tasks
+    from assets.settings.catalog import load_catalog
+    from assets.state.store import Store
+
+    store, sources = Store(), _sources(profiles)
+    for table in table1_of_tasks(store, load_catalog(), task_names):
+        _print_table(table, "Table 1: data statistics")
+    for source in sources:
+        for table in table2_of_tasks(source, task_names):
+            _print_table(table, f"Table 2, profile {source.profile.name}: {table.caption}")
+    for source in sources:
+        for table in verdict_of_tasks(source, task_names):
+            _print_table(table, f"Verdict, profile {source.profile.name}. {table.caption}".rstrip(". "))
     folders = [store.report("table1"), *(store.report(name, "table2") for name in profiles)]
     for folder in [*folders, store.report("report")]:
         for file in sorted(folder.glob("*.[hm][td]*")):
-            print(f"wrote {_short(file)}")
+            if not file.name.startswith("fragment."):
+                print(f"wrote {_short(file)}")
 
 
-def _print_layout(layout, title: str) -> None:
-    for heading, part in layout.parts():
-        names = [" ".join(filter(None, c)) if isinstance(c, tuple) else c for c in part.columns]
-        # Spreads are in the files; here the columns must fit a terminal.
-        rows = [[text.split(" ± ")[0] for text in row] for row in part.without_repeats()]
-        _print_rows(names, rows, max(1, part.keys), f"{title}. {heading}" if heading else title)
+def _print_table(table, title: str) -> None:
+    from assets.report.table import to_rich
+
+    for part in to_rich(table, title):
+        _console().print(part)
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 400)
 
 
 def _short(path: Path) -> str:
@@ -382,14 +398,8 @@ def _print_rows(names: Sequence[str], rows: Sequence[Sequence[str]], left: int, 
     for position, name in enumerate(names):
         table.add_column(name, justify="left" if position < left else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*map(_styled, row))
-    width = None if sys.stdout.isatty() else 400
-    Console(width=width).print(table)
-
-
-def _styled(cell: str) -> str:
-    marked = cell.replace("[", r"\[")
-    return marked if "**" not in marked else "[bold]" + marked.replace("**", "") + "[/bold]"
+        table.add_row(*map(escape, row))
+    _console().print(table)
 
 
 @app.command()

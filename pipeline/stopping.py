@@ -5,13 +5,23 @@ import signal
 from types import FrameType
 
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "TERM"}
+
+
+class Stopped(KeyboardInterrupt):
+    """One of the two signals came.
+
+    Of its own kind since Python, once a plain KeyboardInterrupt has passed through code that C has started,
+    as some imports do, kills the process at the end by the signal, whatever its exit code.
+    """
+
+
 # The reading end of the pipe into which Python writes the number of each signal that it handles.
 _pipe: int | None = None
 _first: signal.Signals | None = None
 
 
 def listen() -> None:
-    """From now on both signals raise KeyboardInterrupt, and `received` knows which came first."""
+    """From now on both signals raise Stopped, and `received` knows which came first."""
     global _pipe
     _pipe, writing = os.pipe()
     for end in (_pipe, writing):
@@ -34,9 +44,9 @@ def received() -> signal.Signals | None:
 
 
 def raise_if_received() -> None:
-    """Raise the KeyboardInterrupt that Dagster took and forgot."""
+    """Raise Stopped for a signal that Dagster took and forgot."""
     if received() is not None:
-        raise KeyboardInterrupt
+        raise Stopped
 
 
 def exit_code(number: signal.Signals | None) -> int:
@@ -45,4 +55,4 @@ def exit_code(number: signal.Signals | None) -> int:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise Stopped

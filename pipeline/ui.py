@@ -1,42 +1,75 @@
-"""`make ui`: the Dagster UI with its daemon and the MLflow UI, on loopback, until Ctrl-C."""
+"""`diffcdr ui`: the Dagster UI with its daemon and the MLflow UI, on loopback, until Ctrl-C."""
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from assets.state.store import PROJECT
+import requests
+
 from assets.state.tracking import MlflowTracking
+from pipeline.instance import dagster_home
 
 BIN = Path(sys.executable).parent
 HOST, DAGSTER_PORT, MLFLOW_PORT = "127.0.0.1", "3000", "5000"
+DAGSTER, MLFLOW = f"http://{HOST}:{DAGSTER_PORT}", f"http://{HOST}:{MLFLOW_PORT}"
+WORKSPACE = Path(__file__).with_name("workspace.yaml")
 # Without it MLflow opens its pages on language models, where there are no training runs.
 TRAINING = "workflowType=machine_learning"
+# How long a server may take to end before it is killed.
+END_SECONDS = 20
 
 
-def main() -> None:
-    """Start the servers and stop all when one ends."""
+def serve() -> None:
+    """Start the servers, print where they answer, and stop all when one ends or on a signal."""
     tracking = MlflowTracking()
     options = ["--host", HOST, "--port", DAGSTER_PORT, "--log-level", "warning"]
-    commands = [[str(BIN / "dagster"), "dev", "-w", "workspace.yaml", *options]]
+    commands = {DAGSTER: [str(BIN / "dagster"), "dev", "-w", str(WORKSPACE), *options]}
+    pages = {DAGSTER: f"Dagster {DAGSTER}"}
     if tracking.uri.startswith("http"):
         print(f"MLflow {tracking.uri}")
-    else:
-        commands.append(_mlflow_server(tracking))
-        print(f"MLflow http://{HOST}:{MLFLOW_PORT}/#/experiments/{tracking.connect()[1]}/runs?{TRAINING}")
-    print(f"Dagster http://{HOST}:{DAGSTER_PORT}  (Ctrl-C stops)", flush=True)
-    # MLflow's job runner starts eight more processes, and nothing here uses them.
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    servers = [subprocess.Popen(command, cwd=PROJECT, env=environment) for command in commands]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt):
+    elif tracking.enabled:
+        commands[MLFLOW] = _mlflow_server(tracking)
+        pages[MLFLOW] = f"MLflow {MLFLOW}/#/experiments/{tracking.connect()[1]}/runs?{TRAINING}"
+    environment = {
+        **os.environ,
+        "DAGSTER_HOME": str(dagster_home()),
+        # Servers start others by name, also where the environment is not activated.
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        # MLflow's job runner starts eight more processes, and nothing here uses them.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    servers: list[subprocess.Popen] = []
+    try:
+        servers += [subprocess.Popen(command, env=environment) for command in commands.values()]
+        _announce(pages, servers)
         os.wait()
+    finally:
+        _stop(servers)
+
+
+def _announce(pages: dict[str, str], servers: Sequence[subprocess.Popen]) -> None:
+    """Print each page once its server answers; return when all do or one has ended."""
+    silent = dict(pages)
+    while silent and all(server.poll() is None for server in servers):
+        for address in list(silent):
+            with contextlib.suppress(requests.RequestException):
+                requests.get(address, timeout=5)
+                print(silent.pop(address), "" if silent else " (Ctrl-C stops)", flush=True)
+        time.sleep(0.5)
+
+
+def _stop(servers: Sequence[subprocess.Popen]) -> None:
     for server in servers:
         server.terminate()
     for server in servers:
-        server.wait()
+        try:
+            server.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
 def _mlflow_server(tracking: MlflowTracking) -> list[str]:
@@ -46,7 +79,3 @@ def _mlflow_server(tracking: MlflowTracking) -> list[str]:
         *("--backend-store-uri", tracking.uri),
         *("--default-artifact-root", (tracking.folder / "artifacts").as_uri()),
     ]
-
-
-if __name__ == "__main__":
-    main()

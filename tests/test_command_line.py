@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+ROOMS = ("pipeline", "assets", "ml")
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -23,3 +26,98 @@ def test_the_interpreter_ends_without_leaks():
     interpreter; a DuckDB type among that makes nanobind print forty lines."""
     done = python("-c", "import pipeline.definitions, torch")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_waits_for_no_library():
+    """Dagster, pandas and pydantic take a second to import, which only commands that use them spend."""
+    slow = "{'dagster', 'mlflow', 'pandas', 'pydantic', 'torch', 'duckdb'}"
+    done = python("-c", f"import sys, pipeline.main, pipeline.cli; print({slow} & set(sys.modules))")
+    assert done.stdout.strip() == "set()", done.stdout
+
+
+def test_the_module_is_the_command():
+    done = python("-m", "pipeline.cli", "--help")
+    assert done.returncode == 0
+    assert "recommend" in done.stdout
+
+
+def test_unknown_names_come_with_the_known_ones():
+    for option, known in (("--task", "tiny"), ("--profile", "tuned")):
+        done = python("-m", "pipeline.cli", "results", option, "nope")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: ValueError: unknown {option[2:]}: nope; known are ")
+        assert known in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_list_names_tasks_profiles_and_models():
+    done = python("-m", "pipeline.cli", "list")
+    assert {"tiny", "tiny_video", "paper", "diffcdr,"} <= set(done.stdout.split())
+
+
+def test_a_dead_tracking_server_is_said_before_anything_is_done(home):
+    dead = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "DIFFCDR_HOME": str(home)}
+    done = python("-m", "pipeline.cli", "run", "-t", "tiny", **dead)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert "http://127.0.0.1:9 does not answer" in line
+    assert "--no-tracking" in line
+    assert not home.exists()
+
+
+def test_without_tracking_a_cell_is_trained_and_mlflow_not_asked(home):
+    dead = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "DIFFCDR_HOME": str(home)}
+    one_cell = ["-t", "tiny", "-p", "strict", "-b", "0.2", "-s", "0", "-m", "emcdr", "--no-tracking"]
+    done = python("-m", "pipeline.cli", "run", *one_cell, **dead)
+    assert done.returncode == 0, done.stderr
+    [manifest] = home.glob("artifacts/models/**/manifest.json")
+    assert "mlflow" not in manifest.read_text()
+    assert not (home / "mlflow").exists()
+    assert "leaked" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The folder of a wheel that is unpacked as pip does it; dependencies come from this environment."""
+    folder, place = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("site-packages")
+    offline = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    build = ["wheel", *offline, "--no-build-isolation", "--wheel-dir", str(folder), str(PROJECT)]
+    assert python("-m", "pip", *build).returncode == 0
+    [wheel] = folder.glob("*.whl")
+    assert python("-m", "pip", "install", *offline, "--target", str(place), str(wheel)).returncode == 0
+    return place
+
+
+def test_an_installed_command_keeps_its_state_in_the_working_folder(installed, tmp_path):
+    """Also of `run`, whose first stages are enough here: they open Dagster's history and read a file."""
+    before = set(installed.rglob("*"))
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(installed),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": str(tmp_path / "user"),
+        "DIFFCDR_CATALOG": os.environ["DIFFCDR_CATALOG"],
+    }
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def diffcdr(*arguments: str) -> str:
+        command = [sys.executable, "-m", "pipeline.cli", *arguments]
+        done = subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "recommend" in diffcdr("--help")
+    assert diffcdr("results", "--format", "csv").startswith("profile,task,")
+    assert not list(work.iterdir())
+    assert "tiny_video" in diffcdr("inspect", "--task", "tiny")
+    assert [path.name for path in work.iterdir()] == [".diffcdr"]
+    assert (work / ".diffcdr/dagster/history/runs.db").exists()
+    assert set(installed.rglob("*")) == before
+
+
+def test_the_wheel_has_all_that_is_no_code(installed):
+    here = {path.relative_to(PROJECT) for room in ROOMS for path in (PROJECT / room).rglob("*")}
+    data = {path for path in here if path.suffix not in ("", ".py", ".pyc")}
+    assert data
+    assert not [path for path in data if not (installed / path).exists()]

@@ -11,11 +11,13 @@ from pathlib import Path
 import dagster as dg
 import pandas as pd
 import pytest
+from dagster import DagsterInstance
 from typer.testing import CliRunner
 
 from assets.report.results import COLUMNS, read_results
 from assets.settings.profile import load_profiles
 from assets.state.store import Store
+from assets.state.tracking import MlflowTracking
 from pipeline.chain import Chain, UnknownName
 from pipeline.cli import app
 from pipeline.definitions import build_defs, defs
@@ -104,8 +106,6 @@ def test_dagster_knows_each_cell_with_its_metrics_and_mlflow_run(house):
 
 
 def test_mlflow_has_one_finished_run_a_model_and_cell(house):
-    from assets.state.tracking import MlflowTracking
-
     client, experiment = MlflowTracking(home=str(house.home)).connect()
     runs = client.search_runs([experiment], max_results=1000)
     assert {run.info.status for run in runs} == {"FINISHED"}
@@ -238,6 +238,12 @@ def test_a_run_killed_in_training_ends_with_the_same_tables(house, tmp_path):
     whole = whole[whole["beta"] == 0.2].reset_index(drop=True)
     pd.testing.assert_frame_equal(resumed, whole, rtol=1e-4, check_dtype=False)
 
+    client, experiment = MlflowTracking(home=environment["DIFFCDR_HOME"]).connect()
+    assert {run.info.status for run in client.search_runs([experiment])} <= {"FINISHED", "FAILED"}
+    with DagsterInstance.from_config(f"{environment['DIFFCDR_HOME']}/dagster") as instance:
+        statuses = [run.status.value for run in instance.get_runs() if run.job_name == "train_strict"]
+        assert sorted(statuses) == ["FAILURE", "SUCCESS"]
+
 
 def test_one_clear_line_says_what_is_wrong(tmp_path):
     done = subprocess.run(
@@ -256,16 +262,8 @@ def diffcdr(*arguments: str) -> list[str]:
 
 
 def command_line_environment(folder: Path) -> dict[str, str]:
-    dagster_home = folder / "dagster"
-    dagster_home.mkdir()
-    (dagster_home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     root = Path(__file__).parent.parent
-    return {
-        **os.environ,
-        "DIFFCDR_HOME": str(folder / "home"),
-        "DAGSTER_HOME": str(dagster_home),
-        "PYTHONPATH": str(root),
-    }
+    return {**os.environ, "DIFFCDR_HOME": str(folder / "home"), "PYTHONPATH": str(root)}
 
 
 def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:

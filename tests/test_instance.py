@@ -1,4 +1,4 @@
-"""dagster.yaml keeps all state in the project; every deployment file is a valid instance configuration."""
+"""Dagster's state lies in the home; every deployment file is a valid instance configuration."""
 
 import shutil
 from pathlib import Path
@@ -10,28 +10,60 @@ from dagster import DagsterInstance
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 
+from pipeline import instance as instances
+from pipeline.ui import WORKSPACE
+
 PROJECT = Path(__file__).resolve().parent.parent
 DEPLOYMENTS = sorted(path.parent.name for path in PROJECT.glob("deploy/*/dagster.yaml"))
 
 
 @pytest.fixture
-def instance(tmp_path, monkeypatch):
-    """The instance as the command line makes it: configuration from the current folder, a throw-away home."""
-    shutil.copy(PROJECT / "dagster.yaml", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    with DagsterInstance.from_ref(
-        InstanceRef.from_dir(str(tmp_path / "home"), config_dir=str(tmp_path))
-    ) as made:
+def instance(home):
+    with instances.dagster_instance() as made:
         yield made
 
 
-def test_state_stays_in_the_project_folder(instance, tmp_path):
+def test_state_stays_in_the_home(instance, home):
     run = instance.create_run_for_job(_job())
     assert instance.get_run_by_id(run.run_id).run_id == run.run_id
-    assert list((tmp_path / ".dagster/history").rglob("runs.db"))
-    assert {path.name for path in tmp_path.iterdir()} <= {"dagster.yaml", ".dagster", "home"}
-    assert not list((tmp_path / "home").rglob("*.db"))
+    assert list((home / "dagster/history").rglob("runs.db"))
+    assert [path.name for path in home.iterdir()] == ["dagster"]
     assert not instance.telemetry_enabled
+
+
+def test_a_changed_dagster_yaml_is_kept(home):
+    (instances.dagster_home() / "dagster.yaml").write_text("telemetry: {enabled: true}\n")
+    with instances.dagster_instance() as made:
+        assert made.telemetry_enabled
+
+
+def test_dagster_home_wins(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "elsewhere"))
+    assert instances.dagster_home() == tmp_path / "elsewhere"
+    assert not home.exists()
+
+
+def test_dagsters_own_commands_find_the_history_of_the_default_home(tmp_path, monkeypatch):
+    """They read dagster.yaml of the current folder, here the checkout's, and make a throw-away home."""
+    shutil.copy(PROJECT / "dagster.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DIFFCDR_HOME")
+    reference = InstanceRef.from_dir(str(tmp_path / "thrown-away"), config_dir=str(tmp_path))
+    with DagsterInstance.from_ref(reference) as made:
+        run = made.create_run_for_job(_job())
+        theirs = made.get_settings("run_monitoring"), made.get_concurrency_config()
+    with instances.dagster_instance() as ours:
+        assert ours.get_run_by_id(run.run_id) is not None
+        assert (ours.get_settings("run_monitoring"), ours.get_concurrency_config()) == theirs
+    assert {path.name for path in tmp_path.iterdir()} == {"dagster.yaml", ".diffcdr"}
+
+
+def test_both_configurations_say_the_same_but_for_folders():
+    ours, theirs = (
+        yaml.safe_load(path.read_text()) for path in (instances.CONFIGURATION, PROJECT / "dagster.yaml")
+    )
+    folders = ("storage", "local_artifact_storage", "compute_logs")
+    assert {name: value for name, value in theirs.items() if name not in folders} == ours
 
 
 def test_pools_are_serial_and_runs_are_queued(instance):
@@ -52,6 +84,9 @@ def test_the_workspace_is_the_definitions_module(monkeypatch):
     assert origin.location_name == "diffcdr"
     assert origin.loadable_target_origin.module_name == "pipeline.definitions"
     assert Path(origin.loadable_target_origin.working_directory).absolute() == PROJECT
+    [installed] = WorkspaceFileTarget([str(WORKSPACE)]).create_origins()
+    assert installed.location_name == "diffcdr"
+    assert installed.loadable_target_origin.module_name == "pipeline.definitions"
 
 
 @pytest.mark.parametrize("name", DEPLOYMENTS)

@@ -1,7 +1,8 @@
 """The paper's tables and figures as assets, and the report that binds them.
 
 Each is one folder: Parquet and CSV for programs, Markdown, LaTeX and HTML for readers, pictures as PNG and
-SVG. It is made from the cells that exist and says how many are missing.
+SVG. It is made from the cells that count and says how many do not. A new table is one file and one line of
+PARTS.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,15 +12,44 @@ from pathlib import Path
 
 import dagster as dg
 
-from assets.data.splits import overlap
-from assets.report.formats import Part, markdown, page, read_part, write_part
-from assets.report.parts import KINDS, Kind, summary_part, table1_part
-from assets.report.results import read_results
+from assets.report.coverage import COVERAGE
+from assets.report.distribution import DISTRIBUTION
+from assets.report.figure3 import FIGURE3
+from assets.report.figure4 import FIGURE4
+from assets.report.part import Chapter, Part, html, markdown, page, write_part
+from assets.report.ranking import RANKING
+from assets.report.results import MISSING, source
+from assets.report.search import SEARCH
+from assets.report.significance import SIGNIFICANCE
+from assets.report.summary import summary_part
+from assets.report.table1 import table1_part
+from assets.report.table2 import TABLE2
+from assets.report.table3 import TABLE3
+from assets.report.table4 import TABLE4
+from assets.report.verdict import VERDICT
+from assets.report.warming import WARMING
+from assets.settings.axes import Axes
+from assets.settings.catalog import Catalog
 from assets.settings.profile import Profile
 from assets.state import plots
 from assets.state.code import code_of, digest_of
 from assets.state.store import Store, fingerprint
 
+# In the order of the report.
+PARTS = (
+    VERDICT,
+    TABLE2,
+    RANKING,
+    SIGNIFICANCE,
+    DISTRIBUTION,
+    COVERAGE,
+    FIGURE3,
+    WARMING,
+    TABLE3,
+    FIGURE4,
+    TABLE4,
+    SEARCH,
+)
 _OTHERS = [
     file for folder in ("templates", "published") for file in Path(__file__).with_name(folder).iterdir()
 ]
@@ -39,40 +69,48 @@ COMMON = {
 METADATA_IMAGE = 300_000  # bytes: larger pictures would burden every page that shows the event
 
 
-def report_assets(profiles: Mapping[str, Profile]) -> list[dg.AssetsDefinition]:
+def report_assets(axes: Axes, profiles: Mapping[str, Profile]) -> list[dg.AssetsDefinition]:
     """Table 1, each profile's tables and figures, and the report."""
-    kinds = {name: [kind for kind in KINDS if kind.wanted(profile)] for name, profile in profiles.items()}
-    parts = [part_asset(profiles[name], kind) for name, wanted in kinds.items() for kind in wanted]
-    return [table1, *parts, report_asset(profiles)]
+    catalog = axes.catalog
+    wanted = [(profile, part) for profile in profiles.values() for part in PARTS if part.wanted(profile)]
+    parts = [part_asset(profile, part, catalog) for profile, part in wanted]
+    table1 = table1_asset(catalog)
+    keys = [table1.key, *(part.key for part in parts)]
+    return [table1, *parts, report_asset(profiles, catalog, keys)]
 
 
-@dg.asset(name="table1", deps=[overlap], kinds={"parquet", "markdown"}, **COMMON)
-def table1(store: Store) -> dg.MaterializeResult:
-    """Table 1, data statistics of each task, with the paper's numbers where the task is the paper's."""
-    return _publish(store, (), table1_part(store))
+def table1_asset(catalog: Catalog) -> dg.AssetsDefinition:
+    """The asset of Table 1, which no profile has a part in."""
+
+    @dg.asset(name="table1", deps=["overlap"], kinds={"parquet", "markdown"}, **COMMON)
+    def table1(store: Store) -> dg.MaterializeResult:
+        """Table 1, data statistics of each task, with the paper's numbers where the task is the paper's."""
+        return _publish(store, table1_part(store, catalog), "table1")
+
+    return table1
 
 
-def part_asset(profile: Profile, kind: Kind) -> dg.AssetsDefinition:
+def part_asset(profile: Profile, chapter: Chapter, catalog: Catalog) -> dg.AssetsDefinition:
     """The asset of one table or figure of a profile."""
 
     @dg.asset(
-        name=kind.name,
+        name=chapter.name,
         key_prefix=profile.name,
-        deps=[dg.AssetKey([profile.name, name]) for name in kind.upstream(profile)],
+        deps=[dg.AssetKey([profile.name, name]) for name in chapter.upstream(profile)],
         kinds={"parquet", "markdown"},
-        description=f"{kind.what} Profile: {profile.title}.",
+        description=f"{chapter.what} Profile: {profile.title}.",
         **COMMON,
     )
     def part(store: Store) -> dg.MaterializeResult:
-        return _publish(store, (profile.name,), kind.build(store, profile))
+        return _publish(store, chapter.build(source(store, catalog, profile)), profile.name, chapter.name)
 
     return part
 
 
-def _publish(store: Store, place: tuple[str, ...], part: Part) -> dg.MaterializeResult:
+def _publish(store: Store, part: Part, *place: str) -> dg.MaterializeResult:
     """Write a part in every format and describe it to Dagster."""
-    folder = store.report(*place, part.name)
-    write_part(folder, part)
+    folder = store.report(*place)
+    write_part(folder, part, "/".join(place))
     images = {
         picture.name: dg.MetadataValue.md(plots.as_markdown(picture.formats["png"], picture.name))
         for picture in part.pictures
@@ -89,98 +127,15 @@ def _publish(store: Store, place: tuple[str, ...], part: Part) -> dg.Materialize
     )
 
 
-@dataclass(frozen=True)
-class Section:
-    """A chapter of the report: some words on how to read it, and the kind of part that it shows."""
-
-    anchor: str
-    title: str
-    lead: str
-    kind: str
-
-
-SECTIONS = (
-    Section(
-        "verdict",
-        "Does transfer help?",
-        "Models are chosen on validation users, and what is said of them is measured on the test users.",
-        "verdict",
-    ),
-    Section(
-        "cold-start",
-        "Cold start",
-        "How well ratings of users are predicted who have none in the target domain. One table for each "
-        "rule by which the epoch is chosen: the paper's best epoch on the test users is optimistic, for "
-        "it looks at what it is judged by; compare it with the other rules to see by how much.",
-        "table2",
-    ),
-    Section(
-        "ranking",
-        "Ranking",
-        "How well all items of the target domain are ordered. Compare each model with the random order "
-        "first: with tens of thousands of items all numbers are small.",
-        "ranking",
-    ),
-    Section(
-        "significance",
-        "Significance",
-        "Whether DiffCDR and each baseline differ by more than chance. Seeds tell whether a repeated "
-        "experiment would come out alike, users whether other users would.",
-        "significance",
-    ),
-    Section(
-        "distributions",
-        "Distributions",
-        "A cold-start user's rating is uncertain, and a distribution says how much: its mean serves RMSE, "
-        "its median MAE. The logit is the simple model to beat, one rating at a time.",
-        "distribution",
-    ),
-    Section(
-        "coverage",
-        "Coverage",
-        "Where the errors are: a user's mean over items hides those that nobody rated in training. Compare a "
-        "model with the best control in the same row, and its curve with the diagonal.",
-        "coverage",
-    ),
-    Section(
-        "warm-start",
-        "Warm start",
-        "What the earlier half of a user's ratings adds: every model is fine-tuned from its transferred "
-        "vector and both states are tested on the same later half.",
-        "figure3",
-    ),
-    Section(
-        "warming-up",
-        "Warming up without training",
-        "What a user's first target ratings are worth, where samples of the user are reweighted by them.",
-        "warming",
-    ),
-    Section("ablation", "Ablation", "What each part of DiffCDR is worth.", "table3"),
-    Section(
-        "user-vectors",
-        "User vectors",
-        "Whether transferred vectors lie where the users' true vectors are.",
-        "figure4",
-    ),
-    Section("throughput", "Throughput", "How fast models train and predict on the device named.", "table4"),
-    Section(
-        "search",
-        "Search",
-        "How sensitive DiffCDR is to its two main settings, on validation users.",
-        "search_surface",
-    ),
-)
-
-
-def report_asset(profiles: Mapping[str, Profile]) -> dg.AssetsDefinition:
+def report_asset(
+    profiles: Mapping[str, Profile], catalog: Catalog, keys: Sequence[dg.AssetKey]
+) -> dg.AssetsDefinition:
     """The report over all profiles."""
-    parts = [(profile, kind) for profile in profiles.values() for kind in KINDS if kind.wanted(profile)]
-    keys = [dg.AssetKey([profile.name, kind.name]) for profile, kind in parts]
 
-    @dg.asset(name="report", deps=[table1, *keys], kinds={"html", "markdown"}, **COMMON)
+    @dg.asset(name="report", deps=keys, kinds={"html", "markdown"}, **COMMON)
     def report(store: Store) -> dg.MaterializeResult:
         """Every table and figure on one page that needs no other file and no network, and as Markdown."""
-        chapters = report_chapters(store, profiles)
+        chapters = report_chapters(store, catalog, profiles)
         folder = store.report("report")
         lead = (
             "Diffusion cross-domain recommendation: the paper's tables and figures, its value beside ours. "
@@ -189,7 +144,7 @@ def report_asset(profiles: Mapping[str, Profile]) -> dg.AssetsDefinition:
         title = "DiffCDR: results"
         (folder / "report.html").write_text(page("report.html", title=title, lead=lead, chapters=chapters))
         (folder / "report.md").write_text(_report_markdown(title, lead, chapters))
-        absent = [item.hint for chapter in chapters for item in chapter.items if item.part is None]
+        absent = [item.hint for chapter in chapters for item in chapter.items if not item.html]
         return dg.MaterializeResult(
             metadata={
                 "html": dg.MetadataValue.path(str(folder / "report.html")),
@@ -203,11 +158,12 @@ def report_asset(profiles: Mapping[str, Profile]) -> dg.AssetsDefinition:
 
 @dataclass(frozen=True)
 class Item:
-    """A part in a chapter, or its place under the reports where it has not been made."""
+    """A part in a chapter, as it is read; without text where it has not been made."""
 
     heading: str
-    part: Part | None
-    place: str = ""
+    place: str
+    html: str = ""
+    markdown: str = ""
 
     @property
     def hint(self) -> str:
@@ -215,7 +171,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Chapter:
+class Shown:
     """A chapter of the report as it is shown."""
 
     anchor: str
@@ -224,32 +180,34 @@ class Chapter:
     items: list[Item]
 
 
-def report_chapters(store: Store, profiles: Mapping[str, Profile]) -> list[Chapter]:
-    """What was run, the data, then the sections that some profile has; of profiles, those with any result."""
-    finished = set(read_results(store)["profile"])
-    profiles = {name: p for name, p in profiles.items() if not finished or name in finished}
-    wanted = {kind.name: kind.wanted for kind in KINDS}
-    run = "Finished cells of each model; a cell is one β and one seed of a task."
-    chapters = [
-        Chapter("summary", "What was run", run, [Item("", summary_part(store, profiles))]),
-        Chapter("data", "Data", "The domains and the users they share.", [_item(store, "", "table1")]),
+def report_chapters(store: Store, catalog: Catalog, profiles: Mapping[str, Profile]) -> list[Shown]:
+    """What was run, the data, then the chapters that some profile has; of profiles, those with any entry."""
+    sources = {name: source(store, catalog, profile) for name, profile in profiles.items()}
+    begun = {name: one for name, one in sources.items() if (one.states["state"] != MISSING).any()}
+    sources = begun or sources
+    run = summary_part(catalog, sources)
+    ran = Item("", "summary", html(run, "summary"), markdown(run, level=3))
+    lead = "Finished cells of each model; a cell is one β and one seed of a task."
+    shown = [
+        Shown("summary", "What was run", lead, [ran]),
+        Shown("data", "Data", "The domains and the users they share.", [_item(store, "", "table1")]),
     ]
-    for section in SECTIONS:
-        shown = [profile for profile in profiles.values() if wanted[section.kind](profile)]
-        items = [_item(store, profile.title, profile.name, section.kind) for profile in shown]
-        chapters += [Chapter(section.anchor, section.title, section.lead, items)] if items else []
-    return chapters
+    for chapter in PARTS:
+        wanted = [one.profile for one in sources.values() if chapter.wanted(one.profile)]
+        items = [_item(store, profile.title, profile.name, chapter.name) for profile in wanted]
+        shown += [Shown(chapter.name, chapter.title, chapter.lead, items)] if items else []
+    return shown
 
 
 def _item(store: Store, heading: str, *place: str) -> Item:
-    return Item(heading, read_part(store.report(*place)), "/".join(place))
+    folder = store.report(*place)
+    texts = [folder / f"fragment.{ending}" for ending in ("html", "md")]
+    return Item(heading, "/".join(place), *(file.read_text() if file.exists() else "" for file in texts))
 
 
-def _report_markdown(title: str, lead: str, chapters: Sequence[Chapter]) -> str:
+def _report_markdown(title: str, lead: str, chapters: Sequence[Shown]) -> str:
     blocks = [f"# {title}", lead]
     for chapter in chapters:
         blocks += [f"## {chapter.title}", chapter.lead]
-        for item in chapter.items:
-            shown = item.part and markdown(item.part, f"../{item.place}/", level=3).rstrip()
-            blocks.append(shown or item.hint)
+        blocks += [item.markdown.rstrip() or item.hint for item in chapter.items]
     return "\n\n".join(blocks) + "\n"

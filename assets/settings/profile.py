@@ -24,17 +24,14 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, StrictBool, field_validator, model_validator
-
-from assets.settings.yaml import Count, Name, Section, SettingsFile
-from ml.models.facts import Facts, check, defaults, flat
+from assets.settings.profile_file import GROUPS, KEYS, ModelKeys, whole, written
+from assets.settings.space import Range, Settings, Space, read_trials
+from assets.settings.yaml import SettingsFile
+from ml.models.facts import Facts, check, defaults
 from ml.models.registry import MODELS, facts
 
-GROUPS = ("models", "ablations", "controls")
-# What a model may say beside its hyper-parameters.
-KEYS = ("model", "title", "objectives", "clip_predictions", "trials")
 # The factorizations whose settings `factors` are.
 PLAIN, BIASED = "ml.factorization.adam:MatrixFactorization", "ml.factorization.biased:BiasedFactorization"
 # Whom all others are compared with, unless the profile says so.
@@ -42,61 +39,9 @@ OURS = "diffcdr"
 # The model whose λ and s `search` looks for.
 SEARCHED = "diffcdr"
 
-Settings = Mapping[str, object]
-
 
 class ProfileError(ValueError):
     """A profile that cannot be used; the message names the file, the key and the hint."""
-
-
-class Range(Section):
-    """Numbers between low and high, both included; log: drawn evenly in their logarithm. Whole numbers where
-    both ends are."""
-
-    low: int | float
-    high: int | float
-    log: StrictBool = False
-
-    @model_validator(mode="after")
-    def _rises(self) -> "Range":
-        if not self.low < self.high:
-            raise ValueError(f"low must be below high, not {self.low} and {self.high}")
-        if self.log and self.low <= 0:
-            raise ValueError(f"with log, low must be above 0, not {self.low}")
-        return self
-
-
-class _Space(Section):
-    count: Count | None = None
-    space: Annotated[dict[str, dict[str, Any] | list[Any]], Field(min_length=1)]
-
-
-@dataclass(frozen=True)
-class Space:
-    """Settings to choose from: each name has its choices or a range. count: how many are tried; None tries
-    every combination of the choices."""
-
-    varied: Mapping[str, "tuple[object, ...] | Range"]
-    count: int | None = None
-
-    @property
-    def grid(self) -> list[dict[str, object]]:
-        """Every combination of the choices, the last name varying fastest; empty where there is a range."""
-        if any(isinstance(values, Range) for values in self.varied.values()):
-            return []
-        return [
-            dict(zip(self.varied, point, strict=True)) for point in itertools.product(*self.varied.values())
-        ]
-
-    def as_json(self) -> dict[str, object]:
-        """For fingerprints and MLflow."""
-        return {
-            "count": self.count,
-            "space": {
-                name: values.model_dump() if isinstance(values, Range) else list(values)
-                for name, values in self.varied.items()
-            },
-        }
 
 
 @dataclass(frozen=True)
@@ -242,125 +187,8 @@ def load_profiles(own: str | None = None, tasks: Collection[str] | None = None) 
         raise ProfileError(f"DIFFCDR_PROFILES names {own}, which is not a folder")
     paths = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
     files = {n: SettingsFile(p, ProfileError, "profile", "DIFFCDR_PROFILES") for n, p in paths.items()}
-    written = {name: _written(file) for name, file in files.items()}
-    return {name: _profile(file, name, _whole(name, written, files), tasks) for name, file in files.items()}
-
-
-# What is written in a file.
-
-
-class _Model(Section):
-    model: str | None = None
-    title: Annotated[str, Field(min_length=1)] | None = None
-    objectives: tuple[Literal["rating", "ranking"], ...] | None = Field(None, min_length=1)
-    clip_predictions: StrictBool | None = None
-
-
-class _Search(Section):
-    task_weight: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(min_length=1)
-    guidance: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(min_length=1)
-
-
-_Models = dict[Name, dict[str, Any] | None]
-
-
-class _Override(Section):
-    factors: dict[str, Any] = Field(default_factory=dict)
-    models: _Models = Field(default_factory=dict)
-
-
-class _File(Section):
-    title: str | None = None
-    extends: str | None = None
-    validation: StrictBool | None = None
-    objectives: tuple[Literal["rating", "ranking"], ...] | None = Field(None, min_length=1)
-    ours: tuple[str, ...] | None = None
-    factors: dict[str, Any] = Field(default_factory=dict)
-    models: _Models = Field(default_factory=dict)
-    ablations: _Models = Field(default_factory=dict)
-    controls: _Models = Field(default_factory=dict)
-    search: _Search | None = None
-    tasks: dict[str, _Override] = Field(default_factory=dict)
-
-    @field_validator("ours", mode="before")
-    @classmethod
-    def _one(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("search", mode="before")
-    @classmethod
-    def _none(cls, value: object) -> object:
-        return None if value == {} else value
-
-
-def _written(file: SettingsFile) -> dict[str, Any]:
-    """A file's own settings in plain values, those of nested dataclasses as `outer.inner`."""
-    content = file.validated(_File, "", file.read())
-    written = content.model_dump(exclude_unset=True)
-    for group in GROUPS:
-        written[group] = {name: _flat(model or {}) for name, model in getattr(content, group).items()}
-    written["factors"] = content.factors
-    written["tasks"] = {
-        task: {
-            "factors": override.factors,
-            "models": {name: _flat(model or {}) for name, model in override.models.items()},
-        }
-        for task, override in content.tasks.items()
-    }
-    return written
-
-
-def _flat(model: dict[str, Any]) -> dict[str, Any]:
-    said = {key: model[key] for key in KEYS if key in model}
-    return said | flat({key: value for key, value in model.items() if key not in KEYS})
-
-
-def _whole(
-    name: str, written: Mapping[str, dict], files: Mapping[str, SettingsFile], seen: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """What a profile says, with what it starts from."""
-    own = written[name]
-    parent = own.get("extends")
-    if parent is None:
-        return own
-    if parent not in written or parent in (*seen, name):
-        known = ", ".join(sorted(set(written) - {name, *seen}))
-        raise files[name].wrong("extends", f"{parent!r} is not one of the other profiles; known are {known}")
-    base = _whole(parent, written, files, (*seen, name))
-    told = {key: value for key, value in own.items() if value is not None or key == "search"}
-    out = {**base, **told, **{group: _models(base[group], own[group]) for group in GROUPS}}
-    # Settings of plain factors mean nothing to biased ones, those of one kind of model nothing to another.
-    other = "trials" in own["factors"] and "trials" not in base["factors"]
-    out["factors"] = own["factors"] if other else {**base["factors"], **own["factors"]}
-    changed = {name for group in GROUPS for name in own[group] if _other(base[group], own[group], name)}
-    out["tasks"] = {
-        task: {
-            "factors": ({} if other else _of(base, task)["factors"]) | _of(own, task)["factors"],
-            "models": _models(
-                {n: s for n, s in _of(base, task)["models"].items() if n not in changed},
-                _of(own, task)["models"],
-            ),
-        }
-        for task in (base["tasks"] | own["tasks"])
-    }
-    return out
-
-
-def _of(content: dict[str, Any], task: str) -> dict[str, dict]:
-    return content["tasks"].get(task, {"factors": {}, "models": {}})
-
-
-def _models(base: Mapping[str, dict], own: Mapping[str, dict]) -> dict[str, dict]:
-    """Settings by model, a profile's own over those of its parent."""
-    laid = {
-        name: model if _other(base, own, name) else base.get(name, {}) | model for name, model in own.items()
-    }
-    return {**base, **laid}
-
-
-def _other(base: Mapping[str, dict], own: Mapping[str, dict], name: str) -> bool:
-    """Whether the profile makes another kind of its parent's model."""
-    return name in base and "model" in own[name] and own[name]["model"] != base[name].get("model", name)
+    contents = {name: written(file) for name, file in files.items()}
+    return {name: _profile(file, name, whole(name, contents, files), tasks) for name, file in files.items()}
 
 
 # What it means, and whether it can be.
@@ -407,45 +235,17 @@ def _profile(
 
 
 def _entry(file: SettingsFile, where: str, name: str, said: dict[str, Any]) -> Entry:
-    about = file.validated(_Model, where, {key: said[key] for key in KEYS if key in said and key != "trials"})
+    about = file.validated(
+        ModelKeys, where, {key: said[key] for key in KEYS if key in said and key != "trials"}
+    )
     return Entry(
         kind=about.model or name,
         settings={key: value for key, value in said.items() if key not in KEYS},
         title=about.title,
         objectives=about.objectives,
         clip_predictions=about.clip_predictions,
-        trials=_trials(file, f"{where}.trials", said["trials"]) if "trials" in said else (),
+        trials=read_trials(file, f"{where}.trials", said["trials"]) if "trials" in said else (),
     )
-
-
-def _trials(file: SettingsFile, where: str, tried: object) -> tuple[Settings, ...] | Space:
-    if isinstance(tried, dict):
-        return _space(file, where, file.validated(_Space, where, tried))
-    if not isinstance(tried, list):
-        raise file.wrong(where, f"write a list of settings, or a count and a space, not {tried!r}")
-    if not tried:
-        raise file.wrong(where, "it is an empty list; leave it out")
-    trials = tuple(flat(file.mapping(f"{where}.{i}", trial)) for i, trial in enumerate(tried))
-    for i, trial in enumerate(trials):
-        if trial in trials[:i]:
-            raise file.wrong(f"{where}.{i}", "the same settings are tried before; take them out")
-    return trials
-
-
-def _space(file: SettingsFile, where: str, given: _Space) -> Space:
-    varied: dict[str, tuple | Range] = {}
-    for name, values in given.space.items():
-        key = f"{where}.space.{name}"
-        if isinstance(values, dict):
-            varied[name] = file.validated(Range, key, values)
-        elif not values or any(value in values[:i] for i, value in enumerate(values)):
-            raise file.wrong(key, f"list different values to choose from, not {values!r}")
-        else:
-            varied[name] = tuple(values)
-    space = Space(varied, given.count)
-    if space.count is None and not space.grid:
-        raise file.wrong(f"{where}.count", "this key is required: a range has no end of values")
-    return space
 
 
 def _facts(

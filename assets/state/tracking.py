@@ -133,7 +133,7 @@ class CellRun:
         elif isinstance(error, Exception):
             self.fail(_named(error))
         else:
-            self.fail(f"stopped: {_named(error)}", "KILLED")
+            self.fail("stopped by Ctrl-C or TERM", "KILLED")
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log `values` at `step` (the epoch, from 1). `ndcg@20` is stored as `ndcg_at_20`, MLflow bans the @.
@@ -371,8 +371,20 @@ def _mlflow() -> ModuleType:
 def _connect(uri: str, experiment: str, artifacts: Path) -> tuple[Any, str]:
     mlflow = _mlflow()
     with _first_contact(uri):
+        _create_whole(_sqlite_file(uri))
         client = mlflow.MlflowClient(uri)
         return client, _experiment_id(client, uri, experiment, artifacts)
+
+
+def _create_whole(file: Path | None) -> None:
+    """Create a missing SQLite database beside its place: half a schema could never be opened again."""
+    if file is None or file.exists():
+        return
+    for left in file.parent.glob(f".{file.name}-*"):
+        left.unlink()
+    fresh = file.with_name(f".{file.name}-{os.getpid()}")
+    _mlflow().MlflowClient(f"sqlite:///{fresh}").search_experiments()
+    os.replace(fresh, file)
 
 
 def _first_contact(uri: str) -> contextlib.AbstractContextManager:

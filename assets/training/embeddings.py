@@ -118,7 +118,7 @@ def embeddings_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
 
 def analyse(store: Store, compute: Compute, catalog: Catalog, profile: Profile, group: list[Cell]) -> None:
     """Write the analysis of a task's cells that are missing or stale."""
-    expected = {cell: _fingerprint(store, catalog, profile, cell) for cell in group}
+    expected = {cell: embeddings_fingerprint(store, catalog, profile, cell) for cell in group}
     pending = [cell for cell in group if not store.embeddings(profile.name, cell).is_current(expected[cell])]
     if not pending:
         log.info("%s/embeddings %s: up to date", profile.name, span(group))
@@ -166,7 +166,7 @@ def cell_inputs(store: Store, profile: Profile, cell: Cell) -> Inputs:
     )
 
 
-def _fingerprint(store: Store, catalog: Catalog, profile: Profile, cell: Cell) -> str:
+def embeddings_fingerprint(store: Store, catalog: Catalog, profile: Profile, cell: Cell) -> str:
     """The fingerprint of a cell's analysis: settings, code and everything it is computed from."""
     inputs, fingerprints = cell_inputs(store, profile, cell), Fingerprints(store, catalog, profile)
     models = {name: fingerprints.model(name, cell, "rating") for name in inputs.models}

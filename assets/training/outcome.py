@@ -8,7 +8,8 @@ Every cell ends as the same folder of the store:
   (rating); `calibration.parquet`: of predicted distributions; `throughput.parquet`: how fast it was;
 - `lists.parquet`: each test user's list; `list_scores.parquet`: its metrics (ranking); `list_groups.parquet`:
   metrics by popularity of the items and length of the history, and beyond accuracy;
-- `trials.parquet`: the settings that were tried and their validation errors, where there were several.
+- `trials.parquet`: the settings that were tried and their validation errors, where there were several;
+  `study.json`: the space that they were drawn from, and how.
 """
 
 import json
@@ -46,8 +47,8 @@ class Outcome:
     settings: the model's kind and hyper-parameters; vectors: target user vectors of the held-out users by
     side, and the item vectors that they meet, of models that have them; predicted: of the test ratings;
     lists: (test users, LISTED) items, best first, where the objective is ranking;
-    warm: metrics by epoch of fine-tuning, and `before` it, by side; trials: all that were tried; speed:
-    samples and seconds.
+    warm: metrics by epoch of fine-tuning, and `before` it, by side; trials: all that were tried, and
+    the `study` that drew them from a space; speed: samples and seconds.
     """
 
     settings: dict[str, object] = field(default_factory=dict)
@@ -58,6 +59,7 @@ class Outcome:
     lists: "Tensor | None" = None
     weights: "dict[str, Tensor]" = field(default_factory=dict)
     trials: list[dict] = field(default_factory=list)
+    study: dict[str, object] = field(default_factory=dict)
     before: dict[str, dict] = field(default_factory=dict)
     warm: list[dict] = field(default_factory=list)
     warm_left_out: int = 0

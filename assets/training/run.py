@@ -4,6 +4,7 @@ The loop knows no model by name: it asks the class what it needs, and the fitted
 """
 
 import contextlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from assets.training.outcome import (
     model_files,
     restored,
 )
+from assets.training.trials import Trials, plan, together
 
 if TYPE_CHECKING:
     from ml.evaluation.selection import Objective
@@ -107,43 +109,50 @@ class Training:
     def _best_trial(self, gates: list[Gate], runs: list[CellRun]) -> list[Outcome]:
         """Each cell's outcome under the settings that are best on its validation users; without trials, under
         the profile's settings, with the curves in MLflow while it trains."""
-        task = gates[0].cell.task
-        trials = self.profile.trials(self.name, task)
-        if len(trials) == 1:
-            return self._fit(gates, trials[0], runs)
+        plans = [self._plan(gate.cell) for gate in gates]
+        if len(plans[0]) == 1:
+            return self._fit(gates, plans[0].ask(), runs)
         for gate in gates:
             if gate.held_out("validation") is None:
                 raise ValueError(
                     f"{gate.cell.key}: the split leaves no validation user to choose one of the "
-                    f"{len(trials)} trials of {self.name} by; lower beta, add overlapping users or take the "
-                    "trials out of the profile"
+                    f"{len(plans[0])} trials of {self.name} by; lower beta, add overlapping users or take "
+                    "the trials out of the profile"
                 )
         # Only the best outcome so far is kept: each holds its vectors.
         best: list[Outcome | None] = [None] * len(gates)
-        tried: list[list[dict]] = [[] for _ in gates]
-        for settings in trials:
-            for r, outcome in enumerate(self._fit(gates, settings, [None] * len(gates))):
-                tried[r].append({**settings, **outcome.validated(self.objective)})
-                if best[r] is None or self._cost(tried[r][-1]) < self._cost(
-                    best[r].validated(self.objective)
-                ):
-                    best[r] = outcome
-        for outcome, rows, run in zip(best, tried, runs, strict=True):
-            self._log_choice(outcome, rows, run)
+        for number in range(len(plans[0])):
+            for settings, cells in together([trials.ask() for trials in plans]):
+                outcomes = self._tried(settings, {r: (gates[r], plans[r], runs[r]) for r in cells})
+                for r, outcome in zip(cells, outcomes, strict=True):
+                    told = outcome.validated(self.objective)
+                    plans[r].tell(told[f"validation_{self.objective.criterion}"], told)
+                    if plans[r].best == number:
+                        best[r] = outcome
+        for outcome, trials, run in zip(best, plans, runs, strict=True):
+            outcome.trials = trials.results.to_dict("records")
+            outcome.study = trials.study if trials.about else {}
+            for row in outcome.curves:
+                run.metrics({name: v for name, v in row.items() if name != "epoch"}, int(row["epoch"]))
+            run.params(hyperparameters(outcome.settings))
         return best
 
-    def _cost(self, row: Mapping[str, float]) -> float:
-        value = row[f"validation_{self.objective.criterion}"]
-        return np.inf if np.isnan(value) else -value if self.objective.higher_is_better else value
+    def _plan(self, cell: Cell) -> Trials:
+        return plan(self.profile, self.name, cell.task, cell.seed, self.objective.higher_is_better)
 
-    def _log_choice(self, outcome: Outcome, rows: list[dict], run: CellRun) -> None:
-        """Say in the outcome what was tried beside it, and log the chosen one."""
-        costs = [self._cost(row) for row in rows]
-        chosen = costs.index(min(costs))
-        outcome.trials = [{**row, "chosen": number == chosen} for number, row in enumerate(rows)]
-        for row in outcome.curves:
-            run.metrics({name: value for name, value in row.items() if name != "epoch"}, int(row["epoch"]))
-        run.params(hyperparameters(outcome.settings))
+    def _tried(
+        self, settings: Mapping[str, object], cells: "Mapping[int, tuple[Gate, Trials, CellRun]]"
+    ) -> list[Outcome]:
+        """Cells under one trial's settings; a trial that was drawn from a space is a nested MLflow run."""
+        gates = [gate for gate, *_ in cells.values()]
+        if not any(trials.about for _, trials, _ in cells.values()):
+            return self._fit(gates, settings, [None] * len(gates))
+        with contextlib.ExitStack() as stack:
+            nested = [
+                stack.enter_context(self._mlflow_run(gate.cell, run, trials.label(settings), settings))
+                for gate, trials, run in cells.values()
+            ]
+            return self._fit(gates, settings, nested)
 
     def _fit(
         self, gates: Sequence[Gate], settings: Mapping[str, object], runs: "Sequence[CellRun | None]"
@@ -196,7 +205,14 @@ class Training:
 
     # What is written.
 
-    def _mlflow_run(self, cell: Cell) -> contextlib.AbstractContextManager[CellRun]:
+    def _mlflow_run(
+        self,
+        cell: Cell,
+        parent: "CellRun | None" = None,
+        trial: str = "",
+        settings: Mapping[str, object] | None = None,
+    ) -> contextlib.AbstractContextManager[CellRun]:
+        """The run of a cell, or of one `trial` under its `parent` with these settings."""
         suffix = "" if self.objective.name == "rating" else f".{self.objective.name}"
         kinds = [self.profile.facts[kind].path for kind in self.profile.kinds(self.name)]
         return self.tracking.run(
@@ -205,7 +221,7 @@ class Training:
             beta=cell.beta,
             seed=cell.seed,
             profile=self.profile.name,
-            params=self._parameters(cell.task),
+            params=self._parameters(cell) if settings is None else hyperparameters(settings),
             tags={
                 **self.tags,
                 "objective": self.objective.name,
@@ -213,15 +229,17 @@ class Training:
                 "code_version": code_of(*TRAINING, *kinds),
                 "split_hash": self.store.split(cell).require()["manifest_hash"],
             },
-            inputs=dataset_records(self.store, cell),
+            inputs=dataset_records(self.store, cell) if parent is None else (),
+            parent=None if parent is None else parent.run_id,
+            variant=trial,
         )
 
-    def _parameters(self, task: str) -> dict[str, object]:
+    def _parameters(self, cell: Cell) -> dict[str, object]:
         """Every hyper-parameter with its value, defaults included, as MLflow shows it."""
-        factors = {f"factors.{k}": v for k, v in self.profile.factors(task).items()}
-        trials = self.profile.trials(self.name, task)
+        factors = {f"factors.{k}": v for k, v in self.profile.factors(cell.task).items()}
+        trials = self._plan(cell)
         # Of several trials the chosen one's are added when it is known.
-        settings = hyperparameters(trials[0]) if len(trials) == 1 else {}
+        settings = hyperparameters(trials.ask()) if len(trials) == 1 else {}
         return {**factors, **settings, "clip_predictions": self.profile.clips(self.name)}
 
     def _write(self, gate: Gate, fingerprint: str, run: CellRun, outcome: Outcome) -> None:
@@ -241,6 +259,8 @@ class Training:
             files |= list_files(gate, outcome.lists)
         if outcome.trials:
             files["trials.parquet"] = parquet(pd.DataFrame(outcome.trials))
+        if outcome.study:
+            files["study.json"] = json.dumps(outcome.study, indent=1).encode()
         if outcome.speed:
             files["throughput.parquet"] = parquet(pd.DataFrame([outcome.speed]))
         self.entry(gate.cell).write(

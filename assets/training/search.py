@@ -5,6 +5,7 @@ module, whose loss contains neither λ nor s.
 """
 
 import contextlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import pandas as pd
 from assets.data.cell import Gate
 from assets.settings.axes import Axes, Cell
 from assets.settings.catalog import Catalog
-from assets.settings.profile import Profile
+from assets.settings.profile import SEARCHED, Profile
 from assets.state import plots
 from assets.state.compute import Compute
 from assets.state.progress import epochs
@@ -25,6 +26,7 @@ from assets.state.store import Entry, Store, code_version, fingerprint, parquet
 from assets.state.tracking import CellRun, MlflowTracking
 from assets.training.fingerprints import Fingerprints
 from assets.training.run import dataset_records
+from assets.training.trials import Trials, of_space
 
 if TYPE_CHECKING:
     from ml.data import HeldOut, Problem
@@ -49,7 +51,7 @@ METRICS = {"validation_mae": "validation MAE", "validation_rmse": "validation RM
 
 def search_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
     """The search of a profile that has a grid."""
-    count = len(grid(profile))
+    count = len(profile.search.grid)
 
     @dg.asset(
         name="search",
@@ -76,9 +78,25 @@ def search_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
     return search
 
 
-def grid(profile: Profile) -> list[dict[str, float]]:
-    """The variants of a profile's search, λ-major and rising: each a task_weight and a guidance."""
-    return [{name: float(point[name]) for name in GRID} for point in profile.search.grid]
+def grid(profile: Profile, cell: Cell) -> Trials:
+    """The trials of a profile's search, λ-major and rising: each a task_weight and a guidance."""
+    return of_space(profile.search, {}, cell.seed)
+
+
+def searched_settings(profile: Profile, cell: Cell) -> dict[str, object]:
+    """DiffCDR's hyper-parameters without those that are searched for."""
+    return {name: value for name, value in profile.model(SEARCHED, cell.task).items() if name not in GRID}
+
+
+def search_fingerprint(store: Store, catalog: Catalog, profile: Profile, cell: Cell) -> str:
+    """The fingerprint of a finished cell: settings, grid, code and everything it is computed from."""
+    fingerprints = Fingerprints(store, catalog, profile)
+    return fingerprint(
+        code=CODE,
+        settings=searched_settings(profile, cell),
+        grid=profile.search.as_json(),
+        inputs=[fingerprints.source_factors(cell, "rating"), fingerprints.target_factors(cell, "rating")],
+    )
 
 
 @dataclass
@@ -99,31 +117,20 @@ class Search:
         if entry.is_current(expected):
             log.info("%s: up to date", title)
             return entry
-        variants = grid(self.profile)
+        trials = grid(self.profile, cell)
+        # A grid learns nothing on the way, so that all its variants are asked for and trained together.
+        variants = [trials.ask() for _ in range(len(trials))]
         with contextlib.ExitStack() as stack:
             parent = stack.enter_context(self._parent_run(cell))
-            nested = [stack.enter_context(self._nested_run(cell, parent, v)) for v in variants]
-            surface = choose(self._train(cell, variants, nested, title))
-            self._write(entry, expected, parent, surface)
+            nested = [
+                stack.enter_context(self._nested_run(cell, parent, trials.label(v), v)) for v in variants
+            ]
+            surface = choose(self._train(cell, variants, nested, title), trials)
+            self._write(entry, expected, parent, surface, trials)
         return entry
 
-    def settings(self, cell: Cell) -> dict[str, object]:
-        """DiffCDR's hyper-parameters without those that are searched for."""
-        settings = self.profile.model("diffcdr", cell.task)
-        return {name: value for name, value in settings.items() if name not in GRID}
-
     def fingerprint(self, cell: Cell) -> str:
-        """The fingerprint of a finished cell: settings, grid, code and everything it is computed from."""
-        fingerprints = Fingerprints(self.store, self.catalog, self.profile)
-        return fingerprint(
-            code=CODE,
-            settings=self.settings(cell),
-            grid=grid(self.profile),
-            inputs=[
-                fingerprints.source_factors(cell, "rating"),
-                fingerprints.target_factors(cell, "rating"),
-            ],
-        )
+        return search_fingerprint(self.store, self.catalog, self.profile, cell)
 
     def _data(self, cell: Cell) -> "tuple[Problem, HeldOut]":
         """What to train on and the validation users; the test users stay behind here."""
@@ -138,7 +145,7 @@ class Search:
         from ml.evaluation.selection import RATING
         from ml.models.registry import build
 
-        model = build("diffcdr", **self.settings(cell))
+        model = build(SEARCHED, **searched_settings(self.profile, cell))
         problem, validation = self._data(cell)
         rows = []
         training = model.train([problem], self.compute.torch_device, variants)
@@ -153,12 +160,13 @@ class Search:
 
     def _parent_run(self, cell: Cell) -> contextlib.AbstractContextManager[CellRun]:
         inputs = dataset_records(self.store, cell)
-        return self.tracking.run(**self._about(cell), params=self.settings(cell), inputs=inputs)
+        return self.tracking.run(
+            **self._about(cell), params=searched_settings(self.profile, cell), inputs=inputs
+        )
 
     def _nested_run(
-        self, cell: Cell, parent: CellRun, variant: dict[str, float]
+        self, cell: Cell, parent: CellRun, name: str, variant: dict[str, float]
     ) -> contextlib.AbstractContextManager[CellRun]:
-        name = "-".join(f"{name}{value:.15g}" for name, value in variant.items())
         return self.tracking.run(
             **self._about(cell), params=variant, inputs=(), parent=parent.run_id, variant=name
         )
@@ -174,29 +182,38 @@ class Search:
         return {"model": "search", "profile": self.profile.name, **where, "tags": tags}
 
     @staticmethod
-    def _write(entry: Entry, expected: str, run: CellRun, surface: pd.DataFrame) -> None:
+    def _write(entry: Entry, expected: str, run: CellRun, surface: pd.DataFrame, trials: Trials) -> None:
         best = surface[surface["chosen"]].iloc[0]
         run.metrics({name: best[name] for name in (*GRID, *METRICS)}, int(best["epoch"]))
         run.flush()
         image = heat_maps(surface)
         run.figure(image, "surface.png")
         entry.write(
-            {"surface.parquet": parquet(surface), "surface.png": image},
+            {
+                "surface.parquet": parquet(surface),
+                "surface.png": image,
+                "trials.parquet": parquet(trials.results),
+                "study.json": json.dumps(trials.study, indent=1).encode(),
+            },
             expected,
             **run.facts,
         )
 
 
-def choose(judged: pd.DataFrame) -> pd.DataFrame:
-    """`judged` with the column `chosen`, true in the one row of the lowest validation RMSE.
+def choose(judged: pd.DataFrame, trials: Trials) -> pd.DataFrame:
+    """`judged` with the column `chosen`, true in one row: the best trial's at its best epoch, by RMSE.
 
-    judged: one row per variant and epoch, with the columns of GRID, epoch and METRICS. Of equal rows the
-    first counts. Raises ValueError where no variant has a finite error.
+    judged: one row per epoch and variant, with the columns of GRID, epoch and METRICS, the variants as they
+    were asked of `trials`, which are told here. Raises ValueError where no variant has a finite error.
     """
     rmse = judged["validation_rmse"].where(np.isfinite(judged["validation_rmse"]))
     if rmse.isna().all():
-        raise ValueError("every variant of the search diverged: lower diffcdr's lr in the profile")
-    return judged.assign(chosen=judged.index == rmse.idxmin())
+        raise ValueError(f"every variant of the search diverged: lower {SEARCHED}'s lr in the profile")
+    epochs_of = rmse.groupby([judged[name] for name in GRID], sort=False)
+    best = [rows.idxmin() if rows.notna().any() else rows.index[0] for _, rows in epochs_of]
+    for row in judged.loc[best, ["epoch", *METRICS]].to_dict("records"):
+        trials.tell(row["validation_rmse"], row)
+    return judged.assign(chosen=judged.index == best[trials.best])
 
 
 def at_best_epoch(surface: pd.DataFrame, metric: str) -> pd.DataFrame:

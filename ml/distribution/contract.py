@@ -45,6 +45,18 @@ class TransferRatings:
         if not (self.source_user[self.target.users] >= 0).any():
             raise ValueError("no target rating of a user with source ratings: nothing to learn transfer from")
 
+    def to(self, device: torch.device | str) -> TransferRatings:
+        """The same on a device."""
+        return dataclasses.replace(
+            self,
+            target=Ratings(
+                *(x.to(device) for x in (self.target.users, self.target.items, self.target.values))
+            ),
+            source_user=self.source_user.to(device),
+            description=self.description.to(device),
+            levels=None if self.levels is None else self.levels.to(device),
+        )
+
     @classmethod
     def of(cls, data: Data) -> TransferRatings:
         """What a cell lets a model see."""
@@ -66,8 +78,8 @@ class Distribution(Model):
         self.levels_: list[Tensor] = []
 
     @abstractmethod
-    def trained(self, data: TransferRatings) -> Self:
-        """Fit to one cell; every draw follows from data.seed. Returns self."""
+    def trained(self, data: TransferRatings, device: torch.device | str = "cpu") -> Self:
+        """Fit to one cell on a device; every draw follows from data.seed. Returns self."""
 
     @abstractmethod
     def predict_pairs(self, description: Tensor, users: Tensor, items: Tensor) -> Tensor:
@@ -83,7 +95,7 @@ class Distribution(Model):
 
     def fit(self, data: Sequence[Data], device: torch.device | str = "cpu") -> Iterator[Epoch]:
         self.bind(data)
-        self.cells_ = [dataclasses.replace(self).trained(TransferRatings.of(each)) for each in data]
+        self.cells_ = [dataclasses.replace(self).trained(TransferRatings.of(each), device) for each in data]
         yield Epoch(1, {})
 
     def bind(self, data: Sequence[Data]) -> Self:
@@ -120,4 +132,4 @@ class Distribution(Model):
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """All that prediction needs of one cell besides the hyper-parameters, as plain tensors."""
+        """All that prediction needs of one cell besides the hyper-parameters, as plain tensors on the CPU."""

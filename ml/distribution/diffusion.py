@@ -45,10 +45,12 @@ class VectorDiffusion:
         """Parameters fitted to draws (S, n, D) of the n users' whitened vectors under condition (n, q).
 
         A training row is one draw of one user: the network learns vectors as uncertain as they are. The
-        parameters returned are the means over the second half of the steps.
+        parameters returned are the means over the second half of the steps. Computed where `draws` and
+        `condition` lie, by what is drawn on the CPU.
         """
         generator = replica_generator(seed, "vector diffusion")
-        parameters = self._initial(draws.shape[2], condition.shape[1], generator)
+        initial = self._initial(draws.shape[2], condition.shape[1], generator)
+        parameters = {name: value.to(draws.device).requires_grad_() for name, value in initial.items()}
         optimizer = torch.optim.AdamW(parameters.values(), lr=self.lr, weight_decay=self.decay)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, self.steps)
         mean = {name: torch.zeros_like(value) for name, value in parameters.items()}
@@ -68,20 +70,21 @@ class VectorDiffusion:
         parameters = {}
         for layer, (out, into) in zip(LAYERS, shapes, strict=True):
             weight = linear(out, into, generator) if layer != "output" else torch.zeros(out, into)
-            parameters[f"{layer}.weight"] = weight.requires_grad_()
-            parameters[f"{layer}.bias"] = torch.zeros(out, requires_grad=True)
+            parameters[f"{layer}.weight"] = weight
+            parameters[f"{layer}.bias"] = torch.zeros(out)
         return parameters
 
     def _loss(
         self, parameters: dict[str, Tensor], draws: Tensor, condition: Tensor, generator: torch.Generator
     ) -> Tensor:
         signal, level = training_levels()
-        users = torch.randint(draws.shape[1], (self.batch,), generator=generator)
-        x = draws[torch.randint(draws.shape[0], (self.batch,), generator=generator), users]
+        users = torch.randint(draws.shape[1], (self.batch,), generator=generator).to(draws.device)
+        drawn = torch.randint(draws.shape[0], (self.batch,), generator=generator).to(draws.device)
+        x = draws[drawn, users]
         half = torch.randint(TRAINING_STEPS, (-(-self.batch // 2),), generator=generator)
         time = torch.cat([half, TRAINING_STEPS - 1 - half])[: self.batch]
         alpha, sigma = signal[time, None].to(x), level[time, None].to(x)
-        noise = torch.randn(x.shape, generator=generator)
+        noise = torch.randn(x.shape, generator=generator).to(x)
         embedding = time_embedding(time, EMBEDDING).to(x)
         predicted = velocity(parameters, alpha * x + sigma * noise, embedding, condition[users])
         return (predicted - alpha * noise + sigma * x).square().mean()

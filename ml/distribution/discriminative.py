@@ -143,8 +143,9 @@ def pair_features(domain: dict[str, Tensor], description: Tensor, users: Tensor,
         )
     check_rows("users", users, len(description))
     check_rows("items", items, len(domain["counts"]))
-    counts = domain["counts"][items]
-    x = features(counts, domain["overall"], domain["levels"], description.double()[users])
+    device = domain["counts"].device
+    description, users, items = (given.to(device) for given in (description.double(), users, items))
+    x = features(domain["counts"][items], domain["overall"], domain["levels"], description[users])
     return (x - domain["center"]) / domain["spread"]
 
 
@@ -172,12 +173,12 @@ class ItemStars(Distribution):
         super().__post_init__()
         self.state_: dict[str, Tensor] = {}
 
-    def trained(self, data: TransferRatings) -> Self:
+    def trained(self, data: TransferRatings, device: torch.device | str = "cpu") -> Self:
         """Take the shares of all known target ratings, also those of users without a source. Returns self.
 
         Raises ValueError for rows outside the tables or ratings that are no levels.
         """
-        _, _, counts = target_levels(data)
+        _, _, counts = target_levels(data.to(device))
         self.state_ = {"shares": shrunk_shares(counts, overall_shares(counts)).float()}
         return self
 
@@ -190,11 +191,11 @@ class ItemStars(Distribution):
         _check_fitted(self.state_)
         check_rows("users", users, len(description))
         check_rows("items", items, len(self.state_["shares"]))
-        return self.state_["shares"][items]
+        return self.state_["shares"].cpu()[items]
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that prediction needs, as plain tensors."""
-        return {name: value.clone() for name, value in self.state_.items()}
+        """All that prediction needs, as plain tensors on the CPU."""
+        return {name: value.cpu().clone() for name, value in self.state_.items()}
 
     def restored(self, state: dict[str, Tensor]) -> Self:
         self.state_ = dict(state)
@@ -225,14 +226,14 @@ class StarLogit(Distribution):
             raise ValueError(f"penalty must be above 0, not {self.penalty:g}: it alone makes the fit unique")
         self.state_: dict[str, Tensor] = {}
 
-    def trained(self, data: TransferRatings) -> Self:
+    def trained(self, data: TransferRatings, device: torch.device | str = "cpu") -> Self:
         """Fit to the ratings of users with a source row; nothing is drawn. Returns self.
 
         Raises ValueError as `training_rows` does, and where all these ratings are equal.
         """
         from sklearn.linear_model import LogisticRegression
 
-        domain, x, index = training_rows(data)
+        domain, x, index = training_rows(data.to(device))
         seen = index.unique()
         if len(seen) < 2:
             raise ValueError(
@@ -240,8 +241,8 @@ class StarLogit(Distribution):
                 "a logit needs two different ones"
             )
         logit = LogisticRegression(C=1 / self.penalty, max_iter=MAX_ITERATIONS)
-        logit.fit(x.numpy(), index.numpy())
-        weight, bias = torch.from_numpy(logit.coef_), torch.from_numpy(logit.intercept_)
+        logit.fit(x.cpu().numpy(), index.cpu().numpy())
+        weight, bias = (torch.from_numpy(fitted).to(device) for fitted in (logit.coef_, logit.intercept_))
         if len(seen) == 2:
             # Of two levels scikit-learn gives the upper one's logit against the lower one.
             weight, bias = torch.cat([0 * weight, weight]), torch.cat([0 * bias, bias])
@@ -261,12 +262,13 @@ class StarLogit(Distribution):
         """
         x, state = pair_features(self.state_, description, users, items), self.state_
         seen = torch.addmm(state["bias"], x, state["weight"].T).softmax(1)
-        return (state["unseen"] + (1 - state["unseen"].sum()) * seen).float()
+        return (state["unseen"] + (1 - state["unseen"].sum()) * seen).float().cpu()
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that prediction needs, as plain tensors."""
+        """All that prediction needs, as plain tensors on the CPU."""
         return {
-            name: value.clone(memory_format=torch.contiguous_format) for name, value in self.state_.items()
+            name: value.cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in self.state_.items()
         }
 
     def restored(self, state: dict[str, Tensor]) -> Self:
@@ -308,14 +310,14 @@ class StarBoosting(Distribution):
         self.domain_: dict[str, Tensor] = {}
         self.fitted_: HistGradientBoostingRegressor | None = None
 
-    def trained(self, data: TransferRatings) -> Self:
+    def trained(self, data: TransferRatings, device: torch.device | str = "cpu") -> Self:
         """Fit to the ratings of users with a source row; the noise follows from data.seed. Returns self.
 
         Raises ValueError as `training_rows` does.
         """
         from sklearn.ensemble import HistGradientBoostingRegressor
 
-        self.domain_, x, index = training_rows(data)
+        self.domain_, x, index = training_rows(data.to(device))
         generator = replica_generator(data.seed, "star boosting")
         noise = torch.rand(len(index), dtype=torch.float64, generator=generator) - 0.5
         self.fitted_ = HistGradientBoostingRegressor(
@@ -326,7 +328,7 @@ class StarBoosting(Distribution):
             min_samples_leaf=self.leaf_ratings,
             early_stopping=False,
             random_state=int(torch.randint(2**31, (1,), generator=generator)),
-        ).fit(x.numpy(), (index + noise).numpy())
+        ).fit(x.cpu().numpy(), (index.cpu() + noise).numpy())
         return self
 
     def predict_pairs(self, description: Tensor, users: Tensor, items: Tensor) -> Tensor:
@@ -334,8 +336,8 @@ class StarBoosting(Distribution):
         `StarLogit.predict_pairs`."""
         x = pair_features(self.domain_, description, users, items)
         levels = self.domain_["levels"]
-        index = torch.from_numpy(self.fitted_.predict(x.numpy())).round().clamp(0, len(levels) - 1)
-        return levels[index.long()].float()
+        index = torch.from_numpy(self.fitted_.predict(x.cpu().numpy())).round().clamp(0, len(levels) - 1)
+        return levels.cpu()[index.long()].float()
 
     def tensors(self) -> dict[str, Tensor]:
         """Nothing: trees are no tensors, so this control is judged where it was fitted, never restored."""

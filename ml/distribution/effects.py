@@ -20,7 +20,7 @@ kept where asked, for they carry how uncertain the vector of a user with few rat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -60,6 +60,10 @@ class Effects:
     counts: Tensor
     item_counts: Tensor
 
+    def to(self, device: torch.device | str) -> Effects:
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Effects(**{name: None if value is None else value.to(device) for name, value in held.items()})
+
     def description(self) -> Tensor:
         """What a user's vector and number of ratings say: (n, D + 1) float64, the condition for transfer."""
         return torch.cat([self.users, self.counts.log1p()[:, None]], 1)
@@ -71,7 +75,7 @@ def level_basis(levels: Tensor, width: int = WIDTH) -> Tensor:
     With fewer than width + 1 levels there are L − 1 of them, and any distribution over the levels is reached.
     """
     centred = (levels.double() - levels.double().mean()) / levels.double().std()
-    degrees = torch.arange(min(width, len(levels) - 1) + 1)
+    degrees = torch.arange(min(width, len(levels) - 1) + 1, device=levels.device)
     basis = torch.linalg.qr(centred[:, None] ** degrees)[0][:, 1:]
     return basis * basis[-1].sign()
 
@@ -125,7 +129,9 @@ def posterior_modes(
     objective is strictly concave; steps are cut at 2 in each direction against overshooting.
     """
     precision = torch.linalg.inv(prior_covariance)
-    ratings = groups, torch.arange(len(groups)) if rows is None else rows, index
+    if rows is None:
+        rows = torch.arange(len(groups), device=groups.device)
+    ratings = groups, rows, index
     x = start
     for _ in range(iterations):
         gradient, curvature = _total_slopes(*ratings, offset, basis, x)
@@ -158,12 +164,12 @@ class _Side:
 
     def __init__(self, groups: Tensor, description: Tensor, width: int) -> None:
         self.groups = groups
-        self.design = torch.cat([torch.ones(len(description), 1, dtype=torch.float64), description], 1)
+        self.design = torch.cat([description.new_ones(len(description), 1), description], 1)
         self.rated = torch.bincount(groups, minlength=len(description)) > 0
-        self.modes = torch.zeros(len(description), width, dtype=torch.float64)
+        self.modes = description.new_zeros(len(description), width)
         self.draw = self.modes
-        self.map = torch.zeros(self.design.shape[1], width, dtype=torch.float64)
-        self.covariance = torch.eye(width, dtype=torch.float64)
+        self.map = description.new_zeros(self.design.shape[1], width)
+        self.covariance = torch.eye(width, dtype=description.dtype, device=description.device)
 
     def sweep(
         self,
@@ -180,17 +186,17 @@ class _Side:
         )
         self._update_prior(covariance[self.rated])
         noise = torch.randn(*self.modes.shape, 1, dtype=torch.float64, generator=generator)
-        self.draw = self.modes + (torch.linalg.cholesky(covariance) @ noise)[..., 0]
+        self.draw = self.modes + (torch.linalg.cholesky(covariance) @ noise.to(covariance))[..., 0]
 
     def _update_prior(self, covariance: Tensor) -> None:
         """A by ridge regression of the modes, S from its residuals and the posterior covariances."""
         design, modes = self.design[self.rated], self.modes[self.rated]
-        ridge = RIDGE * torch.eye(design.shape[1], dtype=torch.float64)
+        ridge = RIDGE * torch.eye(design.shape[1], dtype=design.dtype, device=design.device)
         ridge[0, 0] = 0
         self.map = torch.linalg.solve(design.T @ design + ridge, design.T @ modes)
         residual = modes - design @ self.map
-        unit = PRIOR_COUNT * PRIOR_VARIANCE * torch.eye(modes.shape[1], dtype=torch.float64)
-        scatter = residual.T @ residual + covariance.sum(0) + unit
+        unit = torch.eye(modes.shape[1], dtype=modes.dtype, device=modes.device)
+        scatter = residual.T @ residual + covariance.sum(0) + PRIOR_COUNT * PRIOR_VARIANCE * unit
         self.covariance = scatter / (len(modes) + PRIOR_COUNT)
 
     def state(self) -> tuple[Tensor, ...]:
@@ -206,23 +212,27 @@ def fit_effects(
     levels: Tensor | None = None,
     width: int = WIDTH,
     keep_draws: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Effects:
     """Fit equations (1) and (2) to `ratings`.
 
     description: (n_users, q) standardized columns, c_u; none means q = 0. levels: (L,) the rating values,
     those that occur where not given. keep_draws: give the users' draws too, 4 S n D bytes. Users and items
-    without ratings get their prior mean.
+    without ratings get their prior mean. device: where it is computed and the effects lie; what is random is
+    drawn on the CPU, so that it is the same everywhere.
     Raises ValueError for rows outside the tables or ratings that are no levels.
     """
     check_rows("ratings.users", ratings.users, n_users)
     check_rows("ratings.items", ratings.items, n_items)
-    levels = rating_levels(ratings.values) if levels is None else levels.double()
-    index, basis = level_index(ratings.values, levels), level_basis(levels, width)
+    levels = (rating_levels(ratings.values) if levels is None else levels.double()).cpu()
+    # Of so small a matrix on the CPU: its signs are the same everywhere.
+    basis, levels = level_basis(levels, width).to(device), levels.to(device)
+    ratings = ratings.to(device)
+    index = level_index(ratings.values, levels)
     item_counts = torch.bincount(ratings.items, minlength=n_items).double()
-    if description is None:
-        description = torch.zeros(n_users, 0, dtype=torch.float64)
+    description = basis.new_zeros(n_users, 0) if description is None else description.double().to(device)
     width = basis.shape[1]
-    users = _Side(ratings.users, description.double(), width)
+    users = _Side(ratings.users, description, width)
     items = _Side(ratings.items, standardized(item_counts.log1p())[:, None], width)
     generator = replica_generator(seed, "effects")
 
@@ -232,7 +242,7 @@ def fit_effects(
     constant = basis @ intercept
     kept = SWEEPS - BURN_IN
     sums = [torch.zeros_like(value) for side in (users, items) for value in side.state()]
-    draws = torch.empty(kept, n_users, width) if keep_draws else None
+    draws = torch.empty(kept, n_users, width, device=device) if keep_draws else None
     for sweep in range(SWEEPS):
         iterations = 2 if sweep else 4
         for side, other in ((users, items), (items, users)):

@@ -84,8 +84,10 @@ class StarDiffusion(Distribution):
             raise ValueError(f"vectors must be one of {', '.join(VECTORS)}, not {self.vectors!r}")
         self.state_: dict[str, Tensor] = {}
 
-    def trained(self, data: TransferRatings) -> Self:
-        """Fit effects, diffusion and alignment; every draw follows from data.seed. Returns self."""
+    def trained(self, data: TransferRatings, device: torch.device | str = "cpu") -> Self:
+        """Fit effects, diffusion and alignment on `device`; every draw follows from data.seed, on the CPU.
+        Returns self, which then predicts there."""
+        data = data.to(device)
         known = data.source_user >= 0
         trained = known & (torch.bincount(data.target.users, minlength=data.n_users) > 0)
         described = data.description.double()[data.source_user[trained]]
@@ -102,6 +104,7 @@ class StarDiffusion(Distribution):
             condition,
             data.levels,
             keep_draws=self.vectors == "diffusion",
+            device=device,
         )
         self.state_ = {
             "seed": torch.tensor(data.seed),
@@ -148,9 +151,10 @@ class StarDiffusion(Distribution):
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
         generator = replica_generator(data.seed, "alignment")
         for _ in range(self.epochs):
-            for rows in torch.randperm(len(users), generator=generator).split(self.batch):
+            order = torch.randperm(len(users), generator=generator).to(users.device)
+            for rows in order.split(self.batch):
                 picked = torch.randperm(vectors.shape[1], generator=generator)[: self.train_samples]
-                shown = vectors[users[rows]][:, picked]
+                shown = vectors[users[rows]][:, picked.to(users.device)]
                 logp = mixture(log_probabilities(alignment, features[rows], phi[rows], shown))
                 moved = sum((alignment[name] - start[name]).square().sum() for name in start)
                 loss = self.penalty / 2 / len(users) * moved - logp.gather(1, index[rows, None]).mean()
@@ -175,9 +179,10 @@ class StarDiffusion(Distribution):
         mean, factor = self._prior_mean(condition)[:, None], self.state_["prior.factor"]
         if self.vectors == "mean":
             return mean
-        x = normal_points(count, len(factor), int(self.state_["seed"])).expand(len(condition), -1, -1)
+        points = normal_points(count, len(factor), int(self.state_["seed"])).to(factor)
+        x = points.expand(len(condition), -1, -1)
         if self.vectors == "diffusion":
-            x = self.diffusion.sample(self._part("diffusion"), condition, x[0])
+            x = self.diffusion.sample(self._part("diffusion"), condition, points)
         return mean + x @ factor.T
 
     def _part(self, name: str) -> dict[str, Tensor]:
@@ -193,22 +198,43 @@ class StarDiffusion(Distribution):
                 f"users are described by {description.shape[1]} numbers, trained on {len(center)}; "
                 "give the rows of the source domain's Effects.description()"
             )
-        return (description.float() - center) / scale
+        return (description.float().to(center.device) - center) / scale
+
+    @property
+    def device(self) -> torch.device:
+        """Where it predicts: where it was fitted, or the CPU once restored."""
+        return self.state_["levels"].device
+
+    @property
+    def levels(self) -> Tensor:
+        """The rating levels (L,) float64, on the CPU."""
+        return self.state_["levels"].cpu()
 
     @torch.no_grad()
     def sample(self, description: Tensor, samples: int | None = None) -> Tensor:
         """Target user vectors θ (n, K, D) float32 of users described by (n, q)."""
-        return self._vectors(self._condition(description), samples or self.samples)
+        return self._sample(self._condition(description), samples).cpu()
+
+    def _sample(self, condition: Tensor, samples: int | None) -> Tensor:
+        return self._vectors(condition, samples or self.samples)
 
     @torch.no_grad()
-    def _log_probabilities(
-        self, description: Tensor, vectors: Tensor, users: Tensor, items: Tensor
-    ) -> Tensor:
-        """log p(· | θ_u⁽ᵏ⁾, i) of m pairs: (m, K, L)."""
+    def log_probabilities(self, description: Tensor, vectors: Tensor, ratings: Ratings) -> Tensor:
+        """log p(· | θ_u⁽ᵏ⁾, i) of m ratings' users and items: (m, K, L), for vectors θ (n, K, D) of the users
+        described by (n, q); the ratings' values are not read."""
+        device = self.device
+        condition, users, items = (
+            self._condition(description),
+            *(x.to(device) for x in (ratings.users, ratings.items)),
+        )
+        return self._log_probabilities(condition, vectors.to(device), users, items).cpu()
+
+    def _log_probabilities(self, condition: Tensor, vectors: Tensor, users: Tensor, items: Tensor) -> Tensor:
         phi = self.state_["items"][items]
-        features = self._features(phi, items, self._condition(description)[users])
+        features = self._features(phi, items, condition[users])
         return log_probabilities(self._part("alignment"), features, phi, vectors[users])
 
+    @torch.no_grad()
     def predict_pairs(
         self,
         description: Tensor,
@@ -226,21 +252,24 @@ class StarDiffusion(Distribution):
         Raises ValueError for rows outside the tables or descriptions of another width, RuntimeError before
         `fit`.
         """
-        vectors = self.sample(description, samples)
+        condition = self._condition(description)
+        vectors = self._sample(condition, samples)
         check_rows("users", users, len(description))
         check_rows("items", items, len(self.state_["items"]))
-        weights = torch.zeros(vectors.shape[:2])
+        users, items = users.to(self.device), items.to(self.device)
+        weights = vectors.new_zeros(vectors.shape[:2])
         if observed is not None:
-            weights = self._joint(description, vectors, observed).log_softmax(1)
+            weights = self._joint(condition, vectors, observed).log_softmax(1)
             weights = weights + math.log(vectors.shape[1])
         parts = zip(users.split(CHUNK), items.split(CHUNK), strict=True)
         return torch.cat(
             [
-                mixture(self._log_probabilities(description, vectors, u, i) + weights[u, :, None]).exp()
+                mixture(self._log_probabilities(condition, vectors, u, i) + weights[u, :, None]).exp()
                 for u, i in parts
             ]
-        )
+        ).cpu()
 
+    @torch.no_grad()
     def joint_log_likelihood(
         self, description: Tensor, ratings: Ratings, samples: int | None = None
     ) -> Tensor:
@@ -249,17 +278,19 @@ class StarDiffusion(Distribution):
         log 1/K Σ_k Π_r p(r | θ⁽ᵏ⁾): at least what multiplying `predict` would give where a user's ratings
         hang together; 0 for a user without ratings.
         """
-        joint = self._joint(description, self.sample(description, samples), ratings)
-        return joint.logsumexp(1) - math.log(joint.shape[1])
+        condition = self._condition(description)
+        joint = self._joint(condition, self._sample(condition, samples), ratings)
+        return joint.logsumexp(1).cpu() - math.log(joint.shape[1])
 
-    def _joint(self, description: Tensor, vectors: Tensor, ratings: Ratings) -> Tensor:
+    def _joint(self, condition: Tensor, vectors: Tensor, ratings: Ratings) -> Tensor:
         """log Π_r p(r | θ⁽ᵏ⁾) of each user and sample: (n, K)."""
-        total = torch.zeros(vectors.shape[:2])
+        ratings = ratings.to(self.device)
+        total = vectors.new_zeros(vectors.shape[:2])
         parts = zip(*(x.split(CHUNK) for x in (ratings.users, ratings.items, ratings.values)), strict=True)
         for users, items, values in parts:
             index = level_index(values, self.state_["levels"])
-            logp = self._log_probabilities(description, vectors, users, items)
-            total.index_add_(0, users, logp[torch.arange(len(index)), :, index])
+            logp = self._log_probabilities(condition, vectors, users, items)
+            total.index_add_(0, users, logp[torch.arange(len(index), device=index.device), :, index])
         return total
 
     @torch.no_grad()
@@ -350,7 +381,7 @@ class StarDiffusion(Distribution):
         return len(self.state_["items"])
 
     def tensors(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.state_.items()}
+        return {name: value.cpu().clone() for name, value in self.state_.items()}
 
     def restored(self, state: dict[str, Tensor]) -> Self:
         self.state_ = dict(state)
@@ -378,13 +409,13 @@ def initial_alignment(effects: Effects, features: int) -> dict[str, Tensor]:
     """Equation (1) of `effects` as an alignment: b, W = [Q, 0, 0], G = Q, H = 0."""
     basis = effects.basis.float()
     levels, width = basis.shape
-    weight = torch.zeros(levels, features)
+    weight = basis.new_zeros(levels, features)
     weight[:, :width] = basis
     return {
         "bias": basis @ effects.intercept.float(),
         "weight": weight,
         "user": basis.T.clone(),
-        "interaction": torch.zeros(width, width * levels),
+        "interaction": basis.new_zeros(width, width * levels),
     }
 
 

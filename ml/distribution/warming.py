@@ -181,7 +181,7 @@ def error_by_n(
         return []
     shifts = {name: shift.take(kept) for name, shift in shifts.items()}
     rate = best_rate(model, validation, counts) if validation else None
-    levels, start = model.state_["levels"], start_vectors(model, newcomers)
+    levels, start = model.levels, start_vectors(model, newcomers)
     rows = []
     for n in sorted({count for count in counts if count <= most}):
         first, after = _first(newcomers.ratings.users, n, most)
@@ -244,7 +244,7 @@ def fine_tuned(
 
     The few steps stand for the prior: more of them would end at the maximum of the likelihood.
     """
-    levels, vectors = model.state_["levels"], start
+    levels, vectors = model.levels, start
     base, slopes = _affine_logits(model, description, observed)
     came = torch.nn.functional.one_hot(level_index(observed.values, levels), len(levels))
     for _ in range(STEPS):
@@ -261,7 +261,7 @@ def best_rate(model: StarDiffusion, validation: Newcomers, counts: Sequence[int]
     if most is None:
         return None
     users, _ = validation.beyond(most)
-    levels, start = model.state_["levels"], start_vectors(model, users)
+    levels, start = model.levels, start_vectors(model, users)
     splits = [split_first(users.ratings, n, most) for n in counts if 0 < n <= most]
 
     def error(rate: float) -> float:
@@ -365,7 +365,7 @@ def _affine_logits(model: StarDiffusion, description: Tensor, ratings: Ratings) 
     """a (m, L) and A (m, D, L) with p(· | θ, i) = softmax(a + Aᵀθ): equation (1) at 0 and at unit vectors."""
     width = model.state_["items"].shape[1]
     points = torch.cat([torch.zeros(1, width), torch.eye(width)]).expand(len(description), -1, -1)
-    logp = model._log_probabilities(description, points, ratings.users, ratings.items)
+    logp = model.log_probabilities(description, points, ratings)
     return logp[:, 0], logp[:, 1:] - logp[:, :1]
 
 

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from assets.settings.axes import Cell
 from assets.state.store import Store, parquet
+from tests.assets.axes import AXES
 
 
 def finish(
@@ -14,6 +14,7 @@ def finish(
     profile: str = "paper",
     objective: str = "rating",
     files: dict[str, pd.DataFrame] | None = None,
+    fingerprint: str = "made by hand",
     **facts: object,
 ) -> None:
     """Write a model's cell `key`: metrics by (stage, selection, metric), and further tables by file name."""
@@ -21,7 +22,7 @@ def finish(
     frame = pd.DataFrame(rows, columns=["stage", "selection", "metric", "value", "epoch"])
     tables = {"metrics.parquet": frame, **(files or {})}
     contents = {name: parquet(table) for name, table in tables.items()}
-    store.model(profile, model, Cell.parse(key), objective).write(contents, "made by hand", **facts)
+    store.model(profile, model, AXES.parse(key), objective).write(contents, fingerprint, **facts)
 
 
 def errors(mae: float, rmse: float, selection: str = "last") -> dict[tuple[str, str, str], float]:

@@ -56,6 +56,7 @@ def data_of(problem: Problem, offset: torch.Tensor | None = None) -> Data:
         m,
         users_of(problem.source),
         problem.ratings,
+        torch.arange(n),
         problem=problem,
         offset=offset,
     )

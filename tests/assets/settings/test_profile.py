@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from assets.settings.profile import ProfileError, Range, Space, load_profiles
+from assets.settings.profile import ProfileError, load_profiles
+from assets.settings.space import Range, Space
 
 
 def own(tmp_path, text, name="mine", **options):

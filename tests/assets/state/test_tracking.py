@@ -1,15 +1,18 @@
 """Runs land in MLflow complete, whatever runs beside them, and say how they ended."""
 
+import contextlib
 import json
 import math
 import multiprocessing
+import socket
+import time
 from urllib.parse import urlsplit
 
 import dagster as dg
 import pytest
 
 from assets.state import tracking
-from assets.state.tracking import DatasetRecord, MlflowTracking
+from assets.state.tracking import DatasetRecord, MlflowTracking, TrackingError
 
 CELL = {"model": "diffcdr", "beta": 0.2, "seed": 0, "profile": "paper"}
 NOTHING = {"params": {}, "tags": {}, "inputs": ()}
@@ -285,3 +288,127 @@ def test_a_nested_run_needs_a_name(mlflow_resource):
         mlflow_resource.run(**CELL, task="nests", **NOTHING, parent="0"),
     ):
         pass
+
+
+def test_of_several_open_runs_a_failure_ends_only_those_that_are_not_done(mlflow_resource, client):
+    opened = []
+
+    def train():
+        with contextlib.ExitStack() as stack:
+            for seed in range(3):
+                run = mlflow_resource.run(**CELL | {"task": "side", "seed": seed}, **NOTHING)
+                opened.append(stack.enter_context(run))
+            opened[0].finish()
+            opened[1].fail("diverged")
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        train()
+    found = [client.get_run(run.run_id) for run in opened]
+    assert [run.info.status for run in found] == ["FINISHED", "FAILED", "FAILED"]
+    reasons = [run.data.tags.get("reason") for run in found]
+    assert reasons == [None, "diverged", "OSError: the disk is full"]
+
+
+def test_a_stopped_run_is_killed(mlflow_resource, client):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        mlflow_resource.run(**CELL, task="stopped", **NOTHING) as run,
+    ):
+        raise KeyboardInterrupt
+    found = client.get_run(run.run_id)
+    assert (found.info.status, found.data.tags["reason"]) == ("KILLED", "stopped by Ctrl-C or TERM")
+
+
+def test_what_a_killed_dagster_run_left_open_is_closed(mlflow_resource, client):
+    def begin(dagster_run):
+        tags = {"dagster.run_id": dagster_run}
+        return mlflow_resource.run(**CELL, task="abandoned", **NOTHING | {"tags": tags})
+
+    mine, other, done = begin("dead"), begin("alive"), begin("dead")
+    done.finish()
+    mlflow_resource.close_abandoned("dead", "it was killed")
+    found = [client.get_run(run.run_id) for run in (mine, other, done)]
+    assert [run.info.status for run in found] == ["FAILED", "RUNNING", "FINISHED"]
+    assert found[0].data.tags["reason"] == "it was killed"
+
+
+def test_closing_makes_no_database(tmp_path):
+    MlflowTracking(home=str(tmp_path)).close_abandoned("dead", "it was killed")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_server_that_is_down_is_said_soon_and_with_a_choice(answers):
+    """Nobody listens at the port, or somebody who never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        if not answers:
+            listening.close()
+        resource = MlflowTracking(tracking_uri=f"http://user:secret@127.0.0.1:{port}")
+        start = time.monotonic()
+        with pytest.raises(TrackingError, match=r"does not answer .*start it.*--no-tracking") as raised:
+            resource.run(**CELL, task="down", **NOTHING)
+        assert time.monotonic() - start < 10
+        assert "secret" not in str(raised.value)
+
+
+def test_a_server_that_goes_down_while_a_run_is_open_is_named(mlflow_resource, monkeypatch, client):
+    from mlflow.exceptions import MlflowException
+
+    def refuse(*_, **__):
+        raise MlflowException("API request failed")
+
+    run = mlflow_resource.run(**CELL, task="lost", **NOTHING)
+    run._tracking = MlflowTracking(tracking_uri="http://127.0.0.1:9")
+    monkeypatch.setattr(type(client), "log_batch", refuse)
+    with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9 does not answer"):
+        run.flush()
+
+
+def test_without_tracking_nothing_is_written_and_everything_accepted(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFCDR_TRACKING", "off")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    resource = MlflowTracking(home=str(tmp_path))
+    resource.check()
+    with resource.run(**CELL, task="unseen", **NOTHING) as run:
+        run.metrics({"mae": 1.0}, 1)
+        run.params({"k": 10})
+        run.text("words", "words.txt")
+        run.figure(b"", "curve.png")
+        run.flush()
+    assert (run.facts, run.ended) == ({}, True)
+    resource.close_abandoned("dead", "it was killed")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tracking_is_on_or_off(monkeypatch):
+    monkeypatch.setenv("DIFFCDR_TRACKING", "maybe")
+    with pytest.raises(ValueError, match="'maybe': set it to on or off"):
+        MlflowTracking().check()
+
+
+def test_a_data_set_that_another_process_enters_first_is_no_error(mlflow_resource, client, monkeypatch):
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST
+
+    log_inputs, losses = type(client).log_inputs, [None, None]
+
+    def raced(self, *given):
+        if losses:
+            losses.pop()
+            raise MlflowException("UNIQUE constraint failed: datasets.name", error_code=BAD_REQUEST)
+        return log_inputs(self, *given)
+
+    monkeypatch.setattr(type(client), "log_inputs", raced)
+    inputs = [DatasetRecord("video", "abc", "artifacts/split", "train")]
+    with mlflow_resource.run(**CELL, task="raced", **NOTHING | {"inputs": inputs}) as run:
+        pass
+    assert [each.dataset.name for each in client.get_run(run.run_id).inputs.dataset_inputs] == ["video"]
+
+
+def test_half_a_database_of_a_killed_process_is_not_opened(tmp_path):
+    (tmp_path / ".mlflow.db-1").write_bytes(b"half")
+    resource = MlflowTracking(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    resource.connect()
+    assert {path.name for path in tmp_path.iterdir()} <= {"mlflow.db", "mlflow.db.lock"}

@@ -1,32 +1,43 @@
 """The search for λ and s: its grid, its surface, and the asset on the tiny task."""
 
 import dataclasses
+import json
 from urllib.parse import urlsplit
 
-import dagster as dg
 import matplotlib.figure
 import numpy as np
 import pandas as pd
 import pytest
 
-from assets.data.ratings import ratings
-from assets.data.reviews import reviews
-from assets.data.splits import overlap, split
-from assets.settings.profile import ProfileError, load_profiles
-from assets.state.compute import Compute
-from assets.state.store import Store
-from assets.state.tracking import MlflowTracking
+from assets.settings.profile import load_profiles
+from assets.settings.space import Space
 from assets.training import search
-from assets.training.factors import factor_assets
 from assets.training.search import at_best_epoch, choose, grid, heat_maps, search_asset
-from tests.assets.axes import CELL
+from assets.training.trials import of_space
+from tests.assets.axes import AXES, CATALOG, CELL
+from tests.assets.house import house as built
 
 STRICT = load_profiles()["strict"]
-SMALL = dataclasses.replace(STRICT, search={"task_weight": [1, 0.1], "guidance": [0.1, 2.0]})
+
+
+def searching(*, task_weight: tuple, guidance: tuple):
+    """The strict profile with another grid."""
+    return dataclasses.replace(STRICT, search=Space({"task_weight": task_weight, "guidance": guidance}))
+
+
+SMALL = searching(task_weight=(0.1, 1.0), guidance=(0.1, 2.0))
 
 
 def judged(*rows: tuple[float, float, int, float, float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task_weight", "guidance", "epoch", *search.METRICS])
+
+
+def trials(task_weight: tuple, guidance: tuple):
+    """Trials of a grid that were all asked for."""
+    asked = of_space(Space({"task_weight": task_weight, "guidance": guidance}), {}, seed=0)
+    for _ in range(len(asked)):
+        asked.ask()
+    return asked
 
 
 SURFACE = choose(
@@ -39,38 +50,28 @@ SURFACE = choose(
         (4.0, 0.1, 2, np.nan, np.nan),
         (4.0, 2.0, 1, 0.79, 1.20),
         (4.0, 2.0, 2, 0.95, 1.00),
-    )
+    ),
+    trials((0.1, 4.0), (0.1, 2.0)),
 )
 
 
 def test_the_papers_grid_is_searched():
-    variants = grid(STRICT)
+    variants = grid(STRICT, CELL).settings
     assert len(variants) == 42
     assert {v["task_weight"] for v in variants} == {0.01, 0.1, 1, 2, 4, 8}
     assert {v["guidance"] for v in variants} == {0.05, 0.1, 0.2, 0.5, 1, 2, 5}
     assert search.PAPER in variants
 
 
-def test_a_grid_is_sorted_and_free_of_doubles():
-    twice = dataclasses.replace(STRICT, search={"guidance": [2, 0.1, 2.0], "task_weight": [1]})
-    assert grid(twice) == [{"task_weight": 1.0, "guidance": 0.1}, {"task_weight": 1.0, "guidance": 2.0}]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"validation": False}, "profile strict: search needs validation users; set `validation: true`"),
-        ({"search": {}}, "must list task_weight and guidance, it has nothing"),
-        ({"search": {"guidance": [1]}}, "must list task_weight and guidance, it has guidance"),
-        ({"search": {"task_weight": [1], "guidance": []}}, "search.guidance must be a list of numbers"),
-        ({"search": {"task_weight": 1, "guidance": [1]}}, "search.task_weight must be .*, not 1"),
-        ({"search": {"task_weight": ["x"], "guidance": [1]}}, r"search.task_weight must be .*, not \['x'\]"),
-        ({"search": {"task_weight": [float("nan")], "guidance": [1]}}, "search.task_weight must be"),
-    ],
-)
-def test_a_bad_grid_is_refused_when_the_asset_is_made(changes, message):
-    with pytest.raises(ProfileError, match=message):
-        search_asset(dataclasses.replace(STRICT, **changes))
+def test_a_grid_is_sorted_and_free_of_doubles(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "extends: strict\nsearch: {guidance: [2, 0.1, 2.0], task_weight: [1]}"
+    )
+    twice = load_profiles(str(tmp_path))["mine"]
+    assert grid(twice, CELL).settings == [
+        {"task_weight": 1.0, "guidance": 0.1},
+        {"task_weight": 1.0, "guidance": 2.0},
+    ]
 
 
 def test_the_row_of_the_lowest_finite_rmse_is_chosen():
@@ -79,12 +80,20 @@ def test_the_row_of_the_lowest_finite_rmse_is_chosen():
 
 
 def test_of_equal_rows_the_first_is_chosen():
-    assert list(choose(judged((1, 1, 1, 1, 1), (1, 1, 2, 1, 1), (1, 2, 1, 1, 1)))["chosen"]) == [1, 0, 0]
+    equal = judged((1, 1, 1, 1, 1), (1, 2, 1, 1, 1), (1, 1, 2, 1, 1), (1, 2, 2, 1, 1))
+    assert list(choose(equal, trials((1,), (1, 2)))["chosen"]) == [1, 0, 0, 0]
+
+
+def test_the_trials_are_told_each_variants_best_epoch():
+    asked = trials((1,), (1, 2))
+    choose(judged((1, 1, 1, 1, 3), (1, 2, 1, 1, 4), (1, 1, 2, 1, 2), (1, 2, 2, 1, np.nan)), asked)
+    told = asked.results[["guidance", "epoch", "validation_rmse", "chosen"]]
+    assert told.values.tolist() == [[1, 2, 2, True], [2, 1, 4, False]]
 
 
 def test_a_search_that_diverged_everywhere_says_so():
     with pytest.raises(ValueError, match="every variant of the search diverged: lower diffcdr's lr"):
-        choose(judged((1, 1, 1, np.nan, np.nan), (1, 1, 2, np.inf, np.inf)))
+        choose(judged((1, 1, 1, np.nan, np.nan), (1, 1, 2, np.inf, np.inf)), trials((1,), (1,)))
 
 
 def test_each_variant_stands_at_its_best_epoch_by_each_metric():
@@ -115,27 +124,13 @@ def test_the_papers_point_is_reported_where_the_grid_has_it():
 class House:
     """A home in which all that a search needs was made for the tiny task."""
 
-    def __init__(self, home: str) -> None:
-        self.store, self.tracking = Store(home=home), MlflowTracking(home=home)
-        self.resources = {"store": self.store, "compute": Compute(device="cpu"), "tracking": self.tracking}
-        self.upstream = [reviews, ratings, overlap, split, *factor_assets(STRICT)]
-        for partition in ("tiny_video", "tiny_music"):
-            self.make(self.upstream, ["reviews", "ratings"], partition)
-        self.make(self.upstream, ["overlap"], "tiny")
-        self.make(self.upstream, ["split", "strict/source_factors", "strict/target_factors"], CELL.key)
-
-    def make(self, assets, names: list[str], partition: str) -> dg.ExecuteInProcessResult:
-        keys = [dg.AssetKey(name.split("/")) for name in names]
-        return dg.materialize(
-            assets,
-            resources=self.resources,
-            partition_key=partition,
-            selection=dg.AssetSelection.assets(*keys),
-        )
+    def __init__(self) -> None:
+        self.made = built()
+        self.store, self.tracking = self.made.store, self.made.tracking
 
     def search(self, profile) -> dict:
         """The search's asset metadata."""
-        done = self.make([*self.upstream, search_asset(profile)], ["strict/search"], CELL.key)
+        done = self.made.make(["strict/search"], CELL.key, search_asset(AXES, profile))
         [event] = done.asset_materializations_for_node("strict__search")
         return {name: entry.value for name, entry in event.metadata.items()}
 
@@ -145,20 +140,21 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory):
-    return House(str(tmp_path_factory.mktemp("house")))
+def house():
+    return House()
 
 
 @pytest.fixture(scope="module")
 def metadata(house):
-    """Of one search, from which the test users were taken away: it does without them."""
+    """Of one search, which cannot ask for the test users: it does without them."""
 
-    def without_test(*arguments, **named):
-        return dataclasses.replace(data(*arguments, **named), test=None, test_users=None)
+    def validation_alone(gate, side):
+        assert side == "validation"
+        return held_out(gate, side)
 
-    data = search.cell_data
+    held_out = search.Gate.held_out
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "cell_data", without_test)
+        patch.setattr(search.Gate, "held_out", validation_alone)
         return house.search(SMALL)
 
 
@@ -170,14 +166,13 @@ def test_every_variant_is_judged_as_if_trained_alone(house, metadata):
     surface = house.store.search("strict", CELL).table("surface.parquet")
     settings = STRICT.model("diffcdr", "tiny")
     assert len(surface) == 4 * settings["epochs"]
-    problem, validation = search.Search(
-        house.store, Compute(device="cpu"), house.tracking, SMALL, tags={}
-    )._data(CELL)
-    for variant in grid(SMALL):
+    made = search.Search(house.store, house.made.compute, house.tracking, CATALOG, SMALL, tags={})
+    problem, validation = made._data(CELL)
+    for variant in grid(SMALL, CELL).settings:
         alone = build("diffcdr", **settings | variant)
         mine = surface[(surface[list(variant)] == pd.Series(variant)).all(axis=1)].set_index("epoch")
         for epoch in alone.train([problem]):
-            users = alone.transfer([validation.users])[0]
+            users = alone.transfer([validation.users.factors])[0]
             errors = measure(RATING, users, problem.target_items, validation.ratings)
             assert mine.at[epoch.number, "validation_mae"] == pytest.approx(errors["mae"], rel=1e-4)
             assert mine.at[epoch.number, "validation_rmse"] == pytest.approx(errors["rmse"], rel=1e-4)
@@ -196,6 +191,14 @@ def test_the_page_shows_the_choice_and_the_papers_point(house, metadata):
     assert metadata["surface"].startswith("![validation error over λ and s](data:image/png;base64,iVBOR")
 
 
+def test_the_trials_and_the_study_are_kept(house, metadata):
+    entry = house.store.search("strict", CELL)
+    tried = entry.table("trials.parquet")
+    assert tried[["task_weight", "guidance"]].to_dict("records") == grid(SMALL, CELL).settings
+    assert tried.loc[tried["chosen"], "validation_rmse"].tolist() == [metadata["validation_rmse"]]
+    assert json.loads(entry.read("study.json"))["sampler"] == "grid"
+
+
 def test_mlflow_has_a_run_for_the_search_and_one_nested_for_each_variant(house, metadata):
     run_id = urlsplit(urlsplit(metadata["mlflow_run"]).fragment).path.rsplit("/", 1)[1]
     client, _ = house.tracking.connect()
@@ -208,7 +211,7 @@ def test_mlflow_has_a_run_for_the_search_and_one_nested_for_each_variant(house, 
     nested = house.runs(f"tags.`mlflow.parentRunId` = '{run_id}'")
     assert {run.info.status for run in nested} == {"FINISHED"}
     params = [{name: float(value) for name, value in run.data.params.items()} for run in nested]
-    assert sorted(params, key=str) == sorted(grid(SMALL), key=str)
+    assert sorted(params, key=str) == sorted(grid(SMALL, CELL).settings, key=str)
     assert len({run.info.run_name for run in nested}) == 4
     some = next(run for run in nested if run.info.run_name.endswith("/task_weight0.1-guidance2"))
     surface = house.store.search("strict", CELL).table("surface.parquet")
@@ -221,12 +224,12 @@ def test_mlflow_has_a_run_for_the_search_and_one_nested_for_each_variant(house, 
 def test_a_finished_cell_is_not_searched_again_and_another_grid_replaces_it(house, metadata):
     entry = house.store.search("strict", CELL)
     before, runs = entry.require(), len(house.runs("attributes.status = 'FINISHED'"))
-    again = house.search(dataclasses.replace(SMALL, search={"task_weight": [0.1, 1], "guidance": [2, 0.1]}))
+    again = house.search(SMALL)
     assert again == metadata
     assert entry.require() == before
     assert len(house.runs("attributes.status = 'FINISHED'")) == runs
 
-    house.search(dataclasses.replace(SMALL, search={"task_weight": [4], "guidance": [0.5]}))
+    house.search(searching(task_weight=(4.0,), guidance=(0.5,)))
     assert entry.require()["fingerprint"] != before["fingerprint"]
     assert set(entry.table("surface.parquet")["task_weight"]) == {4.0}
     old = before["mlflow_run_id"]

@@ -11,13 +11,13 @@ import torch
 from ml.models import transfer as base
 from ml.models.diffcdr import DiffCDR
 from ml.models.emcdr import RidgeEMCDR
-from ml.models.registry import MODELS
+from ml.models.registry import MODELS, find
 from ml.models.transfer import TransferModel
 from tests.ml.problems import random_problem, with_others, without_history
 
 torch.set_num_threads(1)
 
-TRANSFER = [kind for kind in MODELS.values() if issubclass(kind, TransferModel)]
+TRANSFER = [kind for kind in map(find, MODELS) if issubclass(kind, TransferModel)]
 # What is trained in steps with one loss, whatever the widths.
 MAPPINGS = [kind for kind in TRANSFER if kind not in (RidgeEMCDR, DiffCDR)]
 every_mapping = pytest.mark.parametrize("kind", MAPPINGS, ids=lambda kind: kind.name)

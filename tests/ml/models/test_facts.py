@@ -86,6 +86,7 @@ def test_a_class_of_literals_is_read_without_importing_it(module):
         objectives=("rating", "ranking"),
         role="learned",
         settings_from="",
+        warms_by="",
         defaults={
             "lr": 1e-3,
             "shift": -1.0,

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from ml.data import Problem, Ratings, SourceUsers
 from ml.models.diffcdr import DiffCDR
 from ml.models.lacdr import LACDR
-from ml.models.registry import MODELS
+from ml.models.registry import MODELS, find
 from ml.models.transfer import Batch, Stack, TransferModel
 from ml.replicas import replica_generator
 from tests.ml.problems import random_problem, with_others, without_history
 
 torch.set_num_threads(1)
 
-TRANSFER = [kind for kind in MODELS.values() if issubclass(kind, TransferModel)]
+TRANSFER = [kind for kind in map(find, MODELS) if issubclass(kind, TransferModel)]
 BY_HAND = [kind for kind in TRANSFER if kind.gradients is not TransferModel.gradients]
 SEEDS = st.integers(0, 10_000)
 

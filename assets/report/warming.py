@@ -1,0 +1,106 @@
+"""Warming up: the error of a user's later ratings by how many of the first have been seen."""
+
+import pandas as pd
+
+from assets.report.metrics import Metric, shown_in
+from assets.report.names import Names
+from assets.report.part import Chapter, Part, Picture
+from assets.report.results import Source
+from assets.report.summaries import strict_mean, task_betas
+from assets.report.table import Number, Table, table
+from assets.state import plots
+from assets.training.warming import sampling_models
+
+METRICS = shown_in("verdict")
+COLUMNS = ["task", "beta", "seed", "method", "n", "users", "ratings", "mae", "rmse", "crps"]
+METHODS = {
+    "fine_tuned": "Fine-tuning",
+    "gaussian_prior": "Ridge + user's shift",
+    "shrunk_bias": "Item + shrunk bias",
+}
+
+
+def warming_frame(sums: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds: task, beta, method, n, mae, rmse, crps, ratings (of all seeds together), seeds."""
+    grouped = sums.groupby(["task", "beta", "method", "n"], sort=False)
+    means = grouped[[metric.name for metric in METRICS]].agg(strict_mean)
+    return means.assign(ratings=grouped["ratings"].sum(), seeds=grouped.size()).reset_index()
+
+
+def _title(method: str, names: Names) -> str:
+    return METHODS.get(method, names.model(method))
+
+
+def warming_tables(frame: pd.DataFrame, names: Names) -> list[Table]:
+    """Rows task × β × n, columns methods, each with MAE, RMSE and CRPS."""
+    rows = []
+    for task, beta, head in task_betas(frame, names):
+        part = frame[(frame["task"] == task) & (frame["beta"] == beta)]
+        for n, of_n in part.groupby("n"):
+            cells = {
+                (_title(record.method, names), metric.title): Number(getattr(record, metric.name), "{:.3f}")
+                for record in of_n.itertuples()
+                for metric in METRICS
+            }
+            ratings = Number(of_n["ratings"].iloc[0], "{:,.0f}")
+            rows.append({**head, "Ratings seen": f"{n:.0f}", **cells, "Ratings": ratings})
+    return [table("", rows, keys=2, sections=True)] if rows else []
+
+
+def warming_pictures(frame: pd.DataFrame, names: Names) -> list[Picture]:
+    """Of each task the errors by number of ratings seen, a line for each method."""
+    return [_picture(frame[frame["task"] == task], task, names) for task in names.in_order(frame["task"])]
+
+
+def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:
+    betas = sorted(frame["beta"].unique())
+    figure = plots.new_figure(max(4.6, 3.2 * len(betas)), 2.4 * len(METRICS))
+    panels = figure.subplots(len(METRICS), len(betas), squeeze=False)
+    for row, metric in zip(panels, METRICS, strict=True):
+        for axes, beta in zip(row, betas, strict=True):
+            _panel(axes, frame[frame["beta"] == beta], metric, names)
+            plots.plain(axes, f"{metric.title}, β = {beta:.0%}")
+    for axes in panels[-1]:
+        axes.set_xlabel("ratings seen", fontsize=8)
+    panels[0, 0].legend(fontsize=6)
+    caption = (
+        f"Warming up. {names.task(task)}: errors of test users' later ratings, the same for every n, after "
+        "their first n have been seen. Means over seeds; lower is better."
+    )
+    return Picture(f"warming-{task}", caption, plots.formats(figure))
+
+
+def _panel(axes, frame: pd.DataFrame, metric: Metric, names: Names) -> None:
+    for position, method in enumerate(dict.fromkeys(frame["method"])):
+        line = frame[frame["method"] == method].sort_values("n")
+        colour, steps = plots.COLOURS[-1 - position % len(plots.COLOURS)], range(len(line))
+        style = {"color": colour, "linewidth": 1.2, "markersize": 3}
+        axes.plot(steps, line[metric.name], "o-", label=_title(method, names), **style)
+        axes.set_xticks(steps, [f"{n:.0f}" for n in line["n"]])
+
+
+def warming_part(source: Source) -> Part:
+    names = source.names
+    sampled = ", ".join(map(names.model, sampling_models(names.profile)))
+    frame = warming_frame(source.analysis("warming", "warming.parquet", COLUMNS))
+    notes = (
+        "Of each test user with enough target ratings the first n are seen, by time where there is time, and "
+        f"the same later ones predicted for every n. {sampled}: 512 samples of the user's vector, "
+        "weighted by the likelihood of what was seen; nothing is trained. Fine-tuning: ten gradient steps on "
+        "one vector, the rate chosen on validation users. The two simple predictors add a user's shrunk "
+        "residuals; their distributions are normals cut into levels, which costs them in MAE and CRPS, so "
+        "compare them by RMSE.",
+    )
+    tables, pictures = warming_tables(frame, names), warming_pictures(frame, names)
+    return Part("warming", f"Warming up. {source.profile.title}", frame, tables, notes, "", pictures)
+
+
+WARMING = Chapter(
+    "warming",
+    "Warming up without training",
+    "What a user's first target ratings are worth, where samples of the user are reweighted by them.",
+    "Error by number of target ratings seen.",
+    warming_part,
+    lambda profile: ["warming_up"],
+    lambda profile: bool(sampling_models(profile)),
+)

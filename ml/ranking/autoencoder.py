@@ -1,0 +1,87 @@
+"""A denoising auto-encoder from the source row to a softmax over the target items, over log popularity.
+
+p(i | u) = softmax(log count_i + b_i + w_i · tanh(A x_u + a)), with x_u the source row weighted by rarity, of
+which a share is dropped in training (Mult-DAE, Liang et al., WWW 2018, across domains).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+
+from ml.ranking.ranker import Choices, Ranker, State, rare_rows
+from ml.replicas import replica_generator
+
+SCALE = 3.0  # of the rows of length 1, so that a hidden unit's input is of size 1
+LAYERS = ("encoder", "hidden", "decoder", "output")
+
+
+@dataclass
+class AutoEncoder(Ranker):
+    """hidden: width; dropout: share of a row that is hidden; epochs, batch, lr, decay: AdamW's."""
+
+    name: ClassVar[str] = "autoencoder"
+    title: ClassVar[str] = "Auto-encoder"
+    summary: ClassVar[str] = "A denoising network from source choices to target choices."
+    source: ClassVar[str] = "Mult-DAE, Liang et al., WWW 2018, across domains"
+    role: ClassVar[str] = "learned"
+
+    hidden: int = 64
+    dropout: float = 0.5
+    epochs: int = 12
+    batch: int = 128
+    lr: float = 3e-3
+    decay: float = 0.1
+
+    def learn(self, choices: Choices, device: torch.device | str = "cpu") -> Iterator[State]:
+        generator = replica_generator(choices.seed, self.name)
+        source, target = rare_rows(choices.source, choices.rarity), choices.target
+        some = np.flatnonzero(np.diff(target.indptr))
+        shapes = (source.shape[1], self.hidden), (self.hidden, target.shape[1])
+        state = {
+            "encoder": torch.randn(shapes[0], generator=generator) * 0.05,
+            "hidden": torch.zeros(self.hidden),
+            "decoder": torch.randn(shapes[1], generator=generator) * 0.01,
+            "output": torch.zeros(target.shape[1]),
+        }
+        layers = {name: value.to(device).requires_grad_() for name, value in state.items()}
+        offset = torch.from_numpy(np.log(choices.popularity + 0.5)).float().to(device)
+        optimizer = torch.optim.AdamW(layers.values(), lr=self.lr, weight_decay=self.decay)
+        rows = len(some) / max(1, target.nnz)
+        for _ in range(self.epochs):
+            total = 0.0
+            for part in torch.randperm(len(some), generator=generator).split(self.batch):
+                users = some[part.numpy()]
+                shown = torch.from_numpy(source[users].toarray()) * SCALE / (1 - self.dropout)
+                shown *= torch.rand(shown.shape, generator=generator) > self.dropout
+                chosen = torch.from_numpy(target[users].toarray()).to(device)
+                logp = (offset + forward(layers, shown.to(device))).log_softmax(1)
+                # As if every user had the same number of choices in each batch, for a steady step.
+                loss = -(chosen * logp).sum() / chosen.sum() / rows
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total += loss.item() * len(part) / len(some)
+            yield {
+                **{name: value.detach().cpu().clone() for name, value in layers.items()},
+                "source_items": torch.tensor(source.shape[1]),
+                "rarity": torch.from_numpy(choices.rarity),
+                "offset": offset.cpu(),
+                "loss": torch.tensor(total),
+            }
+
+    @torch.no_grad()
+    def score(self, state: State, source: csr_matrix) -> np.ndarray:
+        """log p(i | u)."""
+        rows = torch.from_numpy(rare_rows(source, state["rarity"].numpy()).toarray()) * SCALE
+        return (state["offset"] + forward(state, rows)).log_softmax(1).numpy()
+
+
+def forward(layers: State, rows: torch.Tensor) -> torch.Tensor:
+    hidden = torch.tanh(torch.addmm(layers["hidden"], rows, layers["encoder"]))
+    return torch.addmm(layers["output"], hidden, layers["decoder"])

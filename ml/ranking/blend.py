@@ -1,0 +1,239 @@
+"""A multinomial model of choices whose features are the scores of other rankers.
+
+    p(i | u) = softmax over u's candidates of  w·x_ui + Σ_h c_h tanh(a_h·x_ui + b_h)              (1)
+
+x_ui: log popularity of the item, each part's score as it is and its logarithm (a part that gives a logarithm:
+that one alone), and the log length of the source history, standardised. Without hidden units it is linear.
+Candidates are the SHORT items of highest Σ 1/(10 + rank) over the parts' own orders (Cormack et al., SIGIR
+2009): what decides a list of twenty is the order of the first hundred, and a likelihood over the whole
+catalogue would be spent on the rest of it.
+
+Fitted by the likelihood of what training users chose among their candidates, with scores of parts that have
+not seen those choices: otherwise the part that remembers most would be trusted most.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+from ml.ranking.autoencoder import AutoEncoder
+from ml.ranking.ials import CollectiveALS
+from ml.ranking.neighbourhood import UserNeighbourhood
+from ml.ranking.ranker import Choices, Ranker, State, last, part
+from ml.ranking.regression import ItemRegression
+from ml.replicas import replica_generator
+
+SHORT = 100
+SEARCHED = 150  # first places of each part's order that count
+BLOCK = 1 << 23  # scores of one part held at a time
+FLOOR = 0.05  # of a score, in units of its root mean square, under which its logarithm does not go
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """items (n, c) int64, c ≤ SHORT; features (n, c, f) float32; chosen (n, c) 0/1, where known."""
+
+    items: Tensor
+    features: Tensor
+    chosen: Tensor | None = None
+
+
+@dataclass
+class Blend(Ranker):
+    """hidden: units h of (1); steps, batch, lr: Adam's; penalty: L2 weight. Its parts have their own settings
+    as `PARTS` gives them."""
+
+    name: ClassVar[str] = "blend"
+    title: ClassVar[str] = "Multinomial blend"
+    summary: ClassVar[str] = "Weighs popularity, neighbourhood and regression by the likelihood of choices."
+    source: ClassVar[str] = "McFadden's conditional logit on the scores of other rankers"
+    role: ClassVar[str] = "learned"
+    PARTS: ClassVar[Mapping[str, Ranker]] = {
+        "neighbourhood": UserNeighbourhood(neighbours=100, popular=0.0),
+        "regression": ItemRegression(penalty=3000.0),
+    }
+
+    hidden: int = 0
+    steps: int = 300
+    batch: int = 128
+    lr: float = 0.03
+    penalty: float = 1e-3
+
+    def learn(self, choices: Choices, device: torch.device | str = "cpu") -> Iterator[State]:
+        yield self.learn_with_candidates(choices, device)[0]
+
+    def learn_with_candidates(
+        self, choices: Choices, device: torch.device | str = "cpu"
+    ) -> tuple[State, Candidates]:
+        """The state and the training users' candidates, by scores that have not seen their choices."""
+        states, held_out = {}, {}
+        for name, ranker in self.PARTS.items():
+            states[name] = last(ranker.learn(choices, device))
+            held_out[name] = ranker.held_out(choices, states[name], device)
+        state = {
+            "source_items": torch.tensor(choices.source.shape[1]),
+            "popularity": torch.from_numpy(choices.popularity).float(),
+            **{f"{name}.{key}": value for name, mine in states.items() for key, value in mine.items()},
+        }
+        users = np.arange(len(choices))
+        size = max(1, BLOCK // choices.target.shape[1])
+        blocks = [users[begin : begin + size] for begin in range(0, len(users), size)]
+        found = [
+            self._raw({name: f(rows) for name, f in held_out.items()}, state, choices.source[rows])
+            for rows in blocks
+        ]
+        items, raw = (torch.cat(parts) for parts in zip(*found, strict=True))
+        columns = [column for column in range(raw.shape[2]) if column not in self._logarithmic()]
+        state["scale"] = torch.ones(raw.shape[2])
+        state["scale"][columns] = raw[..., columns].square().mean((0, 1)).sqrt().clamp(min=1e-9)
+        features = self._expanded(raw, state["scale"])
+        state["centre"] = features.mean((0, 1))
+        state["spread"] = features.std((0, 1), correction=0).clamp(min=1e-6)
+        features = (features - state["centre"]) / state["spread"]
+        candidates = Candidates(items, features, chosen_of(choices.target, items))
+        state |= self._fit(candidates, choices.seed)
+        return {name: value.contiguous() for name, value in state.items()}, candidates
+
+    def _fit(self, candidates: Candidates, seed: int) -> State:
+        generator = replica_generator(seed, self.name)
+        width = candidates.features.shape[2]
+        layers = {"weights": torch.zeros(width)}
+        if self.hidden:
+            layers["inner"] = torch.randn(width, self.hidden, generator=generator) * width**-0.5
+            layers |= {"bias": torch.zeros(self.hidden), "outer": torch.zeros(self.hidden)}
+        layers = {name: value.requires_grad_() for name, value in layers.items()}
+        some = candidates.chosen.sum(1).nonzero()[:, 0]
+        optimizer = torch.optim.Adam(layers.values(), lr=self.lr)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, self.steps)
+        for _ in range(self.steps):
+            rows = some[torch.randint(len(some), (self.batch,), generator=generator)]
+            logp = utility(layers, candidates.features[rows]).log_softmax(1)
+            loss = choice_loss(logp, candidates.chosen[rows])
+            loss = loss + self.penalty * sum(value.square().sum() for value in layers.values())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        return {f"logit.{name}": value.detach() for name, value in layers.items()}
+
+    def candidates(self, state: State, source: csr_matrix) -> Candidates:
+        """Of users with the source rows (m, s)."""
+        scores = {name: ranker.score(part(state, name), source) for name, ranker in self.PARTS.items()}
+        items, raw = self._raw(scores, state, source)
+        features = self._expanded(raw, state["scale"])
+        return Candidates(items, (features - state["centre"]) / state["spread"])
+
+    @torch.no_grad()
+    def score(self, state: State, source: csr_matrix) -> np.ndarray:
+        """(1) without its normalisation; items that are no candidates follow, by popularity."""
+        candidates = self.candidates(state, source)
+        return beyond_candidates(
+            candidates.items, utility(part(state, "logit"), candidates.features), state["popularity"]
+        ).numpy()
+
+    def _logarithmic(self) -> list[int]:
+        """Columns of the raw features that are logarithms or not a score at all."""
+        parts = [n for n, ranker in enumerate(self.PARTS.values(), 1) if isinstance(ranker, AutoEncoder)]
+        return [0, *parts, len(self.PARTS) + 1]
+
+    def _raw(self, scores: dict[str, np.ndarray], state: State, source: csr_matrix) -> tuple[Tensor, Tensor]:
+        """Candidates (m, c) and [log popularity, the parts' scores, log history]: (m, c, parts + 2)."""
+        popularity = state["popularity"]
+        tables = [torch.from_numpy(table) for table in scores.values()]
+        items = shortlist(tables, popularity)
+        popular = (popularity + 0.5).log()[items]
+        columns = [popular]
+        for ranker, table in zip(self.PARTS.values(), tables, strict=True):
+            mine = table.gather(1, items)
+            columns.append(mine - popular if isinstance(ranker, AutoEncoder) else mine)
+        length = torch.from_numpy(np.diff(source.indptr)).float().log1p()
+        return items, torch.stack([*columns, length[:, None].expand_as(popular)], 2)
+
+    def _expanded(self, raw: Tensor, scale: Tensor) -> Tensor:
+        """Beside each score its logarithm."""
+        scaled = raw / scale
+        scores = [column for column in range(raw.shape[2]) if column not in self._logarithmic()]
+        return torch.cat([scaled, (scaled[..., scores].clamp(min=0) + FLOOR).log()], 2)
+
+
+@dataclass
+class BlendAutoEncoder(Blend):
+    name: ClassVar[str] = "blend_autoencoder"
+    title: ClassVar[str] = "Blend with auto-encoder"
+    summary: ClassVar[str] = "The multinomial blend with the auto-encoder's log probabilities beside it."
+    PARTS: ClassVar[Mapping[str, Ranker]] = {**Blend.PARTS, "autoencoder": AutoEncoder()}
+
+
+@dataclass
+class DeepBlend(Blend):
+    """With collective iALS at two confidences and hidden units."""
+
+    name: ClassVar[str] = "deep_blend"
+    title: ClassVar[str] = "Blend of all rankers"
+    summary: ClassVar[str] = (
+        "A small network over the scores of all other rankers, by the likelihood of choices."
+    )
+    PARTS: ClassVar[Mapping[str, Ranker]] = {
+        **BlendAutoEncoder.PARTS,
+        "als": CollectiveALS(rank=32, confidence=5.0),
+        "sure_als": CollectiveALS(rank=32, confidence=20.0),
+    }
+
+    hidden: int = 16
+
+
+def chosen_of(target: csr_matrix, items: Tensor) -> Tensor:
+    """1 where the user of the row chose the item of `items` (n, c): (n, c) float32."""
+    rows, columns = (torch.from_numpy(x.astype(np.int64)) for x in target.nonzero())
+    users = torch.arange(len(items))[:, None]
+    return torch.isin(users * target.shape[1] + items, rows * target.shape[1] + columns).float()
+
+
+def utility(layers: State, features: Tensor) -> Tensor:
+    """Equation (1) without its normalisation: (..., c) of features (..., c, f)."""
+    found = features @ layers["weights"]
+    if "inner" in layers:
+        found = found + torch.tanh(features @ layers["inner"] + layers["bias"]) @ layers["outer"]
+    return found
+
+
+def choice_loss(logp: Tensor, chosen: Tensor) -> Tensor:
+    """Mean over users of −Σ log p(choice) / √choices: someone with many choices says more, but not as many
+    times more as they have choices."""
+    return -((chosen * logp).sum(1) / chosen.sum(1).clamp(min=1).sqrt()).mean()
+
+
+def shortlist(tables: list[Tensor], popularity: Tensor) -> Tensor:
+    """Candidates (m, c) by the reciprocal ranks in the parts' scores (m, t); of equal ones the lower item."""
+    missing = popularity == 0
+    count = int((~missing).sum())
+    total = (popularity / popularity.sum().clamp(min=1) * 1e-3).repeat(len(tables[0]), 1)
+    first = min(SEARCHED, count)
+    places = 1 / (10 + torch.arange(first, dtype=torch.float32))
+    for table in tables:
+        best = table.masked_fill(missing, -torch.inf).topk(first, dim=1).indices
+        total.scatter_add_(1, best, places.expand(len(table), -1))
+    total.masked_fill_(missing, -torch.inf)
+    return total.topk(min(SHORT, count), dim=1).indices.sort(1).values
+
+
+def beyond_candidates(items: Tensor, scores: Tensor, popularity: Tensor) -> Tensor:
+    """Scores (m, t) of all items from those of the candidates (m, c)."""
+    share = popularity / popularity.max().clamp(min=1)
+    out = scores.amin(1, keepdim=True) - 2 + share
+    return out.scatter(1, items, scores)
+
+
+def settings(ranker: Ranker) -> dict[str, object]:
+    """Hyper-parameters of a ranker and, as `part.…`, of its parts."""
+    parts = getattr(ranker, "PARTS", {})
+    inner = {f"{n}.{k}": v for n, p in parts.items() for k, v in dataclasses.asdict(p).items()}
+    return dataclasses.asdict(ranker) | inner

@@ -1,0 +1,66 @@
+"""What the training users chose who are most alike in the source domain.
+
+s(u, i) = Σ_v sim(u, v) x_vi / Σ_v sim(u, v) over the K nearest training users v, plus a share of popularity;
+sim is the cosine of source rows weighted by log(users / item count).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+
+from ml.ranking.ranker import Choices, HeldOutScores, Ranker, State, packed, rare_rows, unpacked
+
+
+@dataclass
+class UserNeighbourhood(Ranker):
+    """neighbours: K; popular: weight of an item's share of all training choices."""
+
+    name: ClassVar[str] = "user_neighbourhood"
+    title: ClassVar[str] = "User neighbourhood"
+    summary: ClassVar[str] = "Lists what the training users chose whose source choices are most alike."
+    source: ClassVar[str] = "Herlocker et al., SIGIR 1999, across domains"
+
+    neighbours: int = 100
+    popular: float = 0.1
+
+    def learn(self, choices: Choices, device: torch.device | str = "cpu") -> Iterator[State]:
+        yield {
+            "source_items": torch.tensor(choices.source.shape[1]),
+            "rarity": torch.from_numpy(choices.rarity),
+            **packed("source", rare_rows(choices.source, choices.rarity)),
+            **packed("target", choices.target),
+            "share": torch.from_numpy(choices.popularity / max(1, choices.popularity.sum())).float(),
+        }
+
+    def score(self, state: State, source: csr_matrix) -> np.ndarray:
+        rows = rare_rows(source, state["rarity"].numpy())
+        return self._of_neighbours(state, (rows @ unpacked("source", state).T).toarray())
+
+    def held_out(self, choices: Choices, state: State, device: torch.device | str = "cpu") -> HeldOutScores:
+        """Every training user's neighbours but themselves."""
+        known = unpacked("source", state)
+
+        def scores(rows: np.ndarray) -> np.ndarray:
+            alike = (known[rows] @ known.T).toarray()
+            alike[np.arange(len(rows)), rows] = 0
+            return self._of_neighbours(state, alike)
+
+        return scores
+
+    def _of_neighbours(self, state: State, alike: np.ndarray) -> np.ndarray:
+        """Scores (m, t) from similarities (m, n)."""
+        k = min(self.neighbours, alike.shape[1])
+        nearest = np.argpartition(-alike, k - 1, axis=1)[:, :k]
+        weight = np.take_along_axis(alike, nearest, 1)
+        rows = csr_matrix(
+            (weight.ravel(), nearest.ravel(), np.arange(0, weight.size + 1, k)), shape=alike.shape
+        )
+        total = np.maximum(weight.sum(1, keepdims=True), 1e-9)
+        chosen = (rows @ unpacked("target", state)).toarray() / total
+        return (chosen + self.popular * state["share"].numpy()).astype(np.float32)

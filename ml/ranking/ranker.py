@@ -1,0 +1,238 @@
+"""What every ranker shares: the choices that it learns from, and its part of the contract.
+
+A ranker sees which items users have chosen (rated) and no rating. It learns from a `Choices`, keeps its state
+as plain tensors, and scores users by the rows of the source items that they chose, so that whoever has chosen
+something can be ranked for without training.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+from ml.data import Data, Ratings, Users
+from ml.models.contract import Model, Predicted
+from ml.replicas import Epoch, replica_generator
+
+FOLDS = 4
+
+State = dict[str, Tensor]
+# Of rows of training users (m,) their scores (m, items), as though their own target choices were not known.
+HeldOutScores = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Who chose what, as 0/1 matrices. n training users, s source items, t target items.
+
+    source (n, s), target (n, t): of the training users; source_alone (n', s): of all others of the source
+    domain, held-out users included; target_alone (n'', t): of users of the target domain who are in no other.
+    seed: every draw follows from it.
+    """
+
+    source: csr_matrix
+    target: csr_matrix
+    source_alone: csr_matrix
+    target_alone: csr_matrix
+    seed: int
+
+    @classmethod
+    def of(cls, data: Data) -> Choices:
+        source = choice_matrix(data.source, data.n_source_users, data.n_source_items)
+        target = choice_matrix(data.target, data.n_users, data.n_items)
+        alone_source = np.setdiff1d(np.arange(data.n_source_users), data.train.source_rows.numpy())
+        alone_target = np.setdiff1d(np.arange(data.n_users), data.train.target_rows.numpy())
+        return cls(
+            source[data.train.source_rows.numpy()],
+            target[data.train.target_rows.numpy()],
+            source[alone_source],
+            target[alone_target],
+            data.seed,
+        )
+
+    def __len__(self) -> int:
+        return self.source.shape[0]
+
+    @cached_property
+    def popularity(self) -> np.ndarray:
+        """Users who chose each target item: (t,) float64."""
+        return np.asarray(self.target.sum(0) + self.target_alone.sum(0), dtype=np.float64).ravel()
+
+    @cached_property
+    def rarity(self) -> np.ndarray:
+        """log(users / those who chose it) of each source item: (s,) float32."""
+        counts = np.asarray(self.source.sum(0) + self.source_alone.sum(0)).ravel()
+        users = self.source.shape[0] + self.source_alone.shape[0]
+        return np.log(users / counts.clip(min=1)).astype(np.float32)
+
+    def without(self, users: np.ndarray) -> Choices:
+        """As if the training users (m,) were cold: their source rows stay, their target rows do not."""
+        kept = np.setdiff1d(np.arange(len(self)), users)
+        return Choices(
+            self.source[kept],
+            self.target[kept],
+            stacked(self.source_alone, self.source[users]),
+            self.target_alone,
+            self.seed,
+        )
+
+    def folds(self) -> np.ndarray:
+        """Each training user's fold, 0..FOLDS−1: (n,)."""
+        generator = replica_generator(self.seed, "folds of training users")
+        return torch.randperm(len(self), generator=generator).numpy() % min(FOLDS, len(self))
+
+
+def choice_matrix(ratings: Ratings, n_users: int, n_items: int) -> csr_matrix:
+    """1 where a user rated an item: (n_users, n_items) float32."""
+    ones = np.ones(len(ratings), dtype=np.float32)
+    matrix = csr_matrix((ones, (ratings.users.numpy(), ratings.items.numpy())), shape=(n_users, n_items))
+    matrix.data[:] = 1  # a pair given twice is one choice
+    return matrix
+
+
+def stacked(above: csr_matrix, below: csr_matrix) -> csr_matrix:
+    """One matrix on top of another; scipy's own gives other types for empty ones."""
+    return csr_matrix(
+        (
+            np.concatenate([above.data, below.data]),
+            np.concatenate([above.indices, below.indices]),
+            np.concatenate([above.indptr, above.indptr[-1] + below.indptr[1:]]),
+        ),
+        shape=(above.shape[0] + below.shape[0], above.shape[1]),
+    )
+
+
+def rare_rows(source: csr_matrix, rarity: np.ndarray) -> csr_matrix:
+    """Rows weighted by rarity and normalised to length 1; an empty row stays 0."""
+    rows = csr_matrix((source.data * rarity[source.indices], source.indices, source.indptr), source.shape)
+    length = np.sqrt(np.asarray(rows.multiply(rows).sum(1), dtype=np.float32)).ravel()
+    rows.data /= np.repeat(np.where(length > 0, length, 1), np.diff(rows.indptr))
+    return rows
+
+
+def packed(name: str, matrix: csr_matrix) -> State:
+    """A sparse matrix as tensors `name.…`."""
+    return {
+        f"{name}.values": torch.from_numpy(matrix.data.astype(np.float32)),
+        f"{name}.columns": torch.from_numpy(matrix.indices.astype(np.int64)),
+        f"{name}.starts": torch.from_numpy(matrix.indptr.astype(np.int64)),
+        f"{name}.shape": torch.tensor(matrix.shape),
+    }
+
+
+def unpacked(name: str, state: State) -> csr_matrix:
+    parts = (state[f"{name}.{part}"].numpy() for part in ("values", "columns", "starts"))
+    return csr_matrix(tuple(parts), shape=tuple(state[f"{name}.shape"].tolist()))
+
+
+def part(state: State, name: str) -> State:
+    """The entries `name.…` of a state, without that prefix."""
+    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+
+
+class Ranker(Model):
+    """Base of the rankers: subclasses say how they learn and how they score, for one replica at a time."""
+
+    needs: ClassVar[tuple[str, ...]] = ("ratings",)
+    objectives: ClassVar[tuple[str, ...]] = ("ranking",)
+    role: ClassVar[str] = "simple"
+
+    def __post_init__(self) -> None:
+        self.states_: list[State] = []
+
+    @abstractmethod
+    def learn(self, choices: Choices, device: torch.device | str = "cpu") -> Iterator[State]:
+        """The state after each epoch; once where there is a closed form. Entries `loss` are reported only."""
+
+    @abstractmethod
+    def score(self, state: State, source: csr_matrix) -> np.ndarray:
+        """Scores (m, t) float32 of all target items for users with the source rows (m, s)."""
+
+    def held_out(self, choices: Choices, state: State, device: torch.device | str = "cpu") -> HeldOutScores:
+        """By FOLDS models that have not seen the target choices of a fold's users; in closed form where a
+        ranker has one. state: learned from all of `choices`."""
+        fold = choices.folds()
+        states = [
+            last(self.learn(choices.without(np.flatnonzero(fold == number)), device))
+            for number in range(fold.max() + 1)
+        ]
+
+        def scores(rows: np.ndarray) -> np.ndarray:
+            out = np.empty((len(rows), choices.target.shape[1]), dtype=np.float32)
+            for number, mine in enumerate(states):
+                chosen = np.flatnonzero(fold[rows] == number)
+                if len(chosen):
+                    out[chosen] = self.score(mine, choices.source[rows[chosen]])
+            return out
+
+        return scores
+
+    def fit(self, data: Sequence[Data], device: torch.device | str = "cpu") -> Iterator[Epoch]:
+        choices = [Choices.of(each) for each in data]
+        for each in choices:
+            if each.target.nnz == 0:
+                raise ValueError(
+                    f"{self.name}: no training user has a target rating; there is nothing to learn"
+                )
+        learning = [self.learn(each, device) for each in choices]
+        for number, states in enumerate(zip(*learning, strict=True), 1):
+            losses = [state.pop("loss") for state in states if "loss" in state]
+            self.states_ = [
+                {**state, "popularity": torch.from_numpy(each.popularity).float()}
+                for state, each in zip(states, choices, strict=True)
+            ]
+            yield Epoch(number, {"loss": [loss.item() for loss in losses]} if losses else {})
+
+    def rows(self, data: Data) -> int:
+        return len(data.training)
+
+    def predict(self, users: Users, ratings: Ratings, replica: int = 0) -> Predicted:
+        raise TypeError(f"{self.name} ranks items and predicts no ratings; train it for ranking")
+
+    @torch.no_grad()
+    def scores(self, users: Users, items: Tensor, replica: int = 0) -> Tensor:
+        state = self.state(replica)
+        found = torch.from_numpy(self.score(state, source_of(users, state, self.name)))
+        found = found.masked_fill(state["popularity"] == 0, -torch.inf)
+        return found if len(items) == found.shape[1] and bool((items.diff() == 1).all()) else found[:, items]
+
+    def items_of(self, replica: int = 0) -> int:
+        return len(self.state(replica)["popularity"])
+
+    def state(self, replica: int) -> State:
+        if not self.states_:
+            raise RuntimeError(f"{self.name} has learned nothing yet: call fit or load_state_dict first")
+        return self.states_[replica]
+
+    def state_dict(self, replica: int = 0) -> State:
+        return {name: value.contiguous().clone() for name, value in self.state(replica).items()}
+
+    def load_state_dict(self, *states: State) -> Self:
+        self.states_ = [dict(state) for state in states]
+        return self
+
+
+def source_of(users: Users, state: State, name: str) -> csr_matrix:
+    """The users' choices in the source domain (m, s)."""
+    if users.ratings is None:
+        raise ValueError(f"{name} needs the users' source ratings; give Users with `ratings`")
+    return choice_matrix(users.ratings, len(users), int(state["source_items"]))
+
+
+def last(states: Iterator[State]) -> State:
+    for state in states:  # noqa: B007, the last one is what is wanted
+        pass
+    state.pop("loss", None)
+    return state
+
+
+def take(ratings: Ratings, kept: Tensor) -> Ratings:
+    return replace(ratings, users=ratings.users[kept], items=ratings.items[kept], values=ratings.values[kept])

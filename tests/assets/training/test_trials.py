@@ -1,0 +1,146 @@
+"""Trials: lists, grids and sampled spaces of settings, and the best of them."""
+
+import dataclasses
+import json
+import math
+
+import pandas as pd
+import pytest
+
+from assets.settings.profile import load_profiles
+from assets.settings.space import Range, Space
+from assets.training.trials import Sampled, Trials, of_space, plan, together
+
+TUNED = load_profiles()["tuned"]
+SPACE = Space({"lr": Range(low=1e-4, high=1.0, log=True), "latent": (4, 8), "nfe": Range(low=1, high=9)}, 40)
+
+
+def score(settings) -> float:
+    """Lowest at lr = 0.01, latent = 8, nfe = 3."""
+    return abs(math.log10(settings["lr"]) + 2) + (settings["latent"] == 4) + abs(settings["nfe"] - 3) / 4
+
+
+def run(trials: Trials, score=score) -> Trials:
+    for _ in range(len(trials)):
+        settings = trials.ask()
+        trials.tell(score(settings), {"epoch": 1})
+    return trials
+
+
+def with_trials(name, tried):
+    entry = dataclasses.replace(TUNED.entries[name], trials=tried)
+    return dataclasses.replace(TUNED, entries={**TUNED.entries, name: entry})
+
+
+def test_a_list_is_tried_in_its_order_by_every_cell():
+    trials = plan(TUNED, "lacdr", "video_music", seed=3)
+    asked = [trials.ask() for _ in range(len(trials))]
+    assert asked == TUNED.trials("lacdr", "video_music")
+    assert trials.label(asked[4]) == "lr0.001-latent8"
+    assert len(plan(TUNED, "tgt", "video_music", seed=3)) == 1
+    with pytest.raises(IndexError, match="all 8 trials were asked for"):
+        trials.ask()
+
+
+def test_the_first_of_the_lowest_is_best_and_nan_is_last():
+    trials = Trials([{"lr": lr} for lr in (1, 2, 3, 4, 5)])
+    for value in (math.nan, 0.5, -math.inf, 0.25, 0.25):
+        trials.ask()
+        trials.tell(value, {"epoch": 7, "validation_rmse": value})
+    assert trials.best == 3
+    assert list(trials.results["chosen"]) == [False, False, False, True, False]
+    assert list(trials.results.columns) == ["lr", "epoch", "validation_rmse", "chosen"]
+    assert trials.study == {"sampler": "list", "trials": 5}
+
+
+def test_higher_may_be_better():
+    trials = Trials([{"lr": 1}, {"lr": 2}, {"lr": 3}], higher_is_better=True)
+    for value in (0.1, 0.3, math.nan):
+        trials.ask()
+        trials.tell(value)
+    assert trials.best == 1
+
+
+def test_where_all_diverged_the_first_is_best():
+    trials = run(Trials([{"lr": 1}, {"lr": 2}]), lambda _: math.nan)
+    assert trials.best == 0
+
+
+def test_answers_come_in_the_order_of_asking():
+    trials = Trials([{"lr": 1}, {"lr": 2}])
+    with pytest.raises(IndexError, match="ask before you tell"):
+        trials.tell(1.0)
+    assert [trials.ask(), trials.ask()] == [{"lr": 1}, {"lr": 2}]
+    trials.tell(0.2)
+    trials.tell(0.1)
+    assert trials.results.to_dict("records") == [{"lr": 1, "chosen": False}, {"lr": 2, "chosen": True}]
+    with pytest.raises(IndexError, match="no trial was told"):
+        _ = Trials([{}]).best
+
+
+def test_choices_without_a_count_are_a_grid():
+    space = Space({"a": (1, 2), "b": ("x", "y")})
+    trials = of_space(space, {"model": "emcdr"}, seed=0)
+    asked = [trials.ask() for _ in range(len(trials))]
+    assert asked == [{"model": "emcdr", "a": a, "b": b} for a in (1, 2) for b in ("x", "y")]
+    assert trials.study["sampler"] == "grid"
+    assert len(of_space(dataclasses.replace(space, count=9), {}, seed=0)) == 4
+
+
+def test_a_space_is_searched_within_its_ends_and_better_than_at_random():
+    found = [run(of_space(SPACE, {"model": "lacdr"}, seed)).results for seed in range(5)]
+    for results in found:
+        assert len(results) == 40
+        assert results["lr"].between(1e-4, 1.0).all()
+        assert set(results["nfe"]) <= set(range(1, 10))
+        assert set(results["latent"]) == {4, 8}
+        assert not results.duplicated(["lr", "latent", "nfe"]).any()
+        scores = results.apply(score, axis=1)
+        assert scores[results["chosen"]].iloc[0] == scores.min()
+        # The first ten are drawn at random.
+        assert scores[20:].mean() < scores[:10].mean()
+
+
+def test_the_seed_gives_the_search():
+    one, same, other = (run(of_space(SPACE, {}, seed)).results for seed in (0, 0, 1))
+    pd.testing.assert_frame_equal(one, same)
+    assert not one["lr"].equals(other["lr"])
+
+
+def test_a_trial_that_diverged_is_no_lesson_and_not_best():
+    trials = run(of_space(SPACE, {}, 0), lambda s: math.nan if s["latent"] == 4 else score(s))
+    assert trials.results.loc[trials.best, "latent"] == 8
+
+
+def test_what_was_tried_is_not_tried_again():
+    choices = Space({"a": tuple(range(6))}, 5)
+    trials = run(of_space(choices, {}, 0), lambda settings: settings["a"])
+    assert isinstance(trials, Sampled)
+    assert trials.results["a"].is_unique
+
+
+def test_a_study_is_plain_json():
+    trials = run(of_space(SPACE, {}, 2))
+    study = json.loads(json.dumps(trials.study))
+    assert (study["sampler"], study["seed"], study["count"]) == ("TPESampler", 2, 40)
+    assert study["space"]["lr"] == {"low": 1e-4, "high": 1.0, "log": True}
+
+
+def test_a_profiles_space_lies_over_what_its_trials_have_in_common():
+    space = Space({"margin": Range(low=0, high=2), "batch": Range(low=16, high=64)}, 3)
+    trials = plan(with_trials("sscdr", space), "sscdr", "video_music", seed=0)
+    settings = trials.ask()
+    assert settings["model"] == "sscdr_rejecting"
+    # A float's range has floats between whole ends too.
+    assert isinstance(settings["margin"], float)
+    assert isinstance(settings["batch"], int)
+    assert trials.label({**settings, "margin": 0.5, "batch": 16}) == "margin0.5-batch16"
+
+
+def test_cells_that_ask_for_the_same_are_trained_together():
+    lists = [plan(TUNED, "lacdr", "video_music", seed) for seed in range(3)]
+    [(settings, cells)] = together([trials.ask() for trials in lists])
+    assert cells == [0, 1, 2]
+    assert settings == TUNED.trials("lacdr", "video_music")[0]
+    asked = [of_space(SPACE, {}, seed).ask() for seed in (0, 1, 0)]
+    assert [cells for _, cells in together(asked)] == [[0, 2], [1]]
