@@ -1,26 +1,32 @@
 """Fold-in: factors of a user who was not in the training, in closed form on frozen item factors.
 
-The factorization of the source domain models r = u·v + ε. With the trained item factors v as they are,
-Gaussian noise ε ~ N(0, σ²) and the trained user table as what is known of a user beforehand, u ~ N(μ, Σ), a
-user with ratings r_i of items v_i has the posterior mean
+A factorization models r = o_i + u·v_i + ε. With the trained item factors v and offsets o as they are,
+Gaussian noise ε ~ N(0, σ²) and u ~ N(μ, Σ) as what is known of a user beforehand, a user with ratings r_i of
+items i has the posterior mean
 
-    u = argmin Σ_i (r_i − u·v_i)² / σ² + (u − μ)ᵀ Σ⁻¹ (u − μ)
-      = (VᵀV/σ² + Σ⁻¹)⁻¹ (Vᵀr/σ² + Σ⁻¹μ).
+    u = argmin Σ_i (r_i − o_i − u·v_i)² / σ² + (u − μ)ᵀ Σ⁻¹ (u − μ)
+      = (VᵀV/σ² + Σ⁻¹)⁻¹ (Vᵀ(r − o)/σ² + Σ⁻¹μ).
 
-It is ridge regression that shrinks to the mean user μ rather than to 0, with a weight λ = σ²Σ⁻¹ that is
-measured and not tuned: μ and Σ are those of the trained user factors, σ² the mean squared error in training.
-A user without ratings gets μ. For factors without biases, as `ml.factorization.adam` trains them.
+For plain factors, as `ml.factorization.adam` trains them, μ and Σ are those of the trained user factors and
+σ² is the mean squared error in training: ridge regression that shrinks to the mean user, with a weight that
+is measured and not tuned. For biased ones (`ml.factorization.biased`) o is the items' offset, μ = 0, σ² = 1
+and Σ⁻¹ the penalties, which is the solve that training ends with: a user of the training with the same
+ratings gets the very vector that was trained. What models are given of biased users, (u − c) / s, is
+standardised.
+A user without ratings gets μ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from ml.data import Ratings, check_rows
+from ml.factorization.biased import BiasedFactors, centre_and_scale
 
 # Ratings whose outer products v vᵀ are held at a time: 50 MB at k = 10.
 BLOCK = 1 << 16
@@ -28,16 +34,19 @@ BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class FoldIn:
-    """item_factors: (items, k) float32; mean: (k,) and covariance: (k, k), float64, the prior μ and Σ of a
-    user; noise: σ², the variance of a rating about its prediction."""
+    """item_factors: (items, k) and offset: (items,), float32; float64 are mean: (k,) and covariance: (k, k),
+    the prior μ and Σ of a user, noise: (), σ², and centre and scale: (k,), c and s."""
 
     item_factors: Tensor
+    offset: Tensor
     mean: Tensor
     covariance: Tensor
-    noise: float
+    noise: Tensor
+    centre: Tensor
+    scale: Tensor
 
     @classmethod
-    def of(cls, user_factors: Tensor, item_factors: Tensor, ratings: Ratings) -> FoldIn:
+    def of(cls, user_factors: Tensor, item_factors: Tensor, ratings: Ratings) -> Self:
         """The prior of trained `user_factors` (n, k) and the noise of their training `ratings`.
 
         Raises ValueError without ratings, and where widths or rows do not fit.
@@ -52,13 +61,41 @@ class FoldIn:
         check_rows("ratings.users", ratings.users, len(user_factors))
         check_rows("ratings.items", ratings.items, len(item_factors))
         users = user_factors.double()
-        mean = users.mean(0)
+        mean, width = users.mean(0), users.shape[1]
+        noise = torch.tensor(_squared_error(user_factors, item_factors, ratings), dtype=torch.float64)
         centered = users - mean
-        # A floor, so that a table of equal users or a perfect fit still has an inverse.
-        covariance = centered.T @ centered / len(users) + 1e-6 * torch.eye(users.shape[1])
         return cls(
-            item_factors, mean, covariance, max(_squared_error(user_factors, item_factors, ratings), 1e-6)
+            item_factors,
+            torch.zeros(len(item_factors)),
+            mean,
+            # A floor, so that a table of equal users or a perfect fit still has an inverse.
+            centered.T @ centered / len(users) + 1e-6 * torch.eye(width),
+            noise.clamp(1e-6),
+            torch.zeros(width, dtype=torch.float64),
+            torch.ones(width, dtype=torch.float64),
         )
+
+    @classmethod
+    def of_biased(cls, factors: BiasedFactors, penalty: float, bias_penalty: float, rows: Tensor) -> Self:
+        """The solve of `BiasedFactorization` with its penalties, standardised over the users `rows`, as
+        `ml.factorization.biased.standardize` does it. Raises ValueError as that does."""
+        width = factors.users.shape[1]
+        penalties = torch.tensor([penalty] * (width - 1) + [bias_penalty], dtype=torch.float64)
+        centre, scale = centre_and_scale(factors, rows)
+        return cls(
+            factors.items,
+            factors.offset,
+            torch.zeros(width, dtype=torch.float64),
+            (1 / penalties).diag(),
+            torch.ones((), dtype=torch.float64),
+            centre,
+            scale,
+        )
+
+    @property
+    def standardized_items(self) -> Tensor:
+        """Item factors (items, k) float32 as models are given them, s·v."""
+        return (self.item_factors.double() * self.scale).float()
 
     def __call__(self, ratings: Ratings, n: int) -> Tensor:
         """User factors (n, k) float32 of `ratings`, with users in 0..n-1 and items of the item table."""
@@ -70,10 +107,11 @@ class FoldIn:
         right = (precision @ self.mean).repeat(n, 1)
         for users, items, values in _blocks(ratings):
             factors = self.item_factors[items].double()
+            residual = values.double() - self.offset[items].double()
             outer = (factors[:, :, None] * factors[:, None, :]).view(len(users), k * k)
             left.view(n, k * k).index_add_(0, users, outer / self.noise)
-            right.index_add_(0, users, factors * values[:, None].double() / self.noise)
-        return torch.linalg.solve(left, right).float()
+            right.index_add_(0, users, factors * residual[:, None] / self.noise)
+        return ((torch.linalg.solve(left, right) - self.centre) / self.scale).float()
 
 
 def _squared_error(user_factors: Tensor, item_factors: Tensor, ratings: Ratings) -> float:

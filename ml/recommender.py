@@ -1,55 +1,189 @@
-"""Top-k items and ratings of the target domain for users who have only been seen in the source domain.
+"""Lists and ratings of the target domain for users who are known from the source domain, by trained models.
 
-What every recommender does, and the one whose model transfers user factors; that of a distribution over
-ratings is in `ml.distribution.recommender`.
+Two models answer: one makes the lists, one says how many stars are to be expected. Either may be any model of
+the contract. A user is known by the row in the source domain's table, or by source ratings alone.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from ml.data import History, Ratings, SourceUsers
-from ml.evaluation.ranking import top_k
-from ml.fold_in import FoldIn
+from ml.data import History, Predicted, Ratings, SourceUsers, Users
+from ml.encoder import SourceEncoder
+from ml.models.contract import LISTS, Model
 from ml.models.registry import build
-from ml.models.transfer import TransferModel
+
+BLOCK = 1 << 12  # users who are answered at a time
+PAIRS = 1 << 18  # ratings predicted at a time
+REASONS = 3  # source items that are named for a listed item
+LEFT_OUT = 200  # latest ratings of a user that are left out in turn to find them
 
 
 @dataclass(frozen=True)
-class PredictedRatings:
-    """Predictions of m ratings: mean (m,), not clipped to the scale; of a model of distributions also the
-    median (m,) and the probabilities (m, L) of the levels (L,)."""
+class UserRatings:
+    """Ratings of n users in compressed rows: offsets (n + 1,) int64, items (offsets[-1],) int64 and values
+    float32; each user's oldest first."""
 
-    mean: Tensor
-    median: Tensor | None = None
-    probabilities: Tensor | None = None
-    levels: Tensor | None = None
+    offsets: Tensor
+    items: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, ratings: Ratings, n: int) -> Self:
+        users, order = ratings.users.sort(stable=True)
+        counts = torch.bincount(users, minlength=n)
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return cls(offsets, ratings.items[order], ratings.values[order])
+
+    def take(self, users: Tensor) -> Ratings:
+        """The ratings of `users` (m,) int64, who become 0..m−1."""
+        taken = History(self.offsets, torch.arange(len(self.items))).take(users)
+        rows = torch.arange(len(users)).repeat_interleave(taken.offsets.diff())
+        return Ratings(rows, self.items[taken.items], self.values[taken.items])
 
 
-class CatalogueRecommender(ABC):
-    """What recommends items of the target domain.
+@dataclass(frozen=True)
+class Served:
+    """A trained model, restored, with what it needs to know users.
 
-    Users come as the source domain knows them, an object with a length and `take(rows)`; `transfer` turns
-    them into rows of numbers (n, width), which are all that need be kept of them.
-
-    kind: its name in a registered model; popularity: (items,) int64, ratings of each target item in training;
-    allowed: (a,) int64, the target items that may be recommended, rising.
+    name: what answers call it; kind: the registry's name of it; users: all of the source domain's, but for
+    their ratings.
     """
 
-    kind: ClassVar[str]
+    name: str
+    kind: str
+    model: Model
+    encoder: SourceEncoder
+    users: Users
+
+    def known(self, rows: Tensor, ratings: Ratings) -> Users:
+        """Users of the source domain by row (n,) int64; `ratings` are theirs, users in 0..n−1."""
+        found = self.users.take(rows)
+        return replace(found, ratings=ratings) if "ratings" in self.encoder.needs else found
+
+    def settings(self) -> dict[str, Any]:
+        model = {"name": self.name, "kind": self.kind, "hyperparameters": self.model.hyperparameters()}
+        return {**model, "encoder": self.encoder.settings()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        parts = {
+            "weights": self.model.state_dict(),
+            "bound": self.model.bound(),
+            "encoder": self.encoder.tensors(),
+            "users": _user_tensors(self.users),
+        }
+        return {f"{part}/{name}": value for part, held in parts.items() for name, value in held.items()}
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        model = build(settings["kind"], **settings["hyperparameters"])
+        model.load_state_dict(_part(tensors, "weights")).load_bound(_part(tensors, "bound"))
+        encoder = SourceEncoder.restore(settings["encoder"], _part(tensors, "encoder"))
+        users = _users_of(_part(tensors, "users"))
+        return cls(settings["name"], settings["kind"], model, encoder, users)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """n users as the models take them; stars: the same as lists where one model does both, or none stars.
+    ratings: their source ratings; rated: their target ratings, items that they are not shown again; users of
+    both in 0..n−1, each user's ratings oldest first."""
+
+    lists: Users
+    stars: Users
+    ratings: Ratings
+    rated: Ratings | None
+
+    def __len__(self) -> int:
+        return len(self.lists)
+
+    @property
+    def known(self) -> Tensor:
+        """Whether there is something to go by: (n,) bool."""
+        return torch.bincount(self.ratings.users, minlength=len(self)) > 0
+
+    def take(self, users: Tensor) -> Asked:
+        """The users (m,) int64, in that order."""
+        if len(users) == len(self) and torch.equal(users, torch.arange(len(self))):
+            return self
+        lists = self.lists.take(users)
+        return Asked(
+            lists,
+            lists if self.stars is self.lists else self.stars.take(users),
+            _of_rows(self.ratings, users, len(self)),
+            None if self.rated is None else _of_rows(self.rated, users, len(self)),
+        )
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Lists of n users, best first. items: (n, k) int64, −1 where a list has fewer; scores, (n, k) float32;
+    mean and median, (n, k) float32: the stars that are expected, within the scale, NaN where no model says;
+    known: (n,) bool, the others get the most popular items, whose score is their number of ratings."""
+
+    items: Tensor
+    scores: Tensor
+    mean: Tensor
+    median: Tensor
+    known: Tensor
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """Two models with all that they answer from.
+
+    lists, stars: the models; stars is None where none was trained for ratings. history: source ratings of the
+    source domain's users; rated: their target ratings, where they have any; popularity: (items,) int64,
+    ratings of each target item in training; allowed: (a,) int64, the target items that may be listed, rising;
+    scale: lowest and highest target rating.
+    """
+
+    lists: Served
+    stars: Served | None
+    history: UserRatings
+    rated: UserRatings
     popularity: Tensor
     allowed: Tensor
+    scale: tuple[float, float]
 
     def __post_init__(self) -> None:
         if len(self.allowed) == 0:
             raise ValueError("no target item may be recommended: exclude fewer or lower min_ratings")
+
+    # Users.
+
+    def known_users(self, rows: Tensor) -> Asked:
+        """Users of the source domain by row (n,) int64; −1 is a user of whom nothing is known."""
+        strange, rows = rows < 0, rows.clamp(min=0)
+        ratings, rated = (_without(part.take(rows), strange) for part in (self.history, self.rated))
+        stars = self.lists if self.stars is None else self.stars
+        lists = self.lists.known(rows, ratings)
+        return Asked(
+            lists,
+            lists if stars is self.lists else stars.known(rows, ratings),
+            ratings,
+            rated,
+        )
+
+    def new_users(self, ratings: Ratings, n: int) -> Asked:
+        """n users by their source `ratings`. Raises ValueError as `SourceEncoder` does."""
+        lists = self.lists.encoder(ratings, n)
+        other = self.stars is not None and self.stars is not self.lists
+        return Asked(lists, self.stars.encoder(ratings, n) if other else lists, ratings, None)
+
+    @property
+    def source_levels(self) -> Tensor | None:
+        """The values (L,) that a source rating may have; None where any on the scale will do."""
+        levels = [s.encoder.levels for s in (self.lists, self.stars) if s is not None]
+        return next((each for each in levels if each is not None), None)
+
+    # Answers.
 
     @cached_property
     def most_popular(self) -> Tensor:
@@ -57,148 +191,172 @@ class CatalogueRecommender(ABC):
         counts = self.popularity[self.allowed]
         return self.allowed[counts.sort(descending=True, stable=True).indices]
 
-    @property
-    @abstractmethod
-    def source_levels(self) -> Tensor | None:
-        """The values (L,) that a source rating may have; None where any on the scale will do."""
+    def check_order(self, order: str) -> None:
+        """Raise ValueError where the list model cannot order lists so."""
+        if order not in self.lists.model.lists:
+            known = ", ".join(self.lists.model.lists)
+            raise ValueError(f"list {order!r} is none that {self.lists.name} makes; it makes {known}")
 
-    @property
-    @abstractmethod
-    def strangers(self) -> str:
-        """Which users have nothing to go by, as a model card says it."""
+    def recommend(self, asked: Asked, k: int, order: str = LISTS[0], include_rated: bool = False) -> Listed:
+        """The k best allowed items of each user, without those that the user has rated unless asked for.
 
-    @abstractmethod
-    def fold(self, ratings: Ratings, n: int) -> Any:
-        """n new users by their source `ratings` (users in 0..n-1, each user's oldest first)."""
-
-    @abstractmethod
-    def known(self, users: Any) -> Tensor:
-        """Whether there is something to go by: (n,) bool."""
-
-    @abstractmethod
-    def transfer(self, users: Any) -> Tensor:
-        """Rows (n, width) that `top` and `rate` read."""
-
-    def top(self, rows: Tensor, known: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k best allowed items of each user, best first: items (n, k') int64 and scores (n, k') float32
-        with k' = min(k, allowed items).
-
-        rows: (n, width), from `transfer`; known: (n,) bool, whether there is something to go by. Others get
-        the most popular items, scored by their number of ratings.
+        order: see `ml.models.contract.LISTS`. Raises ValueError for an order that the model does not make.
         """
+        self.check_order(order)
+        blocks = torch.arange(len(asked)).split(BLOCK)
+        parts = [self._block(asked.take(rows), k, order, include_rated) for rows in blocks]
+        if not parts:
+            nothing = torch.empty(0, k)
+            return Listed(nothing.long(), nothing, nothing, nothing, asked.known)
+        return Listed(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _block(self, asked: Asked, k: int, order: str, include_rated: bool) -> tuple[Tensor, ...]:
+        known, exclude = asked.known, None if include_rated else asked.rated
+        items = torch.full((len(asked), k), -1)
+        scores = torch.full((len(asked), k), -torch.inf)
         popular = self.most_popular[:k]
-        items = popular.repeat(len(rows), 1)
-        scores = self.popularity[items].float()
-        if known.any():
-            items[known], scores[known] = self._best(rows[known], len(popular))
-        return items, scores
+        items[:, : len(popular)] = popular
+        scores[:, : len(popular)] = self.popularity[popular].float()
+        rows = known.nonzero()[:, 0]
+        if len(rows):
+            whole = len(rows) == len(asked)
+            users = asked.lists if whole else asked.lists.take(rows)
+            barred = exclude if whole or exclude is None else _of_rows(exclude, rows, len(asked))
+            model = self.lists.model
+            ask = model.top if order == LISTS[0] else model.covering
+            items[rows], scores[rows] = ask(users, k, barred, among=self.allowed)
+        mean, median = self._expected(asked, items)
+        return items, scores, mean, median, known
 
-    @abstractmethod
-    def _best(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """`top` of users who are all known, on the CPU, for k of at most the allowed items."""
+    def _expected(self, asked: Asked, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and median stars of lists (n, k), NaN where there is no item."""
+        mean, median = torch.full(items.shape, torch.nan), torch.full(items.shape, torch.nan)
+        if self.stars is not None:
+            users, places = (items >= 0).nonzero(as_tuple=True)
+            predicted = self.rate(asked, users, items[users, places])
+            mean[users, places], median[users, places] = predicted.mean.float(), predicted.median.float()
+        return mean, median
 
-    @abstractmethod
-    def rate(self, row: Tensor, items: Tensor) -> PredictedRatings:
-        """Predicted ratings of one user, row (width,), for target items (m,) int64."""
+    def rate(self, asked: Asked, users: Tensor, items: Tensor) -> Predicted:
+        """Predicted ratings, within the scale, of pairs: users (m,) int64 in 0..n−1 and items (m,) int64.
 
-    @abstractmethod
+        Raises ValueError where no model was trained for ratings.
+        """
+        if self.stars is None:
+            raise ValueError("no model of this recommender was trained for ratings: ask for lists")
+        blocks = zip(users.split(PAIRS), items.split(PAIRS), strict=True)
+        parts = [
+            self.stars.model.predict(asked.stars, Ratings(u, i, torch.zeros(len(u)))) for u, i in blocks
+        ] or [Predicted.points(torch.empty(0))]
+        first = parts[0]
+        joined = Predicted(
+            torch.cat([part.mean for part in parts]),
+            torch.cat([part.median for part in parts]),
+            None if first.probabilities is None else torch.cat([part.probabilities for part in parts]),
+            first.levels,
+        )
+        return joined.clipped(self.scale)
+
+    @torch.no_grad()
+    def because(self, asked: Asked, user: int, items: Tensor) -> list[list[int]]:
+        """Up to REASONS source items of a user's ratings that speak most for each of the target `items` (m,):
+        those without which its score falls most, the user known by the other ratings alone.
+
+        Of a long history the latest LEFT_OUT ratings are asked about.
+        """
+        mine = asked.ratings.users == user
+        history = Ratings(
+            asked.ratings.users[mine] * 0, asked.ratings.items[mine], asked.ratings.values[mine]
+        )
+        if len(history) == 0 or len(items) == 0:
+            return [[] for _ in items]
+        model, encoder = self.lists.model, self.lists.encoder
+        said = model.because(encoder(history, 1), items) if "ratings" in encoder.needs else None
+        if said is None:
+            kept = len(history) - min(len(history), LEFT_OUT)
+            users = encoder(without_each(history, kept), len(history) - kept + 1)
+            scores = model.scores(users, items)
+            said = torch.full((len(history), len(items)), -torch.inf)
+            said[kept:] = scores[0] - scores[1:]
+        loss, order = said.sort(0, descending=True, stable=True)
+        return [
+            [int(history.items[row]) for row, lost in zip(rows, lose, strict=True) if lost > 0]
+            for rows, lose in zip(order[:REASONS].T.tolist(), loss[:REASONS].T.tolist(), strict=True)
+        ]
+
+    # Kept apart from the cell.
+
     def settings(self) -> dict[str, Any]:
         """What `restore` needs besides tensors, as JSON can hold it."""
-
-    @abstractmethod
-    def tensors(self) -> dict[str, Tensor]:
-        """What `restore` needs besides the model's own `state_dict`."""
-
-    @classmethod
-    @abstractmethod
-    def restore(
-        cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], weights: dict[str, Tensor]
-    ) -> Self:
-        """The recommender that `settings`, `tensors` and its model's `state_dict` were taken from."""
-
-
-@dataclass(frozen=True)
-class Recommender(CatalogueRecommender):
-    """A trained transfer model with what it needs to recommend by the product of user and item factors.
-
-    model: holds one replica; fold_in: for users who were not in the source training; target_items: (items, k)
-    float32; liked_above: a source rating above it counts as liked.
-    """
-
-    kind: ClassVar[str] = "factors"
-
-    model: TransferModel
-    fold_in: FoldIn
-    target_items: Tensor
-    popularity: Tensor
-    allowed: Tensor
-    liked_above: float
-
-    @property
-    def source_levels(self) -> None:
-        return None
-
-    @property
-    def strangers(self) -> str:
-        return f"Users without a source rating above {self.liked_above:g}"
-
-    @cached_property
-    def allowed_items(self) -> Tensor:
-        """Factors (a, k) of the allowed items."""
-        return self.target_items[self.allowed]
-
-    def fold(self, ratings: Ratings, n: int) -> SourceUsers:
-        liked = ratings.values > self.liked_above
-        users, order = ratings.users[liked].sort(stable=True)
-        history = history_of(users, ratings.items[liked][order], n)
-        return SourceUsers(self.fold_in(ratings, n), history, self.fold_in.item_factors)
-
-    def known(self, users: SourceUsers) -> Tensor:
-        return users.history.offsets.diff() > 0
-
-    def transfer(self, users: SourceUsers) -> Tensor:
-        """Target factors (n, k) of `users`."""
-        return self.model.transfer([users])[0]
-
-    def _best(self, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        places, scores = top_k(rows, self.allowed_items.to(rows.device), k)
-        return self.allowed[places.cpu()], scores.cpu()
-
-    def rate(self, row: Tensor, items: Tensor) -> PredictedRatings:
-        return PredictedRatings(self.target_items[items] @ row)
-
-    def settings(self) -> dict[str, Any]:
-        model = {"model": self.model.name, "hyperparameters": self.model.hyperparameters()}
-        return {**model, "liked_above": self.liked_above}
+        shared = self.stars is self.lists
+        stars = None if self.stars is None or shared else self.stars.settings()
+        return {"lists": self.lists.settings(), "stars": stars, "shared": shared, "scale": list(self.scale)}
 
     def tensors(self) -> dict[str, Tensor]:
-        return {
-            "source_items": self.fold_in.item_factors,
-            "prior_mean": self.fold_in.mean,
-            "prior_covariance": self.fold_in.covariance,
-            "noise": torch.tensor(self.fold_in.noise, dtype=torch.float64),
-            "target_items": self.target_items,
-            "popularity": self.popularity,
-            "allowed": self.allowed,
-        }
+        """What `restore` needs, as plain tensors."""
+        held = {f"lists/{name}": value for name, value in self.lists.tensors().items()}
+        if self.stars is not None and self.stars is not self.lists:
+            held |= {f"stars/{name}": value for name, value in self.stars.tensors().items()}
+        for part in ("history", "rated"):
+            held |= {f"{part}/{name}": value for name, value in vars(getattr(self, part)).items()}
+        held |= {"popularity": self.popularity, "allowed": self.allowed}
+        # Tables that two parts share are written for each.
+        return {name: value.clone() for name, value in held.items()}
 
     @classmethod
-    def restore(
-        cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], weights: dict[str, Tensor]
-    ) -> Self:
-        model = build(settings["model"], **settings["hyperparameters"])
-        prior = (tensors[name] for name in ("source_items", "prior_mean", "prior_covariance"))
-        return cls(
-            model=model.load_state_dict(weights),
-            fold_in=FoldIn(*prior, tensors["noise"].item()),
-            target_items=tensors["target_items"],
-            popularity=tensors["popularity"],
-            allowed=tensors["allowed"],
-            liked_above=settings["liked_above"],
-        )
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """The recommender that `settings` and `tensors` were taken from."""
+        lists = Served.restore(settings["lists"], _part(tensors, "lists"))
+        stars = lists if settings["shared"] else None
+        if settings["stars"] is not None:
+            stars = Served.restore(settings["stars"], _part(tensors, "stars"))
+        low, high = settings["scale"]
+        history, rated = (UserRatings(**_part(tensors, part)) for part in ("history", "rated"))
+        return cls(lists, stars, history, rated, tensors["popularity"], tensors["allowed"], (low, high))
 
 
-def history_of(users: Tensor, items: Tensor, n: int) -> History:
-    """Histories of n users from rows (m,) sorted by user, each user's in order."""
-    counts = torch.bincount(users, minlength=n)
-    return History(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), items)
+def without_each(history: Ratings, kept: int = 0) -> Ratings:
+    """One user's `history` (r,) as that of r − kept + 1 users: the whole of user 0, and all but rating
+    kept + j − 1 of user j."""
+    rows = torch.arange(len(history))
+    users = torch.arange(len(history) - kept + 1)
+    present = rows != (users + kept - 1)[:, None]
+    present[0] = True
+    of, which = present.nonzero(as_tuple=True)
+    return Ratings(of, history.items[which], history.values[which])
+
+
+def _without(ratings: Ratings, users: Tensor) -> Ratings:
+    """The ratings of all but `users` (n,) bool."""
+    kept = ~users[ratings.users]
+    return Ratings(ratings.users[kept], ratings.items[kept], ratings.values[kept])
+
+
+def _of_rows(ratings: Ratings, rows: Tensor, n: int) -> Ratings:
+    return UserRatings.of(ratings, n).take(rows)
+
+
+def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    prefix = f"{name}/"
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _user_tensors(users: Users) -> dict[str, Tensor]:
+    plain = {name: getattr(users, name) for name in _COLUMNS}
+    held = {name: value for name, value in plain.items() if value is not None}
+    if users.factors is None:
+        return held
+    history = users.factors.history
+    held |= {"factors": users.factors.factors, "item_factors": users.factors.item_factors}
+    return {**held, "liked.offsets": history.offsets, "liked.items": history.items}
+
+
+_COLUMNS: Sequence[str] = ("source_rows", "target_rows", "statistics", "description")
+
+
+def _users_of(held: Mapping[str, Tensor]) -> Users:
+    factors = None
+    if "factors" in held:
+        liked = History(held["liked.offsets"], held["liked.items"])
+        factors = SourceUsers(held["factors"], liked, held["item_factors"])
+    return Users(factors=factors, **{name: held[name] for name in _COLUMNS if name in held})

@@ -434,19 +434,23 @@ def _print_rows(names: Sequence[str], rows: Sequence[Sequence[str]], left: int, 
 def register(
     task: OneTask,
     profile: OneProfile = "tuned",
-    force: Annotated[bool, typer.Option(help="Promote a model that beats nothing trivial, too.")] = False,
+    force: Annotated[bool, typer.Option(help="Promote what does not beat the simple rows, too.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Put the best model of a task into MLflow's registry as the champion, ready to be served."""
+    """Put the best models of a task into MLflow's registry as the champion, ready to be served."""
     _log_to_terminal()
     with _errors_in_one_line(debug):
         from assets.serving import registry
+        from assets.settings.axes import Axes
+        from assets.settings.catalog import load_catalog
         from assets.state.store import Store
         from assets.state.tracking import MlflowTracking
 
-        tracking = MlflowTracking()
+        tracking, axes = MlflowTracking(), Axes(load_catalog())
         settings = _known_profile(task, profile)
-        done = registry.register(Store(), tracking, task, settings, force)
+        done = registry.register(Store(), tracking, axes, task, settings, force)
+        if done.forced:
+            errors.print("PROMOTED BY FORCE, with a warning on its card", style="bold red")
         print(f"{done.name} version {done.version}: {done.model} of {done.cell.key} is the {registry.ALIAS}")
         print(
             f"serve it: MLFLOW_TRACKING_URI={tracking.uri} mlflow models serve -m {done.uri} "
@@ -454,41 +458,60 @@ def register(
         )
 
 
+class ListOrder(StrEnum):
+    probability = "probability"
+    coverage = "coverage"
+
+
 @app.command()
 def recommend(
     task: OneTask,
-    users: Annotated[Path, typer.Option(help="Parquet: user_id, or user_id, item_id and rating.")],
-    output: Annotated[Path, typer.Option(help="Parquet file to write.")],
-    profile: OneProfile = "tuned",
+    users: Annotated[
+        Path, typer.Option(help="Parquet or CSV: user_id, or user_id, item_id and rating of the source.")
+    ],
+    output: Annotated[Path, typer.Option(help="Parquet or CSV file to write.")],
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", "-p", help="Profile of settings; default: the champion's, else tuned."),
+    ] = None,
     cell: Annotated[
-        str, typer.Option(help="β and seed, such as b20-s0; default: the first that is trained.")
+        str, typer.Option(help="β and seed, such as b20-s0; default: the champion, else the first trained.")
     ] = "",
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Items for each user.")] = 20,
+    list: Annotated[
+        ListOrder, typer.Option(help="Order items each by itself, or as a set that covers possible tastes.")
+    ] = ListOrder.probability,
+    include_rated: Annotated[bool, typer.Option(help="List what a user has rated already, too.")] = False,
     exclude: Annotated[Path | None, typer.Option(help="Text file of item ids, never recommended.")] = None,
     min_ratings: Annotated[int, typer.Option(min=0, help="Only items with so many ratings.")] = 1,
     debug: Debug = False,
 ) -> None:
-    """Recommend items to the users of a Parquet file, by the best model of a cell."""
+    """Recommend items to the users of a file, by the champion or by the best models of a cell."""
     _log_to_terminal()
     start = time.perf_counter()
     with _errors_in_one_line(debug):
-        from assets.data.files import check_output, check_parquet
-
-        check_parquet(users.absolute())
-        inputs = {"--users": users.absolute()} | ({"--exclude": exclude.absolute()} if exclude else {})
-        check_output(output.absolute(), inputs)
-        from assets.serving.recommendations import RecommendationConfig, load_bundle, recommend_file
+        from assets.serving.answering import ANY_CELL, answering
+        from assets.serving.bundle import Filters
+        from assets.serving.lists import Wanted
+        from assets.serving.user_files import check_files, recommend_file
+        from assets.settings.axes import Axes
+        from assets.settings.catalog import load_catalog
         from assets.state.store import Store
+        from assets.state.tracking import MlflowTracking
 
-        settings = _known_profile(task, profile)
+        settings = _known_profile(task, profile or "tuned")
         excluded = str(exclude.absolute()) if exclude else ""
-        config = RecommendationConfig(k=k, exclude=excluded, min_ratings=min_ratings)
-        bundle = load_bundle(Store(), settings, task, cell, config)
-        counts = recommend_file(bundle, users.absolute(), output.absolute(), k)
+        check_files(users.absolute(), output.absolute(), excluded)
+        filters, axes = Filters.read(excluded, min_ratings), Axes(load_catalog())
+        of_cell = cell or (ANY_CELL if profile else "")
+        found = answering(Store(), MlflowTracking(), axes, task, settings, of_cell)
+        print(f"answering by {found.what}")
+        wanted = Wanted(k, list.value, include_rated)
+        counts = recommend_file(found.bundle.filtered(filters), users.absolute(), output.absolute(), wanted)
     seconds = time.perf_counter() - start
     print(
-        f"wrote {output}: {counts['users']} users by {bundle.name}, {counts['by_popularity']} of them by "
-        f"popularity, in {seconds:.0f} s"
+        f"wrote {output}: {counts['users']} users by {found.bundle.names}, {counts['by_popularity']} of them "
+        f"by popularity, in {seconds:.0f} s"
     )
 
 

@@ -2,14 +2,17 @@
 
 MLflow copies this file and `ml` into the registered model and runs them there, without the rest of the
 project. A server takes a JSON object `{"inputs": [request, …]}` and answers `{"predictions": [answer, …]}`.
+A request that cannot be answered gets `{"error": "…"}` in its place; the others are answered.
 """
 
+import asyncio
 import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
+from typing import Literal
 
 import mlflow  # noqa: TID253 - MLflow runs this file itself, no pipeline process imports it
 import pandas as pd
@@ -17,19 +20,20 @@ import torch  # noqa: TID253
 from mlflow.exceptions import MlflowException  # noqa: TID253
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE  # noqa: TID253
 from mlflow.pyfunc import PythonModel  # noqa: TID253
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file
 
 from ml.data import Ratings
-from ml.distribution.recommender import StarRecommender
-from ml.recommender import Recommender
+from ml.recommender import Asked, Listed, Recommender
 
 log = logging.getLogger("diffcdr")
-RECOMMENDERS = {each.kind: each for each in (Recommender, StarRecommender)}
 DEFAULT_K = 20
 # What one call may ask for: far more than a page shows, far less than what would hold up other callers.
 MOST_ITEMS, MOST_RATINGS, MOST_REQUESTS, MOST_BYTES = 1000, 10_000, 1000, 1 << 20
+# Reasons cost a pass over the history for each of these items.
+MOST_REASONED = 100
 POPULARITY = "popularity"
+NOTE = "nothing is known of this user: the most popular items"
 
 
 class Rated(BaseModel):
@@ -42,7 +46,11 @@ class Rated(BaseModel):
 
 
 class Request(BaseModel):
-    """One user, by user_id or by history; the k best items, or the ratings of item_ids."""
+    """One user, by user_id or by history; the k best items, or the ratings of item_ids.
+
+    Of lists: `list` is their order, by `probability` or, where the model can, as a set for `coverage`;
+    `because` asks for the source items that speak most for each; `include_rated` for rated items, too.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -50,10 +58,17 @@ class Request(BaseModel):
     history: list[Rated] | None = None
     k: int | None = None
     item_ids: list[str] | None = None
+    list: Literal["probability", "coverage"] | None = None
+    because: bool | None = None
+    include_rated: bool | None = None
+
+
+class RefusedRow(ValueError):
+    """A request that cannot be answered; the sentence says what is wrong with it."""
 
 
 class RefusedRequest(MlflowException):
-    """A request that cannot be answered; the sentence says what is wrong with it."""
+    """A call that cannot be answered; the sentence says what is wrong with it."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(sentence, error_code=INVALID_PARAMETER_VALUE)
@@ -65,122 +80,171 @@ class ServedRecommender(PythonModel):
     def load_context(self, context) -> None:
         files = {name: Path(path) for name, path in context.artifacts.items()}
         config = json.loads(files["config"].read_text())
-        held = load_file(files["tensors"])
-        self.name, self.source_scale = config["name"], config["source_scale"]
-        self.target_scale = config["target_scale"]
-        kind = RECOMMENDERS[config["recommender"]]
-        self.recommender = kind.restore(config["settings"], held, load_file(files["weights"]))
-        # Known users were transferred when the model was registered.
-        self.users, self.known = held["users"], held["known"]
+        self.source_scale = config["source_scale"]
+        self.recommender = Recommender.restore(config["recommender"], load_file(files["tensors"]))
         self.user_rows, self.source_rows = _rows(files["user_ids"]), _rows(files["source_item_ids"])
-        self.target_ids = pd.read_parquet(files["target_item_ids"])["id"].tolist()
-        self.target_rows = {item: row for row, item in enumerate(self.target_ids)}
+        self.source_ids = list(self.source_rows)
+        self.target_rows = _rows(files["target_item_ids"])
+        self.target_ids = list(self.target_rows)
         if "mlflow.pyfunc.scoring_server.app" in sys.modules:
             guard_server()
 
     # Without a return type MLflow takes the output schema from the example: it has no type for these answers.
     def predict(self, context, model_input: list[Request], params=None):
-        """An answer to each request: model, and items (item, score) or ratings (item, rating; of a model of
-        distributions also median and probabilities by level).
+        """An answer to each request: model, and items (item, rank, probability or score, rating, median and
+        because) or ratings (item, rating, median; of a model of distributions also probabilities by level);
+        or an error.
 
-        Raises RefusedRequest, which a server answers with status 400.
+        Raises RefusedRequest, which a server answers with status 400, for too many requests.
         """
-        if len(model_input) > MOST_REQUESTS:
-            raise RefusedRequest(
-                f"{len(model_input)} requests in one call, at most {MOST_REQUESTS} are taken"
-            )
-        requests = [_checked(each, f"inputs[{i}]") for i, each in enumerate(model_input)]
-        rows, known = self._users(requests)
-        ranked = [i for i, request in enumerate(requests) if request.item_ids is None]
-        k = max((requests[i].k or DEFAULT_K for i in ranked), default=1)
-        items, scores = self.recommender.top(rows[ranked], known[ranked], k)
-        answers = {
-            i: self._top(requests[i], bool(known[i]), items[place], scores[place])
-            for place, i in enumerate(ranked)
-        }
-        return [
-            answers.get(i) or self._ratings(request, f"inputs[{i}]", rows[i])
-            for i, request in enumerate(requests)
-        ]
-
-    def _users(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows (n, width) of the users asked about, and whether there is something to go by (n,) bool."""
-        rows = self.users.new_zeros(len(requests), self.users.shape[1])
-        known = torch.zeros(len(requests), dtype=torch.bool)
-        new = [i for i, request in enumerate(requests) if request.user_id is None]
+        _check_count(len(model_input))
+        answers: dict[int, dict] = {}
+        known: dict[int, int] = {}
+        new: dict[int, dict[int, float]] = {}
+        for i, request in enumerate(model_input):
+            try:
+                self._check(request, f"inputs[{i}]")
+                if request.user_id is not None:
+                    known[i] = _row(self.user_rows, request.user_id, f"inputs[{i}].user_id", "user")
+                else:
+                    new[i] = self._history(request.history, f"inputs[{i}].history")
+            except RefusedRow as refused:
+                answers[i] = {"error": str(refused)}
+        if known:
+            rows = torch.tensor(list(known.values()))
+            answers |= self._answers(model_input, list(known), self.recommender.known_users(rows))
         if new:
-            folded = self.recommender.fold(self._histories(requests, new), len(new))
-            rows[new] = self.recommender.transfer(folded)
-            known[new] = self.recommender.known(folded)
-        for i, request in enumerate(requests):
-            if request.user_id is not None:
-                row = _row(self.user_rows, request.user_id, f"inputs[{i}].user_id", "user")
-                rows[i], known[i] = self.users[row], self.known[row]
-        return rows, known
+            asked = self.recommender.new_users(_ratings(list(new.values())), len(new))
+            answers |= self._answers(model_input, list(new), asked)
+        return [answers[i] for i in range(len(model_input))]
 
-    def _histories(self, requests: Sequence[Request], new: Sequence[int]) -> Ratings:
-        users, items, values = [], [], []
-        for place, i in enumerate(new):
-            rated = {}
-            for j, each in enumerate(requests[i].history):
-                field = f"inputs[{i}].history[{j}]"
-                self._check_rating(each.rating, f"{field}.rating")
-                # Of two ratings of one item the latter counts, and it is the later one.
-                row = _row(self.source_rows, each.item, f"{field}.item", "source item")
-                rated.pop(row, None)
-                rated[row] = each.rating
-            users += [place] * len(rated)
-            items += rated.keys()
-            values += rated.values()
-        kinds = (torch.int64, torch.int64, torch.float32)
-        return Ratings(
-            *(torch.tensor(c, dtype=t) for c, t in zip((users, items, values), kinds, strict=True))
-        )
+    # Reading requests.
+
+    def _check(self, request: Request, field: str) -> None:
+        """Raise RefusedRow where the fields do not go together or name what is not there."""
+        if (request.user_id is None) == (request.history is None):
+            raise RefusedRow(f"{field}: give either user_id or history")
+        if request.k is not None and request.item_ids is not None:
+            raise RefusedRow(f"{field}: give k for the best items or item_ids for ratings, not both")
+        if request.k is not None and not 1 <= request.k <= MOST_ITEMS:
+            raise RefusedRow(f"{field}.k is {request.k}, give 1 to {MOST_ITEMS}")
+        if request.because and (request.k or DEFAULT_K) > MOST_REASONED:
+            raise RefusedRow(f"{field}.k is {request.k}, with because give 1 to {MOST_REASONED}")
+        for name in ("history", "item_ids"):
+            if len(getattr(request, name) or ()) > MOST_RATINGS:
+                raise RefusedRow(f"{field}.{name} is too long, at most {MOST_RATINGS} entries are taken")
+        for j, item in enumerate(request.item_ids or ()):
+            _row(self.target_rows, item, f"{field}.item_ids[{j}]", "target item")
+        if request.item_ids is not None and self.recommender.stars is None:
+            raise RefusedRow(
+                f"{field}.item_ids: this model makes lists and was trained for no ratings; give k"
+            )
+        try:
+            self.recommender.check_order(request.list or "probability")
+        except ValueError as error:
+            raise RefusedRow(f"{field}.{error}") from None
+
+    def _history(self, history: Sequence[Rated], field: str) -> dict[int, float]:
+        """Ratings by source item, the oldest first: of two ratings of one item the latter counts."""
+        rated: dict[int, float] = {}
+        for j, each in enumerate(history):
+            self._check_rating(each.rating, f"{field}[{j}].rating")
+            row = _row(self.source_rows, each.item, f"{field}[{j}].item", "source item")
+            rated.pop(row, None)
+            rated[row] = each.rating
+        return rated
 
     def _check_rating(self, rating: float, field: str) -> None:
-        """Raise RefusedRequest for a source rating off the scale or, where the model has them, its levels."""
+        """Raise RefusedRow for a source rating off the scale or, where the model has them, its levels."""
         low, high = self.source_scale
         if not low <= rating <= high:
-            raise RefusedRequest(f"{field} is {rating:g}, give {low:g} to {high:g}")
+            raise RefusedRow(f"{field} is {rating:g}, give {low:g} to {high:g}")
         levels = self.recommender.source_levels
         # As 32-bit numbers, as all ratings are kept.
         if levels is not None and not (levels == torch.tensor(rating).double()).any():
             known = ", ".join(f"{level:g}" for level in levels.tolist())
-            raise RefusedRequest(f"{field} is {rating:g}, none of the levels {known}; round it to one")
+            raise RefusedRow(f"{field} is {rating:g}, none of the levels {known}; round it to one")
 
-    def _top(self, request: Request, known: bool, items: torch.Tensor, scores: torch.Tensor) -> dict:
-        k = request.k or DEFAULT_K
-        ranked = zip(items[:k].tolist(), scores[:k].tolist(), strict=True)
-        return {
-            "model": self.name if known else POPULARITY,
-            "items": [{"item": self.target_ids[item], "score": score} for item, score in ranked],
+    # Answering.
+
+    def _answers(self, requests: Sequence[Request], of: list[int], asked: Asked) -> dict[int, dict]:
+        """Answers to the requests `of`, whose users are those of `asked` in that order."""
+        answers, groups = {}, {}
+        for user, i in enumerate(of):
+            request = requests[i]
+            if request.item_ids is not None:
+                answers[i] = self._rated(request, asked, user)
+            else:
+                wanted = request.list or "probability", bool(request.include_rated)
+                groups.setdefault(wanted, []).append((i, user))
+        for (order, include_rated), members in groups.items():
+            k = max(requests[i].k or DEFAULT_K for i, _ in members)
+            users = asked if len(members) == len(asked) else asked.take(torch.tensor([u for _, u in members]))
+            listed = self.recommender.recommend(users, k, order, include_rated)
+            for place, (i, _) in enumerate(members):
+                answers[i] = self._listed(requests[i], users, place, listed)
+        return answers
+
+    def _listed(self, request: Request, asked: Asked, user: int, listed: Listed) -> dict:
+        known = bool(listed.known[user])
+        items = listed.items[user, : request.k or DEFAULT_K]
+        items = items[items >= 0]
+        columns = {
+            "item": [self.target_ids[item] for item in items.tolist()],
+            "rank": range(1, len(items) + 1),
+            self.recommender.lists.model.scored_by if known else "score": listed.scores[user].tolist(),
         }
+        if self.recommender.stars is not None:
+            columns |= {"rating": listed.mean[user].tolist(), "median": listed.median[user].tolist()}
+        if request.because and known:
+            reasons = self.recommender.because(asked, user, items)
+            columns["because"] = [[self.source_ids[row] for row in rows] for rows in reasons]
+        each = zip(*columns.values(), strict=False)  # scores are as many as were asked for in the call
+        answer = {"model": self.recommender.lists.name if known else POPULARITY}
+        answer |= {} if known else {"note": NOTE}
+        return {**answer, "items": [dict(zip(columns, one, strict=True)) for one in each]}
 
-    def _ratings(self, request: Request, place: str, row: torch.Tensor) -> dict:
-        items = [
-            _row(self.target_rows, item, f"{place}.item_ids[{j}]", "target item")
-            for j, item in enumerate(request.item_ids)
-        ]
-        rated = self.recommender.rate(row, torch.tensor(items, dtype=torch.int64))
-        columns = {"item": request.item_ids, "rating": rated.mean.clamp(*self.target_scale).tolist()}
+    def _rated(self, request: Request, asked: Asked, user: int) -> dict:
+        items = torch.tensor([self.target_rows[item] for item in request.item_ids], dtype=torch.int64)
+        rated = self.recommender.rate(asked.take(torch.tensor([user])), torch.zeros_like(items), items)
+        columns = {
+            "item": request.item_ids,
+            "rating": rated.mean.tolist(),
+            "median": rated.median.tolist(),
+        }
         if rated.probabilities is not None:
             levels = [f"{level:g}" for level in rated.levels.tolist()]
-            columns["median"] = rated.median.tolist()
             columns["probabilities"] = [
                 dict(zip(levels, each, strict=True)) for each in rated.probabilities.tolist()
             ]
         each = zip(*columns.values(), strict=True)
-        return {"model": self.name, "ratings": [dict(zip(columns, one, strict=True)) for one in each]}
+        answer = {"model": self.recommender.stars.name}
+        answer |= (
+            {} if asked.known[user] else {"note": "nothing is known of this user: what a mean user gives"}
+        )
+        return {**answer, "ratings": [dict(zip(columns, one, strict=True)) for one in each]}
+
+
+def _ratings(histories: Sequence[dict[int, float]]) -> Ratings:
+    users = torch.arange(len(histories)).repeat_interleave(torch.tensor([len(each) for each in histories]))
+    items = torch.tensor([item for each in histories for item in each], dtype=torch.int64)
+    values = torch.tensor([value for each in histories for value in each.values()], dtype=torch.float32)
+    return Ratings(users, items, values)
+
+
+def _check_count(count: int) -> None:
+    if count > MOST_REQUESTS:
+        raise RefusedRequest(f"{count} requests in one call, at most {MOST_REQUESTS} are taken")
 
 
 def _rows(path: Path) -> dict[str, int]:
-    """The row of each id of a Parquet file with a column id."""
+    """The row of each id of a Parquet file with a column id, in order."""
     return {each: row for row, each in enumerate(pd.read_parquet(path)["id"].tolist())}
 
 
 def _row(rows: dict[str, int], wanted: str, field: str, kind: str) -> int:
     if wanted not in rows:
-        raise RefusedRequest(f"{field}: unknown {kind} {_short(wanted)}")
+        raise RefusedRow(f"{field}: unknown {kind} {_short(wanted)}")
     return rows[wanted]
 
 
@@ -188,55 +252,57 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:60]}…")
 
 
-def _checked(request: Request, field: str) -> Request:
-    """The request, or RefusedRequest where its fields do not go together."""
-    if (request.user_id is None) == (request.history is None):
-        raise RefusedRequest(f"{field}: give either user_id or history")
-    if request.k is not None and request.item_ids is not None:
-        raise RefusedRequest(f"{field}: give k for the best items or item_ids for ratings, not both")
-    if request.k is not None and not 1 <= request.k <= MOST_ITEMS:
-        raise RefusedRequest(f"{field}.k is {request.k}, give 1 to {MOST_ITEMS}")
-    for name in ("history", "item_ids"):
-        if len(getattr(request, name) or ()) > MOST_RATINGS:
-            raise RefusedRequest(f"{field}.{name} is too long, at most {MOST_RATINGS} entries are taken")
-    return request
-
-
 # In a server.
+
+# What it answers; anything else is not there.
+ENDPOINTS = {"/ping": "GET", "/health": "GET", "/version": "GET", "/invocations": "POST"}
+# Bytes before the body, and the seconds that a client may take for them and for the body.
+MOST_HEAD, HEAD_SECONDS, BODY_SECONDS = 1 << 14, 10.0, 20.0
 
 
 def guard_server() -> None:
-    """Have MLflow's server in this process answer every bad request with a 4xx and one sentence.
+    """Have MLflow's server in this process answer every bad request with a 4xx and one sentence, and none but
+    its documented endpoints, and close connections that are too slow.
 
     By itself it sends the whole request back, and stack traces, and answers deeply nested JSON and a missing
-    content type with a 500.
+    content type with a 500; it waits for ever for a client that does not go on.
     """
+    import fastapi
     from mlflow.pyfunc import scoring_server
 
     # Requests are answered in threads of their own, side by side; each is too small to be divided further.
     torch.set_num_threads(1)
     scoring_server.invocations = guarded(scoring_server.invocations, scoring_server.InvocationsResponse)
+    limit_connections()
+    # The server makes its one application after the model is loaded.
+    fastapi.FastAPI = guarded_application(fastapi)
 
 
 def guarded(invocations: Callable, response: Callable) -> Callable:
-    """MLflow's `invocations`, which answers a request, behind checks of the request."""
+    """MLflow's `invocations`, which answers a call, behind checks of the call; rows that are no requests get
+    an error of their own."""
 
     @wraps(invocations)
     def answer(data, content_type, model, input_schema):
-        if len(data) > MOST_BYTES:
-            return _refusal(
-                response, 413, f"the request has {len(data)} bytes, at most {MOST_BYTES} are taken"
-            )
         if (content_type or "").partition(";")[0].strip() != "application/json":
             return _refusal(response, 415, "send JSON with the header Content-Type: application/json")
         try:
-            requests = parsed(data)
-            return invocations({"inputs": requests}, "application/json", model, input_schema)
+            rows = parsed(data)
+            errors = {i: sentence for i, row in enumerate(rows) if (sentence := malformed(row, i))}
+            # A row that is left out would move the others: one that cannot be answered keeps its place.
+            sent = [{} if i in errors else row for i, row in enumerate(rows)]
+            given = invocations({"inputs": sent}, "application/json", model, input_schema)
         except RefusedRequest as refused:
             return _refusal(response, 400, refused.args[0])
         except MlflowException:
-            log.exception("the model failed on a request")
-            return _refusal(response, 500, "the model failed on this request; its log has the reason")
+            log.exception("the model failed on a call")
+            return _refusal(response, 500, "the model failed on this call; its log has the reason")
+        if not errors:
+            return given
+        body = json.loads(given.response)
+        for i, sentence in errors.items():
+            body["predictions"][i] = {"error": sentence}
+        return given._replace(response=json.dumps(body))
 
     return answer
 
@@ -245,25 +311,135 @@ def _refusal(response: Callable, status: int, sentence: str):
     return response(json.dumps({"message": sentence}), status, "application/json")
 
 
-def parsed(data: bytes) -> list[dict]:
-    """The requests in the body of a call; RefusedRequest for anything else."""
+def parsed(data: bytes) -> list:
+    """The rows in the body of a call; RefusedRequest for anything else."""
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
         raise RefusedRequest('the request is not JSON; send {"inputs": [{"user_id": "…"}]}') from None
     if not isinstance(body, dict) or set(body) != {"inputs"}:
         raise RefusedRequest('send an object with the one key inputs: {"inputs": [{"user_id": "…"}]}')
+    if not isinstance(body["inputs"], list):
+        raise RefusedRequest('inputs: send a list of requests, {"inputs": [{"user_id": "…"}]}')
+    _check_count(len(body["inputs"]))
+    return body["inputs"]
+
+
+def malformed(row: object, number: int) -> str:
+    """Why a row is no request; "" where it is one."""
     try:
-        TypeAdapter(list[Request]).validate_python(body["inputs"])
+        Request.model_validate(row)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        raise RefusedRequest(f"{_field(first['loc'])}: {first['msg']}") from None
-    return body["inputs"]
+        return f"{_field((number, *first['loc']))}: {first['msg']}"
+    return ""
 
 
 def _field(location: Sequence[str | int]) -> str:
     parts = (f"[{part}]" if isinstance(part, int) else f".{part[:60]}" for part in location)
     return "inputs" + "".join(parts)
+
+
+def guarded_application(fastapi) -> type:
+    """FastAPI's application for this process's one server: it knows ENDPOINTS alone, and reads a call's body
+    within its size and time before anything else sees it."""
+    base = fastapi.FastAPI
+
+    class Guarded(base):
+        def __init__(self, *args, **options) -> None:
+            fastapi.FastAPI = base
+            super().__init__(*args, **options, docs_url=None, redoc_url=None, openapi_url=None)
+
+        async def __call__(self, scope, receive, send) -> None:
+            if scope["type"] != "http":
+                return await super().__call__(scope, receive, send)
+            refused, body = await _read(scope, receive)
+            if refused is not None:
+                return await _send(send, *refused)
+            messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+            async def replay():
+                return messages.pop() if messages else await receive()
+
+            await super().__call__(scope, replay, send)
+
+    return Guarded
+
+
+async def _read(scope, receive) -> tuple[tuple[int, str] | None, bytes]:
+    """The body of a call; or the status and sentence that refuse it."""
+    allowed = ENDPOINTS.get(scope["path"])
+    if allowed is None:
+        return (404, f"there is no such endpoint; there are {', '.join(ENDPOINTS)}"), b""
+    if scope["method"] != allowed:
+        return (405, f"send a {allowed} request"), b""
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEAD:
+        return (431, f"the headers are too long, at most {MOST_HEAD} bytes are taken"), b""
+    body, deadline = bytearray(), asyncio.get_running_loop().time() + BODY_SECONDS
+    while True:
+        left = deadline - asyncio.get_running_loop().time()
+        try:
+            message = await asyncio.wait_for(receive(), max(left, 0))
+        except TimeoutError:
+            return (408, f"the request did not arrive within {BODY_SECONDS:g} seconds"), b""
+        if message["type"] == "http.disconnect":
+            return (400, "the request was not finished"), b""
+        body += message.get("body", b"")
+        if len(body) > MOST_BYTES:
+            return (413, f"the request has more than the {MOST_BYTES} bytes that are taken"), b""
+        if not message.get("more_body", False):
+            return None, bytes(body)
+
+
+async def _send(send, status: int, sentence: str) -> None:
+    body = json.dumps({"message": sentence}).encode()
+    # What is left of a refused body is not waited for.
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def limit_connections() -> None:
+    """Have uvicorn close a connection whose next request has not begun, headers and all, within HEAD_SECONDS
+    or within MOST_HEAD bytes and one packet; by itself it waits for ever, and takes all."""
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol as Protocol
+
+    made, received, completed = (
+        Protocol.connection_made,
+        Protocol.data_received,
+        Protocol.on_response_complete,
+    )
+
+    def waiting(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def expect_request(self) -> None:
+        self.head_bytes, cycle = 0, self.cycle
+
+        def close_if_none() -> None:
+            if self.cycle is cycle and waiting(self):
+                self.transport.close()
+
+        self.loop.call_later(HEAD_SECONDS, close_if_none)
+
+    def connection_made(self, transport) -> None:
+        made(self, transport)
+        expect_request(self)
+
+    def data_received(self, data: bytes) -> None:
+        received(self, data)
+        self.head_bytes = self.head_bytes + len(data) if waiting(self) else 0
+        if self.head_bytes > MOST_HEAD:
+            self.transport.close()
+
+    def on_response_complete(self) -> None:
+        completed(self)
+        if not self.transport.is_closing():
+            expect_request(self)
+
+    Protocol.connection_made, Protocol.data_received = connection_made, data_received
+    Protocol.on_response_complete = on_response_complete
 
 
 mlflow.models.set_model(ServedRecommender())

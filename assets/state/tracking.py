@@ -9,7 +9,6 @@ metric. MLflow is imported on first use; nothing in a process that does not trai
 
 import contextlib
 import functools
-import importlib.metadata
 import json
 import logging
 import math
@@ -39,8 +38,6 @@ BATCH = 1000
 FLUSH_SECONDS = 10.0
 # The tag by which MLflow nests a run under another.
 PARENT = "mlflow.parentRunId"
-# What the serving code imports, directly or through the model registry.
-SERVING_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "torch")
 # A tag holds no more.
 TAG_LENGTH = 5000
 # How long a server may take to say that it is there, connecting and answering, in seconds.
@@ -335,7 +332,7 @@ class MlflowTracking(dg.ConfigurableResource):
 
     def close_abandoned(self, dagster_run: str, reason: str) -> None:
         """End as FAILED the MLflow runs that a Dagster run, killed, has left open."""
-        if not self.enabled or not self._has_runs:
+        if not self.enabled or not self.has_runs:
             return
         client, experiment = self.connect()
         left_open = f"tags.`dagster.run_id` = '{dagster_run}' and attributes.status = 'RUNNING'"
@@ -343,7 +340,7 @@ class MlflowTracking(dg.ConfigurableResource):
             _end(client, run.info.run_id, reason, "FAILED")
 
     @property
-    def _has_runs(self) -> bool:
+    def has_runs(self) -> bool:
         """False where nothing can have been recorded, and looking would create the database."""
         file = _sqlite_file(self.uri)
         return file is None or file.exists()
@@ -359,59 +356,6 @@ class MlflowTracking(dg.ConfigurableResource):
         if not self.uri.startswith("http"):
             return self.ui_url.rstrip("/")
         return _without_password(self.uri).rstrip("/")
-
-
-def log_diffcdr(
-    run: CellRun, *, weights: bytes, hyperparameters: Mapping[str, object], widths: tuple[int, int]
-) -> str:
-    """Log a trained DiffCDR as a pyfunc model of `run` and return its URI, `models:/<id>`; "" if unrecorded.
-
-    weights: one replica's state dict as safetensors; widths: lengths of a source and of a target user vector.
-    The model carries its code, `assets/serving/pyfunc_diffcdr.py` and `ml`, so it loads where the project is
-    not installed. It is saved to a folder and uploaded by id: `mlflow.pyfunc.log_model` needs an active run.
-    """
-    if isinstance(run, Unrecorded):
-        return ""
-    from mlflow.entities import LoggedModelOutput
-    from mlflow.models import Model
-
-    client = run.client
-    experiment_id = client.get_run(run.run_id).info.experiment_id
-    logged = client.create_logged_model(experiment_id, name="model", source_run_id=run.run_id)
-    about = Model(artifact_path=logged.artifact_location, run_id=run.run_id, model_id=logged.model_id)
-    config = {"model": "diffcdr", "hyperparameters": dict(hyperparameters), "width": widths[0]}
-    with tempfile.TemporaryDirectory() as folder:
-        model = _save_pyfunc(Path(folder), weights, config, widths, about)
-        client.log_model_artifacts(logged.model_id, str(model))
-    client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    return f"models:/{logged.model_id}"
-
-
-def _save_pyfunc(
-    folder: Path, weights: bytes, config: Mapping[str, object], widths: tuple[int, int], about: Any
-) -> Path:
-    """Write the model into `folder` in MLflow's format and return where."""
-    import mlflow.pyfunc
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    (folder / "weights.safetensors").write_bytes(weights)
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    source, target = (Schema([TensorSpec(np.dtype(np.float32), (-1, width))]) for width in widths)
-    mlflow.pyfunc.save_model(
-        path=str(folder / "model"),
-        python_model=str(OURS / "assets" / "serving" / "pyfunc_diffcdr.py"),
-        artifacts={"weights": str(folder / "weights.safetensors"), "config": str(folder / "config.json")},
-        code_paths=[str(OURS / "ml")],
-        # Inferring the requirements would load the model in a new process, for half a minute.
-        pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in SERVING_REQUIREMENTS],
-        signature=ModelSignature(inputs=source, outputs=target),
-        input_example=np.eye(2, widths[0], dtype=np.float32),
-        mlflow_model=about,
-    )
-    return folder / "model"
 
 
 def _mlflow() -> ModuleType:

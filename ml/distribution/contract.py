@@ -71,6 +71,7 @@ class Distribution(Model):
     """
 
     objectives: ClassVar[tuple[str, ...]] = ("rating",)
+    binds: ClassVar[tuple[str, ...]] = ("levels_",)
 
     def __post_init__(self) -> None:
         self.cells_: list[Self] = []

@@ -36,11 +36,19 @@ BIAS, LOG_COUNT, STATISTICS = 0, 2, 3
 MAX_ITERATIONS = 1000
 
 
-def star_description(ratings: Ratings, n_users: int, n_items: int, levels: Tensor) -> Tensor:
+def star_description(
+    ratings: Ratings,
+    n_users: int,
+    n_items: int,
+    levels: Tensor,
+    means: Tensor | None = None,
+    overall: Tensor | None = None,
+) -> Tensor:
     """Equation (2) of the users of a source domain: (n_users, 3 + 2 L) float64.
 
     ratings: of the source domain, users in 0..n_users−1, items in 0..n_items−1; levels: (L,) their scale. A
-    user without ratings has the domain's shares and zeros before them.
+    user without ratings has the domain's shares and zeros before them. means: (n_items,) and overall: (L,),
+    the domain's item means and shares, by which new users are described; those of `ratings` where not given.
     Raises ValueError for rows outside the tables, values that are no levels, or no rating at all.
     """
     levels = levels.double()
@@ -48,8 +56,8 @@ def star_description(ratings: Ratings, n_users: int, n_items: int, levels: Tenso
     check_rows("ratings.items", ratings.items, n_items)
     counts = level_counts(ratings.users, level_index(ratings.values, levels), n_users, len(levels))
     scale = levels[0].item(), levels[-1].item()
-    bias, deviation, _, _, log_count = source_statistics(ratings, n_users, n_items, scale).T
-    shares = shrunk_shares(counts, overall_shares(counts))
+    bias, deviation, _, _, log_count = source_statistics(ratings, n_users, n_items, scale, means).T
+    shares = shrunk_shares(counts, overall_shares(counts) if overall is None else overall)
     return torch.cat([torch.stack([bias, deviation, log_count], 1), shares, shares.log()], 1)
 
 

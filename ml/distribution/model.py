@@ -17,11 +17,16 @@
 The mean of (1) is the prediction for RMSE, its median for MAE. The samples are of the user, not of the
 rating: they also give the joint distribution of all of a user's ratings, and, weighted by the likelihood of
 the first ratings seen, the predictions for the rest without training.
+
+Lists are ordered by the mean of (1). The K samples of a whole catalogue are too much for a page to wait for,
+so the mean of the samples, one vector a user, makes a shortlist, which (1) then orders: SHORTLIST times as
+many items as are asked for, FEWEST at least.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
@@ -38,10 +43,14 @@ from ml.distribution.effects import (
     level_index,
     standardized,
 )
+from ml.evaluation.ranking import placed
 from ml.replicas import replica_generator
 
 VECTORS = ("diffusion", "gaussian", "mean")
 CHUNK = 1 << 14  # ratings predicted at a time, each with K x L numbers
+SHORTLIST, FEWEST = 10, 200
+BLOCK = 1 << 12  # users whose samples are drawn at a time for lists
+LOGITS = 1 << 22  # held at a time for lists: 16 MiB of float32
 
 
 @dataclass
@@ -284,6 +293,85 @@ class StarDiffusion(Distribution):
             total.index_add_(0, users, logp[torch.arange(len(index), device=index.device), :, index])
         return total
 
+    @torch.no_grad()
+    def top(
+        self,
+        users: Users,
+        k: int,
+        exclude: Ratings | None = None,
+        replica: int = 0,
+        among: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        cell = self.cell(replica)
+        among = torch.arange(cell.n_items()) if among is None else among
+        barred = Barred(placed(exclude, among, cell.n_items()), len(users))
+        short = min(max(SHORTLIST * k, FEWEST), len(among))
+        parts = [
+            part
+            for rows in torch.arange(len(users)).split(BLOCK)
+            for part in cell._top(users.description[rows].float(), int(rows[0]), among, barred, short, k)
+        ]
+        if not parts:
+            return torch.empty(0, k, dtype=torch.int64), torch.empty(0, k)
+        places, scores = (torch.cat(column) for column in zip(*parts, strict=True))
+        return torch.where(scores > -torch.inf, among[places], -1), scores
+
+    def _top(
+        self, description: Tensor, first: int, among: Tensor, barred: Barred, short: int, k: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Places in `among` and scores, (n, k) each, of a few users at a time, from user `first` on."""
+        items = self._item_rows(among)
+        vectors = self.sample(description)
+        levels = len(self.state_["levels"])
+        users = max(1, LOGITS // (levels * max(len(among), vectors.shape[1] * short)))
+        for rows in torch.arange(len(description)).split(users):
+            described, theta = description[rows], vectors[rows]
+            cheap = self._means(described, theta.mean(1, keepdim=True), items)
+            barred.bar(cheap, first + int(rows[0]))
+            # In order, so that of equal scores the lower item comes first.
+            places = cheap.topk(short, sorted=False).indices.sort(1).values
+            means = self._means(described, theta, items[places])
+            means[cheap.gather(1, places) == -torch.inf] = -torch.inf
+            scores, order = means.sort(1, descending=True, stable=True)
+            lacking = max(0, k - short)
+            yield (
+                torch.nn.functional.pad(places.gather(1, order)[:, :k], (0, lacking)),
+                torch.nn.functional.pad(scores[:, :k], (0, lacking), value=-torch.inf),
+            )
+
+    def _means(self, description: Tensor, vectors: Tensor, items: Tensor) -> Tensor:
+        """Mean ratings (n, s) of the mixture over `vectors` (n, K, D), for item rows (s, D + 2) of all users
+        or (n, s, D + 2) of each. In place, since the logits of a catalogue are the largest tensor there is.
+        """
+        coefficients = self._coefficients(description, vectors)
+        n, count, levels, width = coefficients.shape
+        logits = (coefficients.view(n, count * levels, width) @ items.mT).view(n * count, levels, -1)
+        weights = logits.sub_(logits.amax(1, keepdim=True)).exp_()
+        values = self.state_["levels"].to(weights)
+        sums = torch.stack([values, torch.ones_like(values)]) @ weights
+        return (sums[:, 0] / sums[:, 1]).view(n, count, -1).mean(1)
+
+    def _coefficients(self, description: Tensor, vectors: Tensor) -> Tensor:
+        """What gives the logits of equation (1) in a product with an item's row [φ_i, log count_i, 1]:
+        (n, K, L, D + 2). Given the user they are affine in φ_i, so a whole catalogue is one product."""
+        alignment, condition = self._part("alignment"), self._condition(description)
+        levels, width = len(self.state_["levels"]), vectors.shape[2]
+        own, count, described, product = alignment["weight"].split(
+            [width, 1, condition.shape[1], width * width], 1
+        )
+        interaction = alignment["interaction"].view(width, width, levels)
+        slope = torch.einsum("nkd,bdl->nklb", vectors, interaction) + own
+        means = self._prior_mean(condition)
+        slope += torch.einsum("na,lab->nlb", means, product.view(levels, width, width))[:, None]
+        constant = (alignment["bias"] + condition @ described.T)[:, None] + vectors @ alignment["user"]
+        counts = count[:, 0].expand_as(constant)
+        return torch.cat([slope, counts[..., None], constant[..., None]], 3)
+
+    def _item_rows(self, items: Tensor) -> Tensor:
+        """[φ_i, log count_i, 1] of `items` (a,): (a, D + 2)."""
+        phi, counts = (self.state_[name][items] for name in ("items", "item_counts"))
+        return torch.cat([phi, counts[:, None], torch.ones(len(phi), 1)], 1)
+
     def own_metrics(self, users: Users, ratings: Ratings, replica: int = 0) -> dict[str, float]:
         """The joint log-likelihood of each user's ratings together, per rating."""
         joint = self.cell(replica).joint_log_likelihood(users.description, ratings)
@@ -298,6 +386,23 @@ class StarDiffusion(Distribution):
     def restored(self, state: dict[str, Tensor]) -> Self:
         self.state_ = dict(state)
         return self
+
+
+class Barred:
+    """What may not be listed: ratings of n users, found by user."""
+
+    def __init__(self, ratings: Ratings | None, n: int) -> None:
+        self._ratings = ratings
+        if ratings is not None:
+            users, order = ratings.users.sort(stable=True)
+            self._users, self._items = users, ratings.items[order]
+            self._ends = torch.searchsorted(users, torch.arange(n + 1))
+
+    def bar(self, scores: Tensor, first: int) -> None:
+        """Set to −inf, in place, what users first..first + n − 1 may not be listed in scores (n, items)."""
+        if self._ratings is not None:
+            mine = slice(int(self._ends[first]), int(self._ends[first + len(scores)]))
+            scores[self._users[mine] - first, self._items[mine]] = -torch.inf
 
 
 def initial_alignment(effects: Effects, features: int) -> dict[str, Tensor]:

@@ -77,6 +77,22 @@ def top_by_scores(
     return _top(ask, n_users, n_items, k, exclude, device, BLOCK)
 
 
+def placed(exclude: Ratings | None, among: Tensor | None, n_items: int) -> Ratings | None:
+    """`exclude` with items as places in `among` (a,) int64; those that are not in it are left out."""
+    if exclude is None or among is None:
+        return exclude
+    place = torch.full((n_items,), -1)
+    place[among] = torch.arange(len(among))
+    places = place[exclude.items]
+    kept = places >= 0
+    return Ratings(exclude.users[kept], places[kept], exclude.values[kept])
+
+
+def named(places: Tensor, among: Tensor | None) -> Tensor:
+    """The items at `places` of `among`; −1 stays."""
+    return places if among is None else torch.where(places >= 0, among[places.clamp(min=0)], -1)
+
+
 def _top(
     fill: Callable[[slice, Tensor], None],
     n: int,

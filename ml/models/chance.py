@@ -25,6 +25,7 @@ class Random(Model):
     needs: ClassVar[tuple[str, ...]] = ("ratings",)
     objectives: ClassVar[tuple[str, ...]] = ("ranking",)
     role: ClassVar[str] = "blind"
+    serves: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         self.items_: list[int] = []

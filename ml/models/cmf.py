@@ -37,6 +37,8 @@ def collective_table(data: Data) -> RatingTable:
 class Collective(VectorModel):
     """What both CMFs share: a user vector is the row of the collective table, which is the source row."""
 
+    serves: ClassVar[str] = "known"
+
     def __post_init__(self) -> None:
         self.users_: list[Tensor] = []
         self.items_: list[Tensor] = []

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ml.data import Data, Predicted, Ratings, Users
-from ml.evaluation.ranking import top_by_scores, top_k
+from ml.evaluation.ranking import named, placed, top_by_scores, top_k
 from ml.evaluation.ratings import predict
 from ml.replicas import Epoch
 
@@ -29,6 +29,8 @@ NEEDS = ("ratings", "factors", "target_factors", "effects", "stars", "model")
 # How a model stands in a comparison: `blind` knows nothing of the user, `simple` has statistics of the source
 # alone, `learned` is trained, `probe` shows something of another model and is never used.
 ROLES = ("blind", "simple", "learned", "probe")
+# By falling score, item by item; or as a set that as many samples of the user as can be find something in.
+LISTS = ("probability", "coverage")
 
 
 class Model(ABC):
@@ -45,6 +47,15 @@ class Model(ABC):
     settings_from: ClassVar[str] = ""
     # How first target ratings change what is predicted: `samples` of the user are weighted by them.
     warms_by: ClassVar[str] = ""
+    # Whom it can answer for once trained: `anyone` with source ratings, `known` users of the source table
+    # alone, or nobody ("").
+    serves: ClassVar[str] = "anyone"
+    # What its scores are to a reader: a `probability`, or a `score` that only orders.
+    scored_by: ClassVar[str] = "score"
+    # How lists can be made, see `LISTS`; `coverage` needs `covering`.
+    lists: ClassVar[tuple[str, ...]] = ("probability",)
+    # Names of the attributes that `bind` sets: lists of tensors, one a replica.
+    binds: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def fit(self, data: Sequence[Data], device: torch.device | str = "cpu") -> Iterator[Epoch]:
@@ -71,6 +82,16 @@ class Model(ABC):
         """Give a restored model what it reads of its cells beside its own parameters; returns self."""
         return self
 
+    def bound(self, replica: int = 0) -> dict[str, Tensor]:
+        """What `bind` gave, as plain tensors: with it a model needs its cell no more."""
+        return {name: getattr(self, name)[replica] for name in self.binds}
+
+    def load_bound(self, *bound: dict[str, Tensor]) -> Self:
+        """Take over what `bound` gave of one or more replicas, in place of `bind`, and return self."""
+        for name in self.binds:
+            setattr(self, name, [each[name] for each in bound])
+        return self
+
     @property
     def total_epochs(self) -> int:
         """How often `fit` yields."""
@@ -82,15 +103,42 @@ class Model(ABC):
         return len(data.target)
 
     def top(
-        self, users: Users, k: int, exclude: Ratings | None = None, replica: int = 0
+        self,
+        users: Users,
+        k: int,
+        exclude: Ratings | None = None,
+        replica: int = 0,
+        among: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The k best items of each user but those that `exclude` names for them, best first: items (n, k)
         int64, −1 where there are fewer, and scores (n, k) float32. Of equal scores the lower item comes
-        first."""
-        items = torch.arange(self.items_of(replica))
-        return top_by_scores(
-            lambda rows: self.scores(users.take(rows), items, replica), len(users), len(items), k, exclude
+        first. Only items of `among` (a,) int64, rising, are listed, where it is given."""
+        count = self.items_of(replica)
+        items = torch.arange(count) if among is None else among
+        found, scores = top_by_scores(
+            lambda rows: self.scores(users.take(rows), items, replica),
+            len(users),
+            len(items),
+            k,
+            placed(exclude, among, count),
         )
+        return named(found, among), scores
+
+    def covering(
+        self,
+        users: Users,
+        k: int,
+        exclude: Ratings | None = None,
+        replica: int = 0,
+        among: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `top`, a list that is best as a set. Raises LookupError for a model that makes none."""
+        raise LookupError(f"{self.name} makes no lists by coverage; ask for lists by probability")
+
+    def because(self, users: Users, items: Tensor, replica: int = 0) -> Tensor | None:
+        """What each of the r rows of `users.ratings` adds to its user's scores of `items` (m,): (r, m)
+        float32, exactly and for less than leaving each rating out takes; None where that is the only way."""
+        return None
 
     @abstractmethod
     def items_of(self, replica: int = 0) -> int:
@@ -133,9 +181,17 @@ class VectorModel(Model):
         return self.vectors(users, replica) @ self.items(replica)[items].T
 
     def top(
-        self, users: Users, k: int, exclude: Ratings | None = None, replica: int = 0
+        self,
+        users: Users,
+        k: int,
+        exclude: Ratings | None = None,
+        replica: int = 0,
+        among: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return top_k(self.vectors(users, replica), self.items(replica), k, exclude)
+        items = self.items(replica)
+        listed = items if among is None else items[among]
+        found, scores = top_k(self.vectors(users, replica), listed, k, placed(exclude, among, len(items)))
+        return named(found, among), scores
 
     def items_of(self, replica: int = 0) -> int:
         return len(self.items(replica))

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import ClassVar
 
 CONTRACT = ("ml.models.contract", "Model")
-TEXTS = ("name", "title", "summary", "source", "role", "settings_from", "warms_by")
+TEXTS = ("name", "title", "summary", "source", "role", "settings_from", "warms_by", "serves")
 TUPLES = ("needs", "objectives")
 
 
@@ -45,6 +45,7 @@ class Facts:
     role: str
     settings_from: str
     warms_by: str
+    serves: str
     defaults: Mapping[str, object]
 
     @property

@@ -25,6 +25,7 @@ class Permuted(Model):
     )
     needs: ClassVar[tuple[str, ...]] = ("model",)
     role: ClassVar[str] = "probe"
+    serves: ClassVar[str] = ""
     of: str = "diffcdr"
 
     def __post_init__(self) -> None:
@@ -49,9 +50,14 @@ class Permuted(Model):
         return self.models_[replica].scores(self._mixed(users, replica), items)
 
     def top(
-        self, users: Users, k: int, exclude: Ratings | None = None, replica: int = 0
+        self,
+        users: Users,
+        k: int,
+        exclude: Ratings | None = None,
+        replica: int = 0,
+        among: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        return self.models_[replica].top(self._mixed(users, replica), k, exclude)
+        return self.models_[replica].top(self._mixed(users, replica), k, exclude, among=among)
 
     def items_of(self, replica: int = 0) -> int:
         return self.models_[replica].items_of()

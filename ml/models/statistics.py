@@ -63,14 +63,21 @@ class ItemMeans:
         return (total + self.shrinkage * self.overall) / (count + self.shrinkage)
 
 
-def source_statistics(ratings: Ratings, n_users: int, n_items: int, scale: tuple[float, float]) -> Tensor:
+def source_statistics(
+    ratings: Ratings,
+    n_users: int,
+    n_items: int,
+    scale: tuple[float, float],
+    means: Tensor | None = None,
+) -> Tensor:
     """Statistics (n_users, 5) float64 of each user's ratings; the users of `ratings` are in 0..n_users-1.
+    means: (n_items,) float64, the items' shrunk means; those of `ratings` where not given.
 
     Columns: shrunk bias Σ (r − item mean) / (n + SHRINKAGE); standard deviation; share of ratings at the top
     of the scale (5 stars) and in its lowest quarter (1 and 2 stars); log (1 + number of ratings).
     A user without ratings has zeros.
     """
-    means = ItemMeans.of(ratings, n_items).means
+    means = ItemMeans.of(ratings, n_items).means if means is None else means
     values = ratings.values.double()
 
     def total(numbers: Tensor) -> Tensor:

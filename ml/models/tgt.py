@@ -25,9 +25,12 @@ class TGT(VectorModel):
     )
     needs: ClassVar[tuple[str, ...]] = ("target_factors",)
     role: ClassVar[str] = "blind"
+    serves: ClassVar[str] = "known"
+    binds: ClassVar[tuple[str, ...]] = ("users_", "items_")
 
     def __post_init__(self) -> None:
-        self.factors_: list[tuple[Tensor, Tensor]] = []
+        self.users_: list[Tensor] = []
+        self.items_: list[Tensor] = []
         self.epochs_ = 1
 
     def fit(self, data: Sequence[Data], device: torch.device | str = "cpu") -> Iterator[Epoch]:
@@ -39,14 +42,15 @@ class TGT(VectorModel):
             yield Epoch(int(rows[0]["epoch"]), {"loss": [row["loss"] for row in rows]}, measured)
 
     def bind(self, data: Sequence[Data]) -> Self:
-        self.factors_ = [each.target_factors for each in data]
+        factors = [each.target_factors for each in data]
+        self.users_, self.items_ = ([each[i] for each in factors] for i in (0, 1))
         return self
 
     def vectors(self, users: Users, replica: int = 0) -> Tensor:
-        return self.factors_[replica][0][users.target_rows]
+        return self.users_[replica][users.target_rows]
 
     def items(self, replica: int = 0) -> Tensor:
-        return self.factors_[replica][1]
+        return self.items_[replica]
 
     @property
     def total_epochs(self) -> int:

@@ -113,6 +113,7 @@ class TransferModel(VectorModel):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("factors",)
+    binds: ClassVar[tuple[str, ...]] = ("items_",)
     summed: ClassVar[bool] = False  # whether the loss of a batch is the sum over its rows, not their mean
     buffers: ClassVar[tuple[str, ...]] = ()  # names of what a replica's state has beside its parameters
     epochs: int = 10

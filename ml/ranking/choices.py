@@ -351,9 +351,7 @@ def fit_taste(
         gradient, hessian = gradient.double() - modes @ prior, curvature.double() + prior
         modes = modes + torch.linalg.solve(hessian, gradient[:, :, None])[:, :, 0].clamp(-1, 1)
     factor = torch.linalg.cholesky(torch.linalg.inv(hessian))
-    noise = torch.randn(
-        DRAWS, n, width, 1, dtype=torch.float64, generator=replica_generator(seed, "taste")
-    )
+    noise = torch.randn(DRAWS, n, width, 1, dtype=torch.float64, generator=replica_generator(seed, "taste"))
     draws = modes + (factor @ noise)[..., 0]
     design = torch.cat([torch.ones(n, 1), condition], 1).double()
     ridge = RIDGE * torch.eye(design.shape[1], dtype=torch.float64)

@@ -1,0 +1,111 @@
+"""What a model must beat before it is promoted: the simple rows of its profile, on validation users."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from assets.serving.choice import LISTS, STARS, Chosen
+from assets.settings.axes import Axes
+from assets.settings.profile import Profile
+from assets.state.store import Store
+from assets.training.candidates import candidates, role, validated
+from assets.training.fingerprints import Fingerprints
+
+# What a promoted model is compared with: it knows nothing of the user, or statistics of the source alone.
+RIVALS = ("blind", "simple")
+METRICS = {STARS: "RMSE", LISTS: "nDCG@20"}
+OF = {STARS: "stars", LISTS: "lists"}
+
+
+class NotPromoted(RuntimeError):
+    """The best models do not earn the alias; the message says why, with numbers."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Validation values of an objective: cells (rows) by model, over the cells in which all of them have one.
+
+    best: the model that is to be promoted; rivals: those it must beat; missing: rivals without a value there.
+    """
+
+    objective: str
+    best: str
+    rivals: tuple[str, ...]
+    missing: tuple[str, ...]
+    scores: pd.DataFrame
+
+    @property
+    def higher_is_better(self) -> bool:
+        from ml.evaluation.selection import OBJECTIVES
+
+        return OBJECTIVES[self.objective].higher_is_better
+
+    @property
+    def means(self) -> pd.Series:
+        """Means over the cells, the best first."""
+        return self.scores.mean().sort_values(ascending=not self.higher_is_better)
+
+    def objections(self, profile: Profile) -> list[str]:
+        """Why the best should not be promoted, with numbers; nothing where it may."""
+        means, metric, what = self.scores.mean(), METRICS[self.objective], OF[self.objective]
+        if self.missing:
+            return [
+                f"there is no validation {metric} of {', '.join(self.missing)} to compare {self.best} with "
+                f"for {what}; run `diffcdr run` with the whole profile"
+            ]
+        if role(profile, self.best) == "blind":
+            return [f"{self.best} is the best for {what}, and it knows nothing of the user"]
+        sign = 1 if self.higher_is_better else -1
+        unbeaten = [name for name in self.rivals if not sign * means[self.best] > sign * means[name]]
+        if not unbeaten:
+            return []
+        numbers = ", ".join(f"{name} has {means[name]:.4f}" for name in unbeaten)
+        return [
+            f"for {what} the validation {metric} of {self.best} is {means[self.best]:.4f} (mean of "
+            f"{counted(self.scores)}), but {numbers}"
+        ]
+
+
+def judge(store: Store, axes: Axes, profile: Profile, task: str, chosen: Chosen) -> list[Judged]:
+    """The chosen models beside all that may be used and the simple rows, for each objective."""
+    from ml.evaluation.selection import OBJECTIVES
+
+    found = []
+    for objective in dict.fromkeys(each.objective for each in chosen.all):
+        best = (chosen.lists if objective == chosen.lists.objective else chosen.stars).name
+        simple = tuple(name for name in rivals(profile, objective) if name != best)
+        names = dict.fromkeys([best, *simple, *candidates(profile, objective)])
+        rows = validated(Fingerprints(store, axes.catalog, profile), axes.of_task(task), names, objective)
+        metric = OBJECTIVES[objective].criterion
+        values = rows.pivot(index="seed", columns="model", values=metric)
+        # A NaN is a model that has diverged, not one that is missing.
+        worst = float("-inf") if OBJECTIVES[objective].higher_is_better else float("inf")
+        there = rows.assign(there=True).pivot(index="seed", columns="model", values="there")
+        values = values.mask(values.isna() & there.notna(), worst)
+        compared = values[[name for name in (best, *simple) if name in values]].dropna()
+        missing = tuple(name for name in simple if name not in values)
+        if compared.empty and not missing:
+            missing = simple
+        shared = values.loc[compared.index].dropna(axis=1)
+        found.append(Judged(objective, best, simple, missing, shared))
+    return found
+
+
+def rivals(profile: Profile, objective: str) -> list[str]:
+    """The models and controls of a profile that any other must beat."""
+    names = (*profile.models, *profile.controls)
+    return [n for n in names if objective in profile.objectives_of(n) and role(profile, n) in RIVALS]
+
+
+def counted(scores: pd.DataFrame) -> str:
+    return f"{len(scores)} cell{'s' * (len(scores) != 1)}"
+
+
+def refuse(judged: list[Judged], profile: Profile, task: str, chosen: Chosen) -> None:
+    """Raise NotPromoted where there is any objection."""
+    objections = [reason for each in judged for reason in each.objections(profile)]
+    if objections:
+        raise NotPromoted(
+            f"{chosen} of {task} is not promoted: {'; '.join(objections)}. Improve it, or register with "
+            "--force"
+        )

@@ -1,0 +1,223 @@
+"""`diffcdr recommend`: lists for the users of a file, known ones and new ones with a history.
+
+Files are Parquet or CSV by their ending, read and written alike. Ids of users keep the type that they have in
+the file.
+"""
+
+import csv
+import logging
+import os
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from assets.serving import lists
+from assets.serving.bundle import Bundle, RecommendationError
+from assets.serving.lists import Named, Wanted
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection as Connection
+
+log = logging.getLogger("diffcdr")
+CHUNK = 1 << 16  # users at a time
+CSV, PARQUET = ".csv", ".parquet"
+COLUMNS = ("user_id", "item_id", "rating")
+
+
+def recommend_file(bundle: Bundle, users: Path, output: Path, wanted: Wanted) -> dict[str, int]:
+    """Recommend for the users of a file and write `output`, whole or not at all; returns counts.
+
+    `users` has a column user_id. With item_id and rating as well, a row is a source rating, and a user is
+    known by these ratings alone; without, users are looked up in the source domain. Users come in bytewise
+    order of their ids. Of whom nothing is known gets the most popular items.
+    Raises RecommendationError for a file that cannot be used, ValueError for an order that the model does not
+    make.
+    """
+    check_files(users, output)
+    bundle.recommender.check_order(wanted.order)
+    partial = output.with_name(f".{uuid.uuid4().hex}.partial")
+    by_popularity = 0
+    with duckdb.connect(config={"temp_directory": str(output.absolute().parent)}) as connection:
+        file = _File(connection, users, bundle)
+        columns = lists.schema(bundle, file.id_type)
+        try:
+            with lists.writer(partial, columns, _ending(output) == CSV) as write:
+                for start in range(0, file.count, CHUNK):
+                    rows, strangers = lists.table(bundle, file.chunk(start), wanted)
+                    by_popularity += strangers
+                    write(rows)
+                    log.info("recommended for %d of %d users", min(start + CHUNK, file.count), file.count)
+            partial.replace(output)
+        finally:
+            partial.unlink(missing_ok=True)
+    return {"users": file.count, "by_popularity": by_popularity}
+
+
+def check_files(users: Path, output: Path, exclude: str = "") -> None:
+    """Raise RecommendationError where `users` is no readable file, or `output` cannot be written or is an
+    input."""
+    for option, path in (("--users", users), ("--output", output)):
+        if _ending(path) not in (CSV, PARQUET):
+            raise RecommendationError(f"{option} {path}: name a file that ends in {CSV} or {PARQUET}")
+    if not users.is_file():
+        raise RecommendationError(f"--users {users}: there is no such file")
+    if not os.access(users, os.R_OK):
+        raise RecommendationError(f"--users {users}: the file may not be read; change its permissions")
+    if not output.absolute().parent.is_dir():
+        raise RecommendationError(f"--output {output}: there is no folder {output.parent}; make it first")
+    if output.exists() and not output.is_file():
+        raise RecommendationError(f"--output {output}: a folder or device; name a file")
+    inputs = {"--users": users, **({"--exclude": Path(exclude)} if exclude else {})}
+    for option, given in inputs.items():
+        if output.exists() and given.exists() and output.samefile(given):
+            raise RecommendationError(
+                f"--output {output}: the same file as {option}, which would be lost; name another"
+            )
+
+
+def _ending(path: Path) -> str:
+    return path.suffix.lower()
+
+
+class _File:
+    """The users of a file in the tables asked(n, user_id, code) and, where it has ratings, history(n, item,
+    rating, place). count: how many users; id_type: of their ids."""
+
+    def __init__(self, connection: "Connection", path: Path, bundle: Bundle) -> None:
+        self._connection, self._path, self._bundle = connection, path, bundle
+        self.id_type, columns = self._read()
+        self._refuse("user_id IS NULL", "'the user id is missing'")
+        self._register("codes", "user_id", bundle.user_ids)
+        connection.execute(
+            "CREATE TABLE asked AS SELECT row_number() OVER (ORDER BY user_id) - 1 AS n, user_id, "
+            "coalesce(code, -1) AS code FROM (SELECT DISTINCT user_id FROM given) LEFT JOIN codes "
+            "USING (user_id) ORDER BY n"
+        )
+        [self.count] = connection.execute("SELECT count(*) FROM asked").fetchone()
+        self._with_ratings = {"item_id", "rating"} <= columns
+        if self._with_ratings:
+            self._add_history()
+
+    def chunk(self, start: int) -> Named:
+        """CHUNK users from number `start` on. With ratings, a code only says that an id is known as well."""
+        rows = self._connection.execute(
+            "SELECT user_id, code FROM asked WHERE n >= $1 AND n < $2 ORDER BY n", [start, start + CHUNK]
+        ).fetch_arrow_table()
+        codes = rows["code"].to_numpy().astype(np.int64)
+        ids = rows["user_id"].combine_chunks().cast(self.id_type)
+        asked = self._new(start, len(codes)) if self._with_ratings else self._known(codes)
+        return Named(asked, codes, ids)
+
+    def _new(self, start: int, count: int):
+        import torch
+
+        from ml.data import Ratings
+
+        rows = self._connection.execute(
+            "SELECT n - $1 AS n, item, rating FROM history WHERE n >= $1 AND n < $2 ORDER BY n, place",
+            [start, start + CHUNK],
+        ).fetchnumpy()
+        kinds = {"n": np.int64, "item": np.int64, "rating": np.float32}
+        ratings = Ratings(*(torch.from_numpy(np.asarray(rows[name], kind)) for name, kind in kinds.items()))
+        return self._bundle.recommender.new_users(ratings, count)
+
+    def _known(self, codes: np.ndarray):
+        import torch
+
+        return self._bundle.recommender.known_users(torch.from_numpy(codes))
+
+    # Reading.
+
+    def _read(self) -> tuple[pa.DataType, set[str]]:
+        """Make the table given(row, user_id, item_id, rating); the type of the user ids, and the columns."""
+        try:
+            reader = _csv(self._path) if _ending(self._path) == CSV else _parquet(self._path)
+            columns = {name for name in COLUMNS if name in reader.schema.names}
+            if "user_id" not in columns:
+                there = ", ".join(sorted(reader.schema.names))
+                raise RecommendationError(f"{self._path}: no column user_id; the file has {there}")
+            kind = reader.schema.field("user_id").type
+            given = ", ".join(
+                f"{name}::VARCHAR AS {name}" if name.endswith("_id") else name
+                for name in COLUMNS
+                if name in columns
+            )
+            self._connection.register("reader", reader)
+            self._connection.execute(
+                f"CREATE TABLE given AS SELECT row_number() OVER () AS row, {given} FROM reader"
+            )
+            self._connection.unregister("reader")
+        except (pa.ArrowException, duckdb.Error, UnicodeDecodeError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            what = "CSV" if _ending(self._path) == CSV else "Parquet"
+            raise RecommendationError(f"{self._path} is not a readable {what} file: {reason}") from None
+        return (kind if pa.types.is_integer(kind) else pa.string()), columns
+
+    def _add_history(self) -> None:
+        self._register("items", "item_id", self._bundle.source_ids)
+        self._refuse(
+            "item_id IS NULL OR item_id NOT IN (SELECT item_id FROM items)",
+            "'item ' || coalesce(item_id, 'null') || ' is not in the source domain'",
+        )
+        self._refuse_ratings()
+        # Of two ratings of one item the latter counts, as in the source domain itself.
+        self._connection.execute(
+            """CREATE TABLE history AS
+               SELECT n, items.code AS item, arg_max(rating::FLOAT, row) AS rating, max(row) AS place
+               FROM given JOIN asked USING (user_id) JOIN items USING (item_id)
+               GROUP BY n, items.code ORDER BY n, place"""
+        )
+
+    def _refuse_ratings(self) -> None:
+        low, high = self._bundle.scale
+        number, rating = "TRY_CAST(rating AS DOUBLE)", "'rating ' || rating::VARCHAR"
+        self._refuse(
+            f"rating IS NULL OR coalesce(isnan({number}), false)", "'the rating is missing (null or NaN)'"
+        )
+        self._refuse(
+            f"coalesce({number} NOT BETWEEN {low!r} AND {high!r}, true)",
+            f"{rating} || ' is not a number from {low:g} to {high:g}'",
+        )
+        levels = self._bundle.recommender.source_levels
+        if levels is not None:
+            known = ", ".join(f"{level:g}" for level in levels.tolist())
+            # As 32-bit numbers, as all ratings are kept.
+            bad = f"rating::FLOAT::DOUBLE NOT IN ({', '.join(map(repr, levels.tolist()))})"
+            self._refuse(bad, f"{rating} || ' is none of the levels {known}'")
+
+    def _register(self, table: str, name: str, ids: np.ndarray) -> None:
+        frame = pa.table({name: pa.array(ids, pa.string()), "code": np.arange(len(ids))})
+        self._connection.register("frame", frame)
+        self._connection.execute(f"CREATE TABLE {table} AS FROM frame")
+        self._connection.unregister("frame")
+
+    def _refuse(self, bad: str, reason: str) -> None:
+        """Raise RecommendationError with the first row for which the condition `bad` holds."""
+        found = self._connection.execute(
+            f"SELECT row, {reason} FROM given WHERE {bad} ORDER BY 1 LIMIT 1"
+        ).fetchone()
+        if found:
+            raise RecommendationError(f"{self._path}, row {found[0]}: {found[1]}; correct or remove that row")
+
+
+def _parquet(path: Path) -> pa.RecordBatchReader:
+    file = pq.ParquetFile(path)
+    names = [name for name in file.schema_arrow.names if name in COLUMNS] or file.schema_arrow.names
+    columns = pa.schema([file.schema_arrow.field(name) for name in names])
+    return pa.RecordBatchReader.from_batches(columns, file.iter_batches(columns=names))
+
+
+def _csv(path: Path) -> pa.RecordBatchReader:
+    """Every column as text, so that ids stay as they are written."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        header = next(csv.reader(file), [])
+    convert = pa.csv.ConvertOptions(
+        column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True, null_values=[""]
+    )
+    return pa.csv.open_csv(path, convert_options=convert)
