@@ -14,7 +14,6 @@ not seen those choices: otherwise the part that remembers most would be trusted 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -59,7 +58,7 @@ class Blend(Ranker):
     role: ClassVar[str] = "learned"
     PARTS: ClassVar[Mapping[str, Ranker]] = {
         "neighbourhood": UserNeighbourhood(neighbours=100, popular=0.0),
-        "regression": ItemRegression(penalty=3000.0),
+        "regression": ItemRegression(normalised=False, penalty=3000.0),
     }
 
     hidden: int = 0
@@ -135,12 +134,16 @@ class Blend(Ranker):
         )
 
     @torch.no_grad()
-    def score(self, state: State, source: csr_matrix) -> np.ndarray:
+    def score(self, state: State, source: csr_matrix, also: csr_matrix | None = None) -> np.ndarray:
         """(1) without its normalisation; items that are no candidates follow, by popularity."""
-        candidates = self.candidates(state, source)
+        candidates = self.candidates(state, source, also)
         return beyond_candidates(
             candidates.items, utility(part(state, "logit"), candidates.features), state["popularity"]
         ).numpy()
+
+    def score_of(self, state: State, source: csr_matrix, items: np.ndarray) -> np.ndarray:
+        """With `items` among everyone's candidates."""
+        return self.score(state, source, everyone(items, source.shape[0], len(state["popularity"])))[:, items]
 
     def _logarithmic(self) -> list[int]:
         """Columns of the raw features that are logarithms or not a score at all."""
@@ -183,7 +186,7 @@ class BlendAutoEncoder(Blend):
 
 @dataclass
 class DeepBlend(Blend):
-    """With collective iALS at two confidences and hidden units."""
+    """With a second regression, collective iALS at two confidences, and hidden units."""
 
     name: ClassVar[str] = "deep_blend"
     title: ClassVar[str] = "Blend of all rankers"
@@ -192,6 +195,7 @@ class DeepBlend(Blend):
     )
     PARTS: ClassVar[Mapping[str, Ranker]] = {
         **BlendAutoEncoder.PARTS,
+        "even_regression": ItemRegression(normalised=True, penalty=10.0),
         "als": CollectiveALS(rank=32, confidence=5.0),
         "sure_als": CollectiveALS(rank=32, confidence=20.0),
     }
@@ -204,6 +208,12 @@ def present(matrix: csr_matrix, items: Tensor) -> Tensor:
     rows, columns = (torch.from_numpy(x.astype(np.int64)) for x in matrix.nonzero())
     users = torch.arange(len(items))[:, None]
     return torch.isin(users * matrix.shape[1] + items, rows * matrix.shape[1] + columns).float()
+
+
+def everyone(items: np.ndarray, n: int, n_items: int) -> csr_matrix:
+    """1 at the same items (k,) in all of n rows: (n, n_items)."""
+    columns, starts = np.tile(items, n), np.arange(0, n * len(items) + 1, len(items))
+    return csr_matrix((np.ones(len(columns), dtype=np.float32), columns, starts), shape=(n, n_items))
 
 
 def utility(layers: State, features: Tensor) -> Tensor:
@@ -241,10 +251,3 @@ def beyond_candidates(items: Tensor, scores: Tensor, popularity: Tensor) -> Tens
     share = popularity / popularity.max().clamp(min=1)
     out = scores.amin(1, keepdim=True) - 2 + share
     return out.scatter(1, items, scores)
-
-
-def settings(ranker: Ranker) -> dict[str, object]:
-    """Hyper-parameters of a ranker and, as `part.…`, of its parts."""
-    parts = getattr(ranker, "PARTS", {})
-    inner = {f"{n}.{k}": v for n, p in parts.items() for k, v in dataclasses.asdict(p).items()}
-    return dataclasses.asdict(ranker) | inner
