@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -68,16 +69,22 @@ class Blend(Ranker):
     penalty: float = 1e-3
 
     def learn(self, choices: Choices, device: torch.device | str = "cpu") -> Iterator[State]:
-        yield self.learn_with_candidates(choices, device)[0]
+        yield dict(self.learn_with_candidates(choices, device)[0])
 
     def learn_with_candidates(
         self, choices: Choices, device: torch.device | str = "cpu"
     ) -> tuple[State, Candidates, dict[str, HeldOutScores]]:
         """The state, the training users' candidates by scores that have not seen their choices, and those."""
+        return choices.once(repr(self), partial(self._learn, choices, device))
+
+    def _learn(
+        self, choices: Choices, device: torch.device | str
+    ) -> tuple[State, Candidates, dict[str, HeldOutScores]]:
         states, held_out = {}, {}
         for name, ranker in self.PARTS.items():
-            states[name] = last(ranker.learn(choices, device))
-            held_out[name] = ranker.held_out(choices, states[name], device)
+            states[name], held_out[name] = choices.once(
+                repr(ranker), partial(learned, ranker, choices, device)
+            )
         state = {
             "source_items": torch.tensor(choices.source.shape[1]),
             "popularity": torch.from_numpy(choices.popularity).float(),
@@ -124,9 +131,21 @@ class Blend(Ranker):
             schedule.step()
         return {f"logit.{name}": value.detach() for name, value in layers.items()}
 
-    def candidates(self, state: State, source: csr_matrix, also: csr_matrix | None = None) -> Candidates:
-        """Of users with the source rows (m, s), those of `also` (m, t) among them."""
-        scores = {name: ranker.score(part(state, name), source) for name, ranker in self.PARTS.items()}
+    def candidates(
+        self,
+        state: State,
+        source: csr_matrix,
+        also: csr_matrix | None = None,
+        observed: csr_matrix | None = None,
+    ) -> Candidates:
+        """Of users with the source rows (m, s), those of `also` (m, t) among them;
+        by what the parts say after the target choices `observed` (m, t), where given."""
+        scores = {}
+        for name, ranker in self.PARTS.items():
+            mine = part(state, name)
+            scores[name] = (
+                ranker.score(mine, source) if observed is None else ranker.score_after(mine, source, observed)
+            )
         items, raw = self._raw(scores, state, source, also)
         features = self._expanded(raw, state["blend.scale"])
         return Candidates(
@@ -134,12 +153,21 @@ class Blend(Ranker):
         )
 
     @torch.no_grad()
-    def score(self, state: State, source: csr_matrix, also: csr_matrix | None = None) -> np.ndarray:
+    def score(
+        self,
+        state: State,
+        source: csr_matrix,
+        also: csr_matrix | None = None,
+        observed: csr_matrix | None = None,
+    ) -> np.ndarray:
         """(1) without its normalisation; items that are no candidates follow, by popularity."""
-        candidates = self.candidates(state, source, also)
+        candidates = self.candidates(state, source, also, observed)
         return beyond_candidates(
             candidates.items, utility(part(state, "logit"), candidates.features), state["popularity"]
         ).numpy()
+
+    def score_after(self, state: State, source: csr_matrix, observed: csr_matrix) -> np.ndarray:
+        return self.score(state, source, observed, observed)
 
     def score_of(self, state: State, source: csr_matrix, items: np.ndarray) -> np.ndarray:
         """With `items` among everyone's candidates."""
@@ -201,6 +229,11 @@ class DeepBlend(Blend):
     }
 
     hidden: int = 16
+
+
+def learned(ranker: Ranker, choices: Choices, device: torch.device | str) -> tuple[State, HeldOutScores]:
+    state = last(ranker.learn(choices, device))
+    return state, ranker.held_out(choices, state, device)
 
 
 def present(matrix: csr_matrix, items: Tensor) -> Tensor:

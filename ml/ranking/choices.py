@@ -100,6 +100,7 @@ class ChoiceDiffusion(Ranker):
 
     def learn(self, choices: Choices, device: torch.device | str = "cpu") -> Iterator[State]:
         state, candidates, held_out = DeepBlend().learn_with_candidates(choices, device)
+        state = dict(state)
         state["choices"] = candidates.chosen.sum(1).mean()
         state["seed"] = torch.tensor(choices.seed)
         state |= self._axes(state)
@@ -238,7 +239,7 @@ class ChoiceDiffusion(Ranker):
         return self._score(state, source)
 
     def score_after(self, state: State, source: csr_matrix, observed: csr_matrix) -> np.ndarray:
-        """With the samples weighed by the likelihood of `observed`."""
+        """With o of the parts that know `observed`, and the samples weighed by its likelihood."""
         return self._score(state, source, observed, observed)
 
     def score_of(self, state: State, source: csr_matrix, items: np.ndarray) -> np.ndarray:
@@ -265,7 +266,7 @@ class ChoiceDiffusion(Ranker):
         observed: csr_matrix | None = None,
     ) -> tuple[Candidates, Tensor, Tensor]:
         """Candidates, log softmax of each sample (n, K, c) and the samples' weights (n, K)."""
-        candidates = DeepBlend().candidates(state, source, also)
+        candidates = DeepBlend().candidates(state, source, also, observed)
         count = self.samples if observed is None else max(self.samples, OBSERVED_SAMPLES)
         tastes = self._vectors(state, self._condition(state, source), count)
         logp = self._log_probabilities(state, candidates, state["items"][candidates.items], tastes)

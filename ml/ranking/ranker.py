@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ml.data import Data, Ratings, Users
 from ml.evaluation.ranking import top_by_scores
@@ -45,9 +46,18 @@ class Choices:
     source_alone: csr_matrix
     target_alone: csr_matrix
     seed: int
+    shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, data: Data) -> Choices:
+        """Those of one cell; the same object while its ratings are in memory, so that what several models of
+        a cell start from is learned once."""
+        if data.target.values not in CELLS:
+            CELLS[data.target.values] = cls._of(data)
+        return CELLS[data.target.values]
+
+    @classmethod
+    def _of(cls, data: Data) -> Choices:
         source = choice_matrix(data.source, data.n_source_users, data.n_source_items)
         target = choice_matrix(data.target, data.n_users, data.n_items)
         alone_source = np.setdiff1d(np.arange(data.n_source_users), data.train.source_rows.numpy())
@@ -62,6 +72,12 @@ class Choices:
 
     def __len__(self) -> int:
         return self.source.shape[0]
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made the first time that `name` is asked for; it must not be changed."""
+        if name not in self.shared:
+            self.shared[name] = make()
+        return self.shared[name]
 
     @cached_property
     def popularity(self) -> np.ndarray:
@@ -108,6 +124,10 @@ class Folds:
             if len(chosen):
                 out[chosen] = self.ranker.score(state, self.choices.source[rows[chosen]])
         return out
+
+
+# Choices of the cells in memory, by the tensor of their target ratings.
+CELLS = WeakTensorKeyDictionary()
 
 
 def choice_matrix(ratings: Ratings, n_users: int, n_items: int) -> csr_matrix:

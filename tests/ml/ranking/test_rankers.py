@@ -176,8 +176,26 @@ def test_reasons_are_what_the_score_loses(name, data):
         assert losses[user, place, 0].item() == pytest.approx(float(fall[0, place]), abs=1e-4)
 
 
+def test_what_models_of_a_cell_share_is_learned_once_and_left_as_it_is(data):
+    train, _ = data
+    choices = Choices.of(train)
+    assert Choices.of(train) is choices
+    first = fitted(DeepBlend(), train).state_dict()
+    calls = []
+    choices.once("new", lambda: calls.append(1))
+    choices.once("new", lambda: calls.append(1))
+    assert calls == [1]
+    fitted(ChoiceDiffusion(**QUICK), train)
+    choices.shared.clear()
+    again = fitted(DeepBlend(), train).state_dict()
+    assert first.keys() == again.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(again[name], value)
+
+
 def test_a_pair_given_twice_is_one_choice(data):
     train, _ = data
     twice = Ratings(*(torch.cat([x, x[:9]]) for x in vars(train.source).values()))
-    choices = Choices.of(type(train)(**{**vars(train), "source": twice}))
+    target = Ratings(*(x.clone() for x in vars(train.target).values()))
+    choices = Choices.of(type(train)(**{**vars(train), "source": twice, "target": target}))
     assert (choices.source != Choices.of(train).source).nnz == 0
