@@ -278,7 +278,7 @@ class Recommender:
             scores = model.scores(users, items)
             said = torch.full((len(history), len(items)), -torch.inf)
             said[kept:] = scores[0] - scores[1:]
-        loss, order = said.sort(0, descending=True, stable=True)
+        loss, order = said.sort(dim=0, descending=True, stable=True)
         return [
             [int(history.items[row]) for row, lost in zip(rows, lose, strict=True) if lost > 0]
             for rows, lose in zip(order[:REASONS].T.tolist(), loss[:REASONS].T.tolist(), strict=True)
