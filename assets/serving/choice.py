@@ -68,8 +68,8 @@ def choose(store: Store, catalog: Catalog, profile: Profile, cells: Sequence[Cel
             name = next(trained, None)
         if name is None:
             raise NotMaterialized(
-                f"{span(cells)}: no model of profile {profile.name} is trained and up to date for {objective}; run "
-                f"`diffcdr run --task {task} --profile {profile.name}` first"
+                f"{span(cells)}: no model of profile {profile.name} is trained and up to date for "
+                f"{objective}; run `diffcdr run --task {task} --profile {profile.name}` first"
             )
         found[objective] = Choice(name, objective)
     stars = found.get(STARS)
