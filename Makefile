@@ -5,13 +5,16 @@ BIN := .venv/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test ui check audit bench bench-growth lock clean
+.PHONY: demo test torture ui check audit bench bench-growth lock clean
 
 demo: .venv/ready ## the whole pipeline on generated data, ending with Tables 1 and 2
 	$(BIN)/diffcdr run --task demo_video_music --profile paper --profile strict
 
 test: .venv/ready ## all tests
 	$(BIN)/python -m pytest
+
+torture: .venv/ready ## hostile files, names, settings and command lines, ten minutes at most
+	$(BIN)/python -m tests.torture
 
 ui: .venv/ready ## Dagster on 127.0.0.1:3000, MLflow on 127.0.0.1:5000
 	$(BIN)/diffcdr ui

@@ -36,6 +36,11 @@ class ReportFormat(StrEnum):
     table = "table"
 
 
+class BadRowsAre(StrEnum):
+    fail = "fail"
+    quarantine = "quarantine"
+
+
 Source = Annotated[Path | None, typer.Option(help="Rating file of your own: CSV, TSV, JSON lines, Parquet.")]
 Target = Annotated[Path | None, typer.Option(help="Rating file of the domain to recommend in.")]
 UserColumn = Annotated[list[str], typer.Option(help="Column of the user ids; once for each file.")]
@@ -43,6 +48,12 @@ ItemColumn = Annotated[list[str], typer.Option(help="Column of the item ids.")]
 RatingColumn = Annotated[list[str], typer.Option(help="Column of the ratings.")]
 TimeColumn = Annotated[list[str], typer.Option(help="Column of the times.")]
 Scale = Annotated[tuple[float, float], typer.Option(help="Lowest and highest legal rating of own files.")]
+SideScale = Annotated[
+    tuple[float, float] | None, typer.Option(help="The same of this file alone, where the two differ.")
+]
+BadRows = Annotated[
+    BadRowsAre, typer.Option("--on-bad-rows", help="Refuse own files with bad rows, or go on.")
+]
 Tasks = Annotated[list[str], typer.Option("--task", "-t", help="Task of the catalogue; may be repeated.")]
 OneTask = Annotated[str, typer.Option("--task", "-t", help="Task of the catalogue.")]
 MaybeTask = Annotated[str | None, typer.Option("--task", "-t", help="Task of the catalogue.")]
@@ -89,6 +100,9 @@ def run(
     rating_col: RatingColumn = [],  # noqa: B006
     time_col: TimeColumn = [],  # noqa: B006
     scale: Scale = (1.0, 5.0),
+    source_scale: SideScale = None,
+    target_scale: SideScale = None,
+    on_bad_rows: BadRows = BadRowsAre.fail,
     tracking: Annotated[
         bool, typer.Option("--tracking/--no-tracking", help="Record trainings in MLflow, or nowhere.")
     ] = True,
@@ -106,7 +120,8 @@ def run(
         files = _files(task, source, target)
         _check_tracking()
         if files:
-            pair = _read_pair(files, user_col, item_col, rating_col, time_col, scale)
+            columns = _columns(user_col, item_col, rating_col, time_col)
+            pair = _read_pair(files, columns, scale, source_scale, target_scale, on_bad_rows)
             task = [_enter(pair)]
         from pipeline.chain import Chain
 
@@ -129,6 +144,9 @@ def inspect(
     rating_col: RatingColumn = [],  # noqa: B006
     time_col: TimeColumn = [],  # noqa: B006
     scale: Scale = (1.0, 5.0),
+    source_scale: SideScale = None,
+    target_scale: SideScale = None,
+    on_bad_rows: BadRows = BadRowsAre.fail,
     format: Annotated[ReportFormat, typer.Option(help="How to print.")] = ReportFormat.table,
     debug: Debug = False,
 ) -> None:
@@ -139,7 +157,8 @@ def inspect(
         if files:
             from assets.data.own_data import examine
 
-            report = examine(_read_pair(files, user_col, item_col, rating_col, time_col, scale))
+            columns = _columns(user_col, item_col, rating_col, time_col)
+            report = examine(_read_pair(files, columns, scale, source_scale, target_scale, on_bad_rows))
         else:
             report = _inspect_task(task)
         _print_report(report, format)
@@ -240,12 +259,16 @@ def _files(tasks: Sequence[str], source: Path | None, target: Path | None) -> li
     return [file.absolute() for file in given]
 
 
-def _read_pair(files, users, items, ratings, times, scale):
+def _columns(users, items, ratings, times) -> dict[str, Sequence[str]]:
+    return {"user": users, "item": items, "rating": ratings, "timestamp": times}
+
+
+def _read_pair(files, columns, scale, source_scale, target_scale, on_bad_rows):
     from assets.data.own_data import Options, read_pair
     from assets.state.store import Store
 
-    columns = {"user": users, "item": items, "rating": ratings, "timestamp": times}
-    return read_pair(Store(), *files, Options(columns, scale))
+    scales = {side: ends for side, ends in (("source", source_scale), ("target", target_scale)) if ends}
+    return read_pair(Store(), *files, Options(columns, scale, scales, str(on_bad_rows)))
 
 
 def _enter(pair) -> str:
@@ -310,12 +333,17 @@ def _errors_in_one_line(debug: bool) -> Iterator[None]:
         # Dagster wraps what an asset raises; the reader wants the asset's own sentence.
         while type(error).__module__.startswith("dagster.") and error.__cause__ is not None:
             error = error.__cause__
-        line = " ".join(f"error: {type(error).__name__}: {error}".split())
-        errors.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+        line = _printable(f"error: {type(error).__name__}: {error}")
+        errors.print(line, style="red", markup=False, emoji=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     except BaseException:
         # Stopped, or what Dagster makes of it.
         raise _stopped() from None
+
+
+def _printable(text: str) -> str:
+    """One line, with what is no character of a text (a NUL, half of one) as its escape."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.splitlines()))
 
 
 def _stopped() -> typer.Exit:

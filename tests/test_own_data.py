@@ -108,6 +108,15 @@ def test_a_name_given_wins_in_the_file_that_has_it(tmp_path):
     assert (pair.source.columns.user, pair.target.columns.user) == ("who", "user")
 
 
+def test_semicolons_and_decimal_commas_are_seen(tmp_path):
+    text = "user;item;rating;time\nu1;i1;4,5;1400000000\nu2;i1;3;1400000100\n"
+    pair = read_pair(Store(), write(tmp_path / "a.csv", text), write(tmp_path / "b.csv", GOOD), PLAIN)
+    assert (pair.source.kind, pair.source.delimiter, pair.source.decimal) == ("csv", ";", ",")
+    assert (pair.target.delimiter, pair.target.decimal) == (",", ".")
+    assert "decimal comma" in pair.notes[0]
+    assert examine(pair).source.highest == 4.5
+
+
 # Times
 
 
@@ -244,9 +253,17 @@ REFUSED = {
     "outside the scale": (
         GOOD + "u1,i9,8,1\n",
         [],
-        "line 5.* 8 is outside the scale 1 to 5.* --scale LOW HIGH",
+        "line 5.* 8 is outside the scale 1 to 5.* --target-scale 1 8",
     ),
-    "falling scale": (GOOD, ["--scale", "5", "1"], "the scale must rise"),
+    "nan scale": (GOOD, ["--scale", "nan", "5"], "--scale: the scale nan to 5 is none: give"),
+    "endless scale": (GOOD, ["--source-scale", "1", "inf"], "--source-scale: the scale 1 to inf is none"),
+    "wide scale": (GOOD, ["--scale", "-1e9", "1e9"], "from -1,000 to 1,000"),
+    "one column twice": (GOOD, ["--user-col", "item"], "column 'item' cannot be user and item at once"),
+    "colons": (GOOD.replace(",", "::"), [], "separated by '::'; convert it to commas"),
+    "json number": (b'{"user": 1}\n7\n', [], "row 2 is 7 and not a JSON object"),
+    "blanks around ids": (GOOD.replace("\nu", "\n U"), [], "2 would be equal without blanks"),
+    "one bad time": (GOOD + "u1,i9,3,soon\n", [], "line 5, field 'time': soon is not a number"),
+    "falling scale": (GOOD, ["--scale", "5", "1"], "give the lowest rating first"),
     "truncated gzip": (BROKEN[: len(BROKEN) // 2], [], "gzip stream"),
     "corrupt gzip": (BROKEN[:40] + b"rubbish" + BROKEN[47:], [], "gzip stream"),
     "corrupt parquet": (b"PAR1 rubbish", [], "not a readable Parquet file"),
@@ -268,6 +285,26 @@ def test_what_cannot_be_used_is_refused_in_one_line_and_nothing_is_touched(
     assert line.startswith("error: ")
     assert pd.Series([line]).str.contains(message).all(), line
     assert not home.exists()
+
+
+@pytest.mark.parametrize("hint", ["--target-scale 0 5", "--on-bad-rows quarantine"])
+def test_the_hints_of_a_scale_work_as_printed(cli, tmp_path, hint):
+    write(tmp_path / "a.csv", GOOD)
+    write(tmp_path / "b.csv", GOOD + "u1,i9,0,1\n")
+    asked = ["inspect", "--source", "a.csv", "--target", "b.csv"]
+    assert hint in cli(*asked).stderr
+    done = cli(*asked, *hint.split(), "--format", "json")
+    report = json.loads(done.stdout)
+    assert (report["source"]["scale"], report["target"]["rows_read"]) == ([1, 5], 4)
+    assert report["target"]["ratings"] == (4 if "scale" in hint else 3)
+
+
+def test_one_file_twice_is_refused(cli, tmp_path):
+    write(tmp_path / "a.csv", GOOD)
+    os.link(tmp_path / "a.csv", tmp_path / "b.csv")
+    (tmp_path / "c.csv").symlink_to("a.csv")
+    for other in ("a.csv", "b.csv", "c.csv"):
+        assert "the same file" in cli("inspect", "--source", "a.csv", "--target", other).stderr
 
 
 @pytest.mark.parametrize(

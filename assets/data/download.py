@@ -5,13 +5,12 @@ stream and its sha256 are checked. An interrupted http download goes on where it
 """
 
 import errno
-import gzip
 import hashlib
 import json
 import logging
 import os
+import re
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +23,8 @@ import tenacity
 import urllib3
 from filelock import FileLock
 from tqdm import tqdm
+
+from assets.data.files import FileError, check_gzip, is_gzip, problem
 
 logger = logging.getLogger(__name__)
 
@@ -83,26 +84,10 @@ def fetch(
     return Fetched(url, size, digest, datetime.now(UTC).isoformat(timespec="seconds"))
 
 
-def check_gzip(path: Path, name: str) -> None:
-    """Read a gzip file through to its trailer. Raises DownloadError saying how much of `name` can be read."""
-    size = lines = 0
-    try:
-        with gzip.open(path) as file:
-            # read1, as read would lose what came before the error within the same chunk.
-            while chunk := file.read1(CHUNK):
-                size += len(chunk)
-                lines += chunk.count(b"\n")
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        reason = "ends early" if isinstance(error, EOFError) else f"is corrupt ({error})"
-        raise DownloadError(
-            f"{name}: the gzip stream {reason}: its {path.stat().st_size:,} bytes unpack to {size:,} bytes, "
-            f"{lines:,} whole lines. The file is not used; get it again from its source"
-        ) from error
-
-
-def is_gzip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"\x1f\x8b"
+def local_path(url: str) -> Path | None:
+    """The file that an absolute path or a file: URL names, literally; None for every other URL."""
+    plain = re.sub("^(file|local):(//(?=/))?", "", url)
+    return Path(plain) if plain.startswith("/") else None
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -215,9 +200,14 @@ def _discard(part: Path) -> None:
 
 def _copy(url: str, part: Path, progress: bool) -> None:
     _discard(part)
+    local = local_path(url)
+    wrong = problem(local) if local else None
+    if wrong:
+        raise DownloadError(f"{url}: {wrong}; check the domain's url in the catalogue")
     try:
-        with fsspec.open(url, "rb") as file:
-            total = getattr(file, "size", None)
+        # A local name goes past fsspec, to which `::` and `#` in it would mean something.
+        with local.open("rb") if local else fsspec.open(url, "rb") as file:
+            total = local.stat().st_size if local else getattr(file, "size", None)
             _write(iter(lambda: file.read(CHUNK), b""), part, 0, total, progress)
     except ImportError as error:
         scheme = urlsplit(url).scheme
@@ -273,7 +263,7 @@ def _digest(url: str, part: Path, expected: str | None) -> str:
     if part.stat().st_size == 0:
         raise DownloadError(f"{url}: the file is empty; check the domain's url in the catalogue")
     if is_gzip(part):
-        check_gzip(part, url)
+        _check_gzip(part, url)
     elif urlsplit(url).path.endswith(".gz"):
         with part.open("rb") as file:
             head = file.read(40)
@@ -288,6 +278,13 @@ def _digest(url: str, part: Path, expected: str | None) -> str:
             "the file changed at its source, or the catalogue's sha256 is wrong"
         )
     return digest
+
+
+def _check_gzip(part: Path, url: str) -> None:
+    try:
+        check_gzip(part, url)
+    except FileError as error:
+        raise DownloadError(str(error)) from error
 
 
 def _publish(part: Path, path: Path) -> None:

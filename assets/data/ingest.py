@@ -4,38 +4,58 @@ DuckDB reads the raw file itself, in file order and only the fields that are nee
 held, and what does not fit in memory is spilled to disk.
 """
 
-import csv
-import gzip
 import json
 import math
 import os
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from assets.data.download import DownloadError, check_gzip, is_gzip
+from assets.data.files import (
+    NOT_UTF8,
+    FileError,
+    check_file,
+    check_gzip,
+    first_lines,
+    is_gzip,
+    listed,
+    literal,
+    records,
+    refuse_alike,
+    short,
+)
 from assets.settings.catalog import Domain
 
 # No line holds these four control characters in a row, so each line is one column.
 _NO_DELIMITER = "\x01\x02\x03\x04"
-_NOT_UTF8 = "not UTF-8 text; convert it, for example with iconv -f latin1 -t utf-8"
-_DELIMITERS = {"csv": ",", "tsv": "\t"}
-# 1 January 2100, in seconds: a timestamp beyond it was written in another unit.
-_LAST_SECOND = 4102444800
+# 1 January of 1900 and of 2100, in seconds: a timestamp beyond them was written in another unit.
+_FIRST_SECOND, _LAST_SECOND = -2208988800, 4102444800
+_OUTSIDE = "is outside the scale"
+_LONGEST_ID = 1000  # characters; a longer one is another column, or the rest of the file behind a quote
 
 
-class IngestError(ValueError):
+class IngestError(FileError):
     """The raw file cannot become ratings; the message names the file, what is wrong and the hint."""
 
 
 class BadRowError(IngestError):
-    """The file holds bad rows and the domain says `on_bad_rows: fail`, or an open quote hides whole lines."""
+    """The file holds bad rows and the domain says `on_bad_rows: fail`, or an open quote hides whole lines.
+
+    what: the sentences without the hint. may_leave_out: whether on_bad_rows would help. found: the lowest
+    and highest rating of the file where some are outside the scale.
+    """
+
+    def __init__(
+        self, what: str, hint: str, may_leave_out: bool, found: tuple[float, float] | None = None
+    ) -> None:
+        super().__init__(f"{what} {hint}")
+        self.what, self.may_leave_out, self.found = what, may_leave_out, found
 
 
 @dataclass(frozen=True)
@@ -70,18 +90,18 @@ def ingest(path: Path, database: Path, domain: Domain, *, memory_limit: str = "2
     - quarantine(line BIGINT, field VARCHAR, reason VARCHAR, record VARCHAR): the rows left out. line counts
       from 1: lines of JSON, records of csv and tsv with the header, rows of Parquet.
 
-    Raises BadRowError, and IngestError for a file that is empty, cut short, of another encoding, without
+    Raises BadRowError, and FileError for a file that is empty, cut short, of another encoding, without
     the domain's columns, or without the domain's counts.
     """
-    if not path.is_file():
-        raise IngestError(f"{path}: there is no such file; fetch domain {domain.name!r} first")
+    check_file(path)
     names = _column_names(path, domain)
     for name in domain.columns.names:
         if name not in names:
             raise IngestError(
-                f"{path}: no column {name!r}; the file has {', '.join(names)}. "
+                f"{path}: no column {name!r}; the file has {listed(names)}. "
                 f"Correct columns of domain {domain.name!r} in the catalogue"
             )
+    refuse_alike(path, names, domain.columns.names)
     database.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=database.parent, prefix=f".{database.name}-") as scratch:
         result = Path(scratch, "result.duckdb")
@@ -111,26 +131,43 @@ def _connect(scratch: str, result: Path, memory_limit: str) -> Iterator[duckdb.D
 
 def _column_names(path: Path, domain: Domain) -> list[str]:
     if domain.kind == "parquet":
-        return _parquet_names(path)
-    lines = _first_lines(path, 100)
+        return _parquet_names(path, domain)
+    lines = first_lines(path, 100)
     # A header must be text throughout; of JSON the first two bytes, where UTF-16 shows.
     if "\ufffd" in (lines[0][:2] if domain.kind == "json" else lines[0]):
-        raise IngestError(f"{path}: the file is {_NOT_UTF8}")
+        raise IngestError(f"{path}: the file is {NOT_UTF8}")
     if domain.kind == "json":
         return _json_names(path, lines)
-    dialect = {"delimiter": ","} if domain.kind == "csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    first = next(csv.reader(lines, **dialect))
+    first = records(lines, domain.separator)[0]
     numbers = [str(number) for number in range(1, len(first) + 1)]
     return [name or number for name, number in zip(first, numbers, strict=True)] if domain.header else numbers
 
 
-def _parquet_names(path: Path) -> list[str]:
+def _parquet_names(path: Path, domain: Domain) -> list[str]:
+    """Names of the columns. Raises IngestError where one of the domain's is nested or has a near namesake."""
+    schema = parquet_schema(path)
+    for name in set(domain.columns.names) & set(schema.names):
+        twins = [other for other in schema.names if other.lower() == name.lower()]
+        if len(set(twins)) > 1:
+            raise IngestError(
+                f"{path}: columns {' and '.join(map(repr, twins))} differ only in capitals; rename one"
+            )
+        if twins == [name] and pa.types.is_nested(schema.field(name).type):
+            raise IngestError(
+                f"{path}: column {name!r} is nested ({short(str(schema.field(name).type))}); "
+                "write one plain value a row"
+            )
+    return schema.names
+
+
+def parquet_schema(path: Path) -> pa.Schema:
+    """Columns and types of a Parquet file. Raises IngestError where it is none."""
     try:
-        with duckdb.connect() as con:
-            rows = con.execute("DESCRIBE SELECT * FROM read_parquet(?)", [str(path)]).fetchall()
-    except duckdb.Error as error:
-        raise IngestError(f"{path}: not a readable Parquet file: {_first_line(error)}") from error
-    return [name for name, *_ in rows]
+        return pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise IngestError(
+            f"{path}: not a readable Parquet file ({_first_line(error)}); write it again"
+        ) from error
 
 
 def _json_names(path: Path, lines: list[str]) -> list[str]:
@@ -150,29 +187,6 @@ def _json_names(path: Path, lines: list[str]) -> list[str]:
     return list(names)
 
 
-def _first_lines(path: Path, count: int) -> list[str]:
-    """The first lines that are not blank."""
-    opener = gzip.open if is_gzip(path) else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
-            lines = list(islice((line for line in file if line.strip()), count))
-    except (EOFError, gzip.BadGzipFile, zlib.error):
-        _refuse_broken_gzip(path)
-        raise
-    if not lines:
-        raise IngestError(f"{path}: the file is empty; get it again from its source")
-    return lines
-
-
-def _refuse_broken_gzip(path: Path) -> None:
-    if not is_gzip(path):
-        return
-    try:
-        check_gzip(path, str(path))
-    except DownloadError as error:
-        raise IngestError(str(error)) from error
-
-
 # Reading
 
 
@@ -181,8 +195,16 @@ def _stage(con: duckdb.DuckDBPyConnection, path: Path, domain: Domain, names: li
     try:
         con.execute(f"CREATE TABLE checked AS {_checked(domain, _source(path, domain, names))}")
     except duckdb.Error as error:
-        _refuse_broken_gzip(path)
-        raise IngestError(f"{path}: cannot be read as {domain.kind}: {_first_line(error)}") from error
+        if is_gzip(path):
+            check_gzip(path, str(path))
+        if "state machine reached an invalid state" in str(error):
+            raise IngestError(
+                f"{path}: its lines end in more than one way, with and without a carriage return; convert it "
+                "with tr -s '\\r' '\\n'"
+            ) from error
+        raise IngestError(
+            f"{path}: cannot be read as {domain.kind} ({short(_first_line(error), 300)}); write it again"
+        ) from error
     con.execute(f"CREATE TABLE rejected AS {_rejected(domain)}")
     # Rejected rows were not counted, so a bad row stands as many lines further down as there are above it.
     con.execute(
@@ -196,9 +218,13 @@ def _stage(con: duckdb.DuckDBPyConnection, path: Path, domain: Domain, names: li
 
 def _source(path: Path, domain: Domain, names: list[str]) -> str:
     """SQL: line, the fields u, i, r, t as text, whole (is it a record at all) and the record as text."""
-    file = _text(str(path))
+    # A folder above the file may be called user=5, which DuckDB would make a column of.
+    file = f"{literal(path)}, hive_partitioning = false"
     if domain.kind == "parquet":
-        return _records(domain, f"read_parquet({file}, file_row_number = true)", "file_row_number + 1")
+        fields = {name: _quoted(name) for name in names}
+        return _records(
+            domain, fields, f"read_parquet({file}, file_row_number = true)", "file_row_number + 1"
+        )
     compression = "gzip" if is_gzip(path) else "none"
     read = (
         f"read_csv({file}, compression = '{compression}', auto_detect = false, "
@@ -207,28 +233,52 @@ def _source(path: Path, domain: Domain, names: list[str]) -> str:
     if domain.kind == "json":
         pointers = ", ".join(_text(_pointer(name)) for name in domain.columns.names)
         return f"""
-            SELECT line, f[1] AS u, f[2] AS i, f[3] AS r, f[4] AS t, f IS NOT NULL AS whole, record
+            SELECT line, f[1] AS u, f[2] AS i, f[3] AS r, f[4] AS t, f IS NOT NULL AS whole,
+                   {_odd(domain)} AS odd, record
             FROM (SELECT row_number() OVER () AS line, record,
                          TRY(json_extract_string(record, [{pointers}])) AS f
                   FROM {read} header = false, columns = {{record: 'VARCHAR'}},
-                              delim = '{_NO_DELIMITER}', quote = '', escape = ''))
+                              delim = '{_NO_DELIMITER}', quote = '', escape = '', strict_mode = false))
             WHERE starts_with(record, '{{') OR trim(record) <> ''"""
-    columns = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in names)
-    quote = '"' if domain.kind == "csv" else ""
+    # By place: names may differ only in capitals, which DuckDB does not tell apart.
+    fields = {name: f"c{number}" for number, name in enumerate(names)}
+    columns = ", ".join(f"c{number}: 'VARCHAR'" for number in range(len(names)))
+    quote = "" if domain.kind == "tsv" else '"'
     read += (
         f"header = {domain.header}, columns = {{{columns}}}, "
-        f"delim = '{_DELIMITERS[domain.kind]}', quote = '{quote}', escape = '{quote}')"
+        f"delim = '{domain.separator}', quote = '{quote}', escape = '{quote}')"
     )
-    return _records(domain, read, f"row_number() OVER () + {int(domain.header)}")
+    return _records(domain, fields, read, f"row_number() OVER () + {int(domain.header)}")
 
 
-def _records(domain: Domain, read: str, line: str) -> str:
-    fields = {key: _text_of(name) for key, name in zip("uirt", domain.columns.names, strict=False)}
-    record = ", ".join(f"{_text(name)}: {_text_of(name)}" for name in domain.columns.names)
+def _odd(domain: Domain) -> str:
+    """SQL: what is odd about a JSON record, or null: a key that is there twice, or a nested value.
+
+    Two cheap looks spare nearly all records the exact ones.
+    """
+    cases = []
+    for number, name in enumerate(domain.columns.names, 1):
+        key, place = json.dumps(name, ensure_ascii=False), f"{_text(_pointer(name))}"
+        twice = f"contains(substr(record, instr(record, {_text(key)}) + 1), {_text(key)})"
+        exactly = f"len(list_filter(json_keys(record), lambda k: k = {_text(name)})) > 1"
+        cases.append(f"WHEN {twice} AND {exactly} THEN {_text(f'the key {key} is there twice')}")
+        nested = f"json_type(record, {place}) IN ('OBJECT', 'ARRAY')"
+        begins = f"(starts_with(f[{number}], '{{') OR starts_with(f[{number}], '['))"
+        cases.append(f"WHEN {begins} AND {nested} THEN {_text(f'{key} is nested, not one value')}")
+    return f"CASE WHEN f IS NULL THEN NULL {' '.join(cases)} END"
+
+
+def _records(domain: Domain, columns: dict[str, str], read: str, line: str) -> str:
+    """SQL of a table's rows; `columns` are the SQL names of the file's columns."""
+    wanted = [f"{columns[name]}::VARCHAR" for name in domain.columns.names]
+    fields = dict(zip("uirt", wanted, strict=False))
+    record = ", ".join(
+        f"{_text(name)}: {sql}" for name, sql in zip(domain.columns.names, wanted, strict=True)
+    )
     return f"""
         SELECT {line} AS line, {fields["u"]} AS u, {fields["i"]} AS i, {fields["r"]} AS r,
                {fields.get("t", "NULL::VARCHAR")} AS t,
-               true AS whole, to_json({{{record}}})::VARCHAR AS record
+               true AS whole, NULL::VARCHAR AS odd, to_json({{{record}}})::VARCHAR AS record
         FROM {read}"""
 
 
@@ -237,14 +287,16 @@ def _checked(domain: Domain, source: str) -> str:
     columns, (low, high) = domain.columns, domain.scale
     rules = [
         ("NOT whole", "", "'not a JSON object'"),
-        ("trim(coalesce(u, '')) = ''", columns.user, "'the user id is missing'"),
-        ("trim(coalesce(i, '')) = ''", columns.item, "'the item id is missing'"),
+        ("odd IS NOT NULL", "", "odd"),
+        *_id_rules("u", columns.user, "user"),
+        *_id_rules("i", columns.item, "item"),
         ("trim(coalesce(r, '')) = ''", columns.rating, "'the rating is missing'"),
-        ("score IS NULL OR isnan(score)", columns.rating, "r || ' is not a number'"),
+        ("isnan(score)", columns.rating, "'the rating is missing: NaN is not a number'"),
+        ("score IS NULL", columns.rating, "left(r, 60) || ' is not a number'"),
         (
             f"score NOT BETWEEN {low!r} AND {high!r}",
             columns.rating,
-            f"r || ' is outside the scale {low:g} to {high:g}'",
+            f"left(r, 60) || ' {_OUTSIDE} {low:g} to {high:g}'",
         ),
     ]
     if columns.timestamp:
@@ -252,21 +304,30 @@ def _checked(domain: Domain, source: str) -> str:
         kind = "an ISO 8601 time" if domain.timestamp_unit == "iso" else "a number"
         rules += [
             ("trim(coalesce(t, '')) = ''", columns.timestamp, "'the timestamp is missing'"),
-            ("time IS NULL", columns.timestamp, f"t || ' is not {kind}'"),
+            ("time IS NULL", columns.timestamp, f"left(t, 60) || ' is not {kind}'"),
             (
                 f"time >= {_LAST_SECOND * per_second}",
                 columns.timestamp,
                 f"t || ' {domain.timestamp_unit} is after the year 2099, is timestamp_unit right?'",
             ),
+            (
+                f"time < {_FIRST_SECOND * per_second}",
+                columns.timestamp,
+                f"t || ' {domain.timestamp_unit} is before the year 1900, is timestamp_unit right?'",
+            ),
         ]
     else:
         per_second = 1
     # What breaks no rule for certain spares nearly all rows the rules; ids from ! to ~ begin with no space.
-    plain = f"u BETWEEN '!' AND '~' AND i BETWEEN '!' AND '~' AND score BETWEEN {low!r} AND {high!r}"
+    plain = f"odd IS NULL AND score BETWEEN {low!r} AND {high!r}"
+    for each in "ui":
+        plain += f" AND {each} BETWEEN '!' AND '~' AND length({each}) <= {_LONGEST_ID}"
+        plain += f" AND NOT contains({each}, chr(0))"
     if columns.timestamp:
-        plain += f" AND time < {_LAST_SECOND * per_second}"
+        plain += f" AND time BETWEEN {_FIRST_SECOND * per_second} AND {_LAST_SECOND * per_second - 1}"
     # A time with its zone or none at all; the session's zone is UTC.
     time = "floor(epoch(TRY_CAST(t AS TIMESTAMPTZ)))" if domain.timestamp_unit == "iso" else "t"
+    number = "replace(r, ',', '.')" if domain.decimal == "," else "r"
     cases = " ".join(
         f"WHEN {wrong} THEN {{field: {_text(field)}, reason: {reason}}}" for wrong, field, reason in rules
     )
@@ -274,7 +335,20 @@ def _checked(domain: Domain, source: str) -> str:
         SELECT line, u AS user_id, i AS item_id, score::FLOAT AS rating, time // {per_second} AS timestamp,
                CASE WHEN {plain} THEN NULL {cases} END AS bad,
                CASE WHEN bad IS NOT NULL THEN record END AS record
-        FROM (SELECT *, TRY_CAST(r AS DOUBLE) AS score, TRY_CAST({time} AS BIGINT) AS time FROM ({source}))"""
+        FROM (SELECT *, TRY_CAST({number} AS DOUBLE) AS score, TRY_CAST({time} AS BIGINT) AS time
+              FROM ({source}))"""
+
+
+def _id_rules(field: str, column: str, kind: str) -> list[tuple[str, str, str]]:
+    return [
+        (f"trim(coalesce({field}, '')) = ''", column, f"'the {kind} id is missing'"),
+        (f"contains({field}, chr(0))", column, f"'the {kind} id holds a NUL character'"),
+        (
+            f"length({field}) > {_LONGEST_ID}",
+            column,
+            f"'the {kind} id has ' || length({field}) || ' characters, more than {_LONGEST_ID}'",
+        ),
+    ]
 
 
 def _rejected(domain: Domain) -> str:
@@ -282,20 +356,22 @@ def _rejected(domain: Domain) -> str:
     if domain.kind == "parquet":
         return "SELECT 0 AS line, '' AS reason, '' AS record, 0 AS number, 0 AS above WHERE false"
     return f"""
-        SELECT *, row_number() OVER (ORDER BY line) AS number, line - number AS above
+        SELECT * REPLACE (coalesce(record, '') AS record), row_number() OVER (ORDER BY line) AS number,
+               line - number AS above
         FROM (SELECT line::BIGINT AS line, trim(any_value(csv_line), chr(10) || chr(13)) AS record,
-                     arg_min(if(error_type = 'INVALID ENCODING', '{_NOT_UTF8}', error_message), column_idx)
-                       AS reason
+                     arg_min(if(error_type = 'INVALID ENCODING', '{NOT_UTF8}', error_message),
+                             coalesce(column_idx, 0)) AS reason
               FROM reject_errors GROUP BY line)"""
 
 
 def _refuse_bad_rows(con: duckdb.DuckDBPyConnection, path: Path, domain: Domain) -> None:
-    hint = "Mend the file, or set on_bad_rows: quarantine for this domain to leave them out and list them"
-    refused = "true"
-    if domain.on_bad_rows == "quarantine":
-        # An open quote swallows the lines behind it, all of the file perhaps: never a row to leave out.
+    # An open quote swallows the lines behind it, all of the file perhaps: never a row to leave out.
+    swallowed = "field = '' AND contains(record, chr(10))"
+    may_leave_out = domain.on_bad_rows == "fail"
+    hint = "Correct the file, or set on_bad_rows: quarantine for this domain to leave them out and list them"
+    if not may_leave_out:
         hint = "Close the quote that opens there"
-        refused = "field = '' AND contains(record, chr(10))"
+    refused = "true" if may_leave_out else swallowed
     count = _one(con, f"SELECT count(*) FROM result.quarantine WHERE {refused}")
     if count == 0:
         return
@@ -303,7 +379,23 @@ def _refuse_bad_rows(con: duckdb.DuckDBPyConnection, path: Path, domain: Domain)
         f"FROM result.quarantine WHERE {refused} ORDER BY line LIMIT 1"
     ).fetchone()
     where = f"line {line}, field {field!r}" if field else f"line {line}"
-    raise BadRowError(f"{path}, {where}: {reason}, in {record[:200]!r}. Bad rows in all: {count:,}. {hint}")
+    raise BadRowError(
+        f"{path}, {where}: {reason}, in {record[:200]!r}. Bad rows in all: {count:,}.",
+        hint,
+        may_leave_out,
+        _range(con, domain) if _OUTSIDE in reason else None,
+    )
+
+
+def _range(con: duckdb.DuckDBPyConnection, domain: Domain) -> tuple[float, float]:
+    """The least scale that holds the domain's and every finite rating of the file."""
+    low, high = domain.scale
+    number = f"TRY_CAST(json_extract_string(record, {_text(_pointer(domain.columns.rating))}) AS DOUBLE)"
+    lowest, highest = con.execute(
+        f"SELECT min(score), max(score) FROM (SELECT {number} AS score FROM checked WHERE bad IS NOT NULL) "
+        "WHERE isfinite(score)"
+    ).fetchone()
+    return (low, high) if lowest is None else (min(low, lowest), max(high, highest))
 
 
 # Building
@@ -436,9 +528,9 @@ def _text(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def _text_of(column: str) -> str:
-    """A column's values as text."""
-    return '"' + column.replace('"', '""') + '"::VARCHAR'
+def _quoted(column: str) -> str:
+    """An identifier."""
+    return '"' + column.replace('"', '""') + '"'
 
 
 def _pointer(name: str) -> str:

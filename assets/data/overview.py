@@ -12,6 +12,8 @@ from assets.settings.catalog import Catalog, Domain
 from assets.state.store import Store
 
 FEW_USERS = 100  # below it, differences between models drown in those between splits
+# Nobody rated online before it; days, years and dates as numbers, read as seconds, all come to lie before.
+FIRST_PLAUSIBLE_DAY = "1973-01-01"
 NO_VALIDATION = 28  # below it, a tenth of the training users may be nobody at β = 0.8
 
 
@@ -20,7 +22,8 @@ class DomainReport:
     """One domain's ratings. rows_read = ratings + repeated + quarantined + dropped_by_core.
 
     repeated: duplicates removed, the latest of a (user, item) pair stays. stars: share of the ratings by
-    rating rounded to a whole number. first_day, last_day: ISO dates in UTC, None without timestamps.
+    rating rounded to a whole number. first_time, last_time: unix seconds, first_day, last_day: the same as
+    ISO dates in UTC; None without timestamps.
     """
 
     name: str
@@ -40,6 +43,8 @@ class DomainReport:
     stars: dict[int, float]
     first_day: str | None
     last_day: str | None
+    first_time: int | None
+    last_time: int | None
 
 
 @dataclass(frozen=True)
@@ -96,11 +101,59 @@ def inspect_databases(source: Domain, target: Domain, facts: list[Mapping], data
         for side, domain, known, database in zip(
             ("source", "target"), (source, target), facts, databases, strict=True
         ):
-            path = str(database).replace("'", "''")
-            connection.execute(f"ATTACH '{path}' AS {side} (READ_ONLY)")
+            attach(connection, database, side)
             reports.append(_domain(connection, side, domain, known))
         overlap, *lengths = _overlap(connection)
-    return Report(*reports, overlap, *lengths, _warnings(reports, overlap))
+        sides = zip(("source", "target"), reports, strict=True)
+        found = [*(_with_blanks(connection, *each) for each in sides), _copies(connection, reports, overlap)]
+        warnings = [*_warnings(reports, overlap), *filter(None, found)]
+    return Report(*reports, overlap, *lengths, warnings)
+
+
+def attach(connection: duckdb.DuckDBPyConnection, database: Path, name: str) -> None:
+    """Make a ratings database the schema `name` of the connection, to be read only."""
+    path = str(database).replace("'", "''")
+    connection.execute(f"ATTACH '{path}' AS {name} (READ_ONLY)")
+
+
+def stripped(column: str) -> str:
+    """SQL: a text without what is invisible around it: blanks of every kind, marks of byte order."""
+    blank = r"[\s\p{Z}\x{FEFF}\x{200B}]+"
+    return f"regexp_replace({column}, '^{blank}|{blank}$', '', 'g')"
+
+
+def _with_blanks(connection: duckdb.DuckDBPyConnection, side: str, report: DomainReport) -> str | None:
+    """A warning of ids with blanks around them, which stay as written and match none without."""
+    for kind in ("user", "item"):
+        wrong = f"{kind}_id <> {stripped(f'{kind}_id')}"
+        count, example = connection.execute(
+            f"SELECT count(*), any_value({kind}_id) FROM {side}.{kind}s WHERE {wrong}"
+        ).fetchone()
+        if count:
+            return (
+                f"{report.name}: {count:,} {kind} ids begin or end with a blank, such as {example!r}: others "
+                "than those without; remove the blanks from the file if that is not meant"
+            )
+    return None
+
+
+def _copies(connection: duckdb.DuckDBPyConnection, reports: list[DomainReport], overlap: int) -> str | None:
+    """A warning where both domains hold the same ratings."""
+    source, target = reports
+    sizes = [(each.ratings, each.users, each.items) for each in reports]
+    if sizes[0] != sizes[1] or overlap != source.users:
+        return None
+    rows = [
+        f"""SELECT user_id, item_id, rating
+            FROM {side}.ratings JOIN {side}.users USING ("user") JOIN {side}.items USING (item)"""
+        for side in ("source", "target")
+    ]
+    if connection.execute(" EXCEPT ".join(rows) + " LIMIT 1").fetchone():
+        return None
+    return (
+        f"{source.name} and {target.name} hold the same ratings, so there is nothing to transfer; "
+        "give the other domain's file"
+    )
 
 
 def _domain(connection: duckdb.DuckDBPyConnection, side: str, domain: Domain, facts: Mapping) -> DomainReport:
@@ -120,6 +173,8 @@ def _domain(connection: duckdb.DuckDBPyConnection, side: str, domain: Domain, fa
         stars={int(star): share for star, share in facts["stars"].items()},
         first_day=_day(facts["first_time"]),
         last_day=_day(facts["last_time"]),
+        first_time=facts["first_time"],
+        last_time=facts["last_time"],
         **{name: facts[name] for name in counts},
     )
 
@@ -164,6 +219,16 @@ def _warnings(reports: list[DomainReport], overlap: int) -> list[str]:
             )
         if report.first_day is None:
             warnings.append(f"{report.name}: no timestamps, so warm start is left out; cold start works")
+        elif report.ratings > 1 and report.first_time == report.last_time:
+            warnings.append(
+                f"{report.name}: all times are equal ({report.first_day}) and give no order; "
+                "name another column, or none"
+            )
+        elif report.last_day < FIRST_PLAUSIBLE_DAY:
+            warnings.append(
+                f"{report.name}: all times lie between {report.first_day} and {report.last_day}; they are "
+                "probably in another unit than seconds or milliseconds: convert them"
+            )
     return warnings
 
 

@@ -4,28 +4,25 @@ Files are judged by content, not by name. Nothing in the store is touched before
 have passed: they are read into scratch databases first.
 """
 
-import csv
 import dataclasses
-import gzip
 import json
 import os
 import re
 import tempfile
 import unicodedata
-import zlib
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 
 import duckdb
 import yaml
 
 from assets.data import ingest
-from assets.data.download import is_gzip
-from assets.data.overview import Report, inspect_databases
-from assets.settings.catalog import BUILT_IN, Catalog, Columns, Domain, load_catalog
+from assets.data.files import DELIMITERS, NOT_UTF8, check_file, first_lines, listed, literal, records, short
+from assets.data.overview import Report, attach, inspect_databases, stripped
+from assets.settings.catalog import BUILT_IN, Catalog, Columns, Domain, check_scale, load_catalog
 from assets.state.store import Store
 
 HEAD = 100  # rows looked at
@@ -40,6 +37,9 @@ COMMON = {
 OPTIONS = {"user": "--user-col", "item": "--item-col", "rating": "--rating-col", "timestamp": "--time-col"}
 MILLISECONDS_FROM = 10**11  # as seconds, the year 5138
 MICROSECONDS_FROM = 10**14
+SIDES = ("source", "target")
+# What stands between fields elsewhere, and cannot be read here: MovieLens of 2003 writes two colons.
+FOREIGN_DELIMITERS = ("::", "|")
 
 
 class OwnDataError(ValueError):
@@ -48,10 +48,24 @@ class OwnDataError(ValueError):
 
 @dataclass(frozen=True)
 class Options:
-    """What was said about the files. columns: names to look for first, by user, item, rating, timestamp."""
+    """What was said about the files.
+
+    columns: names to look for first, by user, item, rating, timestamp. scale: of both files; scales: of the
+    source or the target where it has another. on_bad_rows: as in the catalogue, for both files.
+    """
 
     columns: Mapping[str, Sequence[str]]
     scale: tuple[float, float] = (1.0, 5.0)
+    scales: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    on_bad_rows: str = "fail"
+
+    def check(self) -> None:
+        """Raise OwnDataError for a scale that is none."""
+        for option, ends in (("--scale", self.scale), *((f"--{s}-scale", e) for s, e in self.scales.items())):
+            try:
+                check_scale(*ends)
+            except ValueError as error:
+                raise OwnDataError(f"{option}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,7 @@ class Head:
     kind: str
     names: list[str]
     rows: list[dict[str, str]]
+    delimiter: str = ","
 
 
 @dataclass(frozen=True)
@@ -74,19 +89,19 @@ class Pair:
 
 
 def read_pair(store: Store, source: Path, target: Path, options: Options) -> Pair:
-    """Understand the heads of both files. Raises OwnDataError."""
-    if source.resolve() == target.resolve():
+    """Understand the heads of both files. Raises OwnDataError, and FileError for what is no file."""
+    options.check()
+    for path in (source, target):
+        check_file(path)
+    if source.samefile(target):
         raise OwnDataError(f"{source}: source and target are the same file; give two")
-    if options.scale[0] >= options.scale[1]:
-        low, high = options.scale
-        raise OwnDataError(f"--scale {low:g} {high:g}: the scale must rise; give the lowest rating first")
     heads = [read_head(source), read_head(target)]
     _refuse_absent(heads, options)
     domains, notes = [], []
     taken = dict(_catalog(store).domains)
-    for head in heads:
+    for side, head in zip(SIDES, heads, strict=True):
         name = _domain_name(head.path, taken)
-        domain, note = _domain(head, name, options)
+        domain, note = _domain(head, side, name, options)
         taken[name] = domain
         domains.append(domain)
         notes += note
@@ -101,7 +116,7 @@ def examine(pair: Pair) -> Report:
     with tempfile.TemporaryDirectory(prefix="diffcdr-") as scratch:
         domains = (pair.source, pair.target)
         databases = [Path(scratch, f"{domain.name}.duckdb") for domain in domains]
-        facts = [_ingest(*both) for both in zip(domains, databases, strict=True)]
+        facts = [_ingest(*each) for each in zip(SIDES, domains, databases, strict=True)]
         report = inspect_databases(*domains, facts, databases)
         _refuse_useless(report, databases)
     return dataclasses.replace(report, warnings=[*pair.notes, *report.warnings])
@@ -145,67 +160,79 @@ def _catalog(store: Store) -> Catalog:
 
 
 def read_head(path: Path) -> Head:
-    """Format, columns and first rows of a file. Raises OwnDataError where it cannot be read."""
-    if not path.is_file():
-        raise OwnDataError(f"{path}: there is no such file; correct the path (URLs go through a catalogue)")
+    """Format, columns and first rows of a file. Raises OwnDataError or FileError where it cannot be read."""
+    check_file(path)
     with path.open("rb") as file:
         magic = file.read(4)
     if magic == b"PAR1":
         return _parquet_head(path)
-    lines = _first_lines(path)
+    lines = _text_lines(path)
     if lines[0].lstrip().startswith("{"):
         return _json_head(path, lines)
     return _delimited_head(path, lines)
 
 
 def _parquet_head(path: Path) -> Head:
+    names = ingest.parquet_schema(path).names
     try:
         with duckdb.connect() as connection:
-            found = connection.execute("FROM read_parquet(?) LIMIT ?", [str(path), HEAD])
-            names, rows = [column[0] for column in found.description], found.fetchall()
+            table = f"read_parquet({literal(path)}, hive_partitioning = false)"
+            rows = connection.execute(f"FROM {table} LIMIT {HEAD}").fetchall()
     except duckdb.Error as error:
-        reason = str(error).splitlines()[0]
+        reason = short(str(error).splitlines()[0], 300)
         raise OwnDataError(f"{path}: not a readable Parquet file ({reason}); write it again") from error
     if not rows:
-        raise OwnDataError(f"{path}: the file is empty: it has columns and no rows")
+        raise OwnDataError(f"{path}: the file is empty: it has columns and no rows; give another")
     return Head(path, "parquet", names, [_texts(zip(names, row, strict=True)) for row in rows])
 
 
 def _json_head(path: Path, lines: list[str]) -> Head:
-    records = []
+    rows = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(_texts(dict(json.loads(line)).items()))
+            record = json.loads(line)
         except ValueError as error:
             raise OwnDataError(
                 f"{path}: row {number} is not a JSON object ({error}); write one object a line"
             ) from error
-    names = list(dict.fromkeys(name for record in records for name in record))
-    return Head(path, "json", names, records)
+        if not isinstance(record, dict):
+            raise OwnDataError(
+                f"{path}: row {number} is {short(line.strip())} and not a JSON object; write one a line"
+            )
+        rows.append(_texts(record.items()))
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return Head(path, "json", names, rows)
 
 
 def _delimited_head(path: Path, lines: list[str]) -> Head:
     kind = "tsv" if "\t" in lines[0] else "csv"
-    dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {"delimiter": ","}
-    names, *rows = csv.reader(lines, **dialect)
+    delimiter = DELIMITERS["tsv"] if kind == "tsv" else _delimiter(path, lines[0])
+    names, *rows = records(lines, delimiter)
     if not rows:
-        raise OwnDataError(f"{path}: the file is empty: it has a header and no rows")
-    return Head(path, kind, names, [_texts(zip(names, row, strict=False)) for row in rows])
+        raise OwnDataError(f"{path}: the file is empty: it has a header and no rows; give another")
+    return Head(path, kind, names, [_texts(zip(names, row, strict=False)) for row in rows], delimiter)
 
 
-def _first_lines(path: Path) -> list[str]:
-    opener = gzip.open if is_gzip(path) else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
-            lines = list(islice((line for line in file if line.strip()), HEAD + 1))
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise OwnDataError(f"{path}: the gzip stream is broken ({error}); get the file again") from error
-    if not lines:
-        raise OwnDataError(f"{path}: the file is empty; write it again")
+def _delimiter(path: Path, header: str) -> str:
+    """Comma or semicolon, whichever makes more columns. Raises OwnDataError for others."""
+    widths = {delimiter: len(records([header], delimiter)[0]) for delimiter in (",", ";")}
+    foreign = next((each for each in FOREIGN_DELIMITERS if each in header), None)
+    if foreign and max(widths.values()) == 1:
+        raise OwnDataError(
+            f"{path}: fields are separated by {foreign!r}; convert it to commas, for example with "
+            f"sed 's/{re.escape(foreign)}/,/g', and put a header line first if it has none"
+        )
+    return max(widths, key=widths.get)
+
+
+def _text_lines(path: Path) -> list[str]:
+    lines = first_lines(path, HEAD + 1)
     if lines[0].startswith("PAR1"):
         raise OwnDataError(f"{path}: a Parquet file within gzip; unpack it with gunzip")
+    if lines[0].startswith("PK\x03\x04"):
+        raise OwnDataError(f"{path}: a zip archive or a spreadsheet; unpack it, or save it as CSV")
     if "\ufffd" in lines[0] or "\0" in lines[0]:
-        raise OwnDataError(f"{path}: not UTF-8 text; convert it, for example with iconv -f latin1 -t utf-8")
+        raise OwnDataError(f"{path}: {NOT_UTF8}")
     if lines[0].lstrip().startswith("["):
         raise OwnDataError(f"{path}: a JSON array; write one object a line, for example with jq -c '.[]'")
     return lines
@@ -223,29 +250,60 @@ def _refuse_absent(heads: list[Head], options: Options) -> None:
     for key, asked in options.columns.items():
         for name in asked:
             if not any(name in head.names for head in heads):
-                lists = "; ".join(f"{head.path} has {', '.join(head.names)}" for head in heads)
-                raise OwnDataError(f"{OPTIONS[key]} {name}: no such column in either file: {lists}")
+                lists = "; ".join(f"{head.path} has {listed(head.names)}" for head in heads)
+                raise OwnDataError(
+                    f"{OPTIONS[key]} {name}: no such column in either file: {lists}; name one of these"
+                )
 
 
-def _domain(head: Head, name: str, options: Options) -> tuple[Domain, list[str]]:
+def _domain(head: Head, side: str, name: str, options: Options) -> tuple[Domain, list[str]]:
     columns = {key: _column(head, key, options.columns.get(key, ())) for key in COMMON}
     for key in ("user", "item", "rating"):
         if columns[key] is None:
             raise OwnDataError(
-                f"{head.path}: no column for the {key}; the file has {', '.join(head.names)}. "
+                f"{head.path}: no column for the {key}; the file has {listed(head.names)}. "
                 f"Name it with {OPTIONS[key]}{_without_header(head)}"
             )
+    _refuse_shared(head, columns)
     columns["timestamp"], unit, notes = _time(head, name, columns["timestamp"], options)
+    decimal = _decimal(head, columns["rating"])
+    if decimal == ",":
+        notes = [
+            *notes,
+            f"{name}: ratings have a decimal comma, and 4,5 is read as four and a half",
+        ]
     domain = Domain(
         name=name,
         title=_stem(head.path),
         url=str(head.path.resolve()),
         kind=head.kind,
         columns=Columns(**columns),
-        scale=options.scale,
+        delimiter=";" if head.delimiter == ";" else ",",
+        decimal=decimal,
+        scale=options.scales.get(side, options.scale),
         timestamp_unit=unit,
+        on_bad_rows=options.on_bad_rows,
     )
     return domain, notes
+
+
+def _refuse_shared(head: Head, columns: Mapping[str, str | None]) -> None:
+    """Raise OwnDataError where one column would be two things."""
+    for name, count in Counter(filter(None, columns.values())).items():
+        if count > 1:
+            keys = [key for key, column in columns.items() if column == name]
+            options = " or ".join(OPTIONS[key] for key in keys)
+            raise OwnDataError(
+                f"{head.path}: column {name!r} cannot be {' and '.join(keys)} at once; "
+                f"name another with {options}"
+            )
+
+
+def _decimal(head: Head, column: str) -> str:
+    values = [row.get(column, "") for row in head.rows]
+    commas = any(re.fullmatch(r"\s*-?\d+,\d+\s*", value) for value in values)
+    delimited = head.kind in ("csv", "tsv")
+    return "," if delimited and commas and not any("." in value for value in values) else "."
 
 
 def _column(head: Head, key: str, asked: Sequence[str]) -> str | None:
@@ -265,7 +323,7 @@ def _time(head: Head, name: str, column: str | None, options: Options) -> tuple[
     unit = _unit(values)
     if column is None or unit is not None:
         return column, unit or "s", []
-    problem = f"column {column!r} holds {values[0]!r}" if values else f"column {column!r} is empty"
+    problem = f"column {column!r} holds {short(values[0])!r}" if values else f"column {column!r} is empty"
     wanted = "seconds or milliseconds since 1970 nor an ISO 8601 time"
     if column in options.columns.get("timestamp", ()):
         raise OwnDataError(f"{head.path}: {problem}, neither {wanted}; convert it, or leave out --time-col")
@@ -273,12 +331,17 @@ def _time(head: Head, name: str, column: str | None, options: Options) -> tuple[
 
 
 def _unit(values: Sequence[str]) -> str | None:
-    if not values:
-        return None
-    if all(re.fullmatch(r"-?\d+(\.0*)?", value) for value in values):
-        largest = max(float(value) for value in values)
-        return "s" if largest < MILLISECONDS_FROM else "ms" if largest < MICROSECONDS_FROM else None
-    return "iso" if all(map(_is_iso, values)) else None
+    """The unit that more than half of the values have: the others are bad rows, to be named one by one."""
+    units = Counter(map(_unit_of, values))
+    unit, count = units.most_common(1)[0] if units else (None, 0)
+    return unit if 2 * count > len(values) else None
+
+
+def _unit_of(value: str) -> str | None:
+    if re.fullmatch(r"-?\d{1,30}(\.0*)?", value):
+        size = float(value)
+        return "s" if size < MILLISECONDS_FROM else "ms" if size < MICROSECONDS_FROM else None
+    return "iso" if _is_iso(value) else None
 
 
 def _is_iso(value: str) -> bool:
@@ -318,13 +381,26 @@ def _stem(path: Path) -> str:
 # Checks
 
 
-def _ingest(domain: Domain, database: Path) -> dict:
+def _ingest(side: str, domain: Domain, database: Path) -> dict:
     try:
         return dataclasses.asdict(ingest.ingest(Path(domain.url), database, domain))
     except ingest.BadRowError as error:
-        if "outside the scale" not in str(error):
+        if not error.may_leave_out:
             raise
-        raise OwnDataError(f"{error}, or give the files' own scale: --scale LOW HIGH") from error
+        hints = ["Correct the file", "leave bad rows out with --on-bad-rows quarantine"]
+        if error.found is not None and _is_scale(*error.found):
+            low, high = error.found
+            hints.append(f"if its scale is another, give it: --{side}-scale {low:g} {high:g}")
+        raise OwnDataError(f"{error.what} {', or '.join(hints)}") from error
+
+
+def _is_scale(low: float, high: float) -> bool:
+    """Whether the ends may be a rating scale."""
+    try:
+        check_scale(low, high)
+    except ValueError:
+        return False
+    return True
 
 
 def _refuse_useless(report: Report, databases: list[Path]) -> None:
@@ -338,9 +414,19 @@ def _refuse_useless(report: Report, databases: list[Path]) -> None:
         examples = " and ".join(repr(_first_user(database)) for database in databases)
         raise OwnDataError(
             f"no user of {report.source.file} is also in {report.target.file}: transfer needs users with "
-            f"ratings in both, under the same ids (they begin with {examples}); "
-            f"name the column with {OPTIONS['user']}"
+            f"ratings in both, under the same ids (they begin with {examples}{_alike(databases)}); "
+            f"name the column with {OPTIONS['user']}, or write the ids alike in both files"
         )
+
+
+def _alike(databases: list[Path]) -> str:
+    """What is said where ids would be the same but for blanks around them and for capitals."""
+    with duckdb.connect() as connection:
+        for side, database in zip(SIDES, databases, strict=True):
+            attach(connection, database, side)
+        plain = [f"SELECT lower({stripped('user_id')}) FROM {side}.users" for side in SIDES]
+        [count] = connection.execute(f"SELECT count(*) FROM ({' INTERSECT '.join(plain)})").fetchone()
+    return f"; {count:,} would be equal without blanks around them and capitals" if count else ""
 
 
 def _first_user(database: Path) -> str:

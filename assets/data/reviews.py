@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -115,11 +116,18 @@ def _located(domain: Domain, folder: Path) -> Iterator[tuple[str, str]]:
     """Where to fetch the domain's file from, and its name; queries and generators are run first."""
     make = _generate if domain.query is None else _query
     if make is _generate and not domain.url.startswith("synthetic:"):
-        yield domain.url, Path(urlsplit(domain.url).path).name
+        yield domain.url, _file_name(domain.url)
         return
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = make(domain, Path(scratch))
         yield str(made), made.name
+
+
+def _file_name(url: str) -> str:
+    """The file's own name as far as it is a plain one, so that none is the entry's manifest or too long."""
+    local = download.local_path(url)
+    name = local.name if local else Path(urlsplit(url).path).name
+    return "raw-" + re.sub("[^A-Za-z0-9._-]+", "_", name)[-100:]
 
 
 def _generate(domain: Domain, folder: Path) -> Path:
@@ -186,8 +194,8 @@ def source_state(url: str) -> str | list | None:
     """
     if url.startswith("synthetic:"):
         return code_of("ml.synthetic:write_reviews")
-    local = Path(url.removeprefix("file://"))
-    if local.is_absolute():
+    local = download.local_path(url)
+    if local is not None:
         return _local_state(local)
     return _http_state(url) if url.startswith(("http://", "https://")) else _remote_state(url)
 

@@ -51,7 +51,19 @@ _QUERY_RESULT = {
     "columns": {"user": "user", "item": "item", "rating": "rating", "timestamp": "timestamp"},
 }
 
+# A scale beyond it is a mistake, or counts, which are no ratings: reports list each whole star.
+WIDEST = 1000
+
 _SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*:")
+
+
+def check_scale(low: float, high: float) -> None:
+    """Raise ValueError where no rating scale goes from `low` to `high`; NaN and infinity are no ends."""
+    if not -WIDEST <= low < high <= WIDEST:
+        raise ValueError(
+            f"the scale {low:g} to {high:g} is none: give the lowest rating first, then a higher one, "
+            f"both from {-WIDEST:,} to {WIDEST:,}"
+        )
 
 
 class CatalogError(ValueError):
@@ -103,6 +115,7 @@ class Domain(_Named):
     """One table of ratings: where its file is and how to read it.
 
     url: the file, or beside a query a local DuckDB database. query: a SELECT whose result is the file.
+    delimiter, decimal: of csv; spreadsheets of half the world write `;` and `4,5`.
     scale: lowest and highest legal rating. timestamp_unit: seconds or milliseconds since 1970, or ISO 8601
     dates and times, UTC where they name no zone. k_core: keep only users and items with at least so many
     ratings. counts: checked after ingestion. paper: the paper's name of the domain.
@@ -114,6 +127,8 @@ class Domain(_Named):
     kind: Literal["json", "csv", "tsv", "parquet"]
     columns: Columns
     header: bool = True
+    delimiter: Literal[",", ";"] = ","
+    decimal: Literal[".", ","] = "."
     scale: tuple[float, float] = (1.0, 5.0)
     timestamp_unit: Literal["s", "ms", "iso"] = "s"
     k_core: Count | None = None
@@ -128,9 +143,11 @@ class Domain(_Named):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Domain":
-        low, high = self.scale
-        if not low < high:
-            raise ValueError(f"scale must rise from low to high, not {low:g} to {high:g}")
+        check_scale(*self.scale)
+        if self.delimiter != "," and self.kind != "csv":
+            raise ValueError(f"delimiter is for csv, not {self.kind}; remove it")
+        if self.decimal != "." and self.kind not in ("csv", "tsv"):
+            raise ValueError(f"decimal is for csv and tsv, not {self.kind}; remove it")
         if not self.header and self.kind not in ("csv", "tsv"):
             raise ValueError(f"header: false is for csv and tsv, not {self.kind}")
         if not self.header and not all(re.fullmatch("[1-9][0-9]*", name) for name in self.columns.names):
@@ -152,6 +169,11 @@ class Domain(_Named):
         if self.sha256 is not None:
             raise ValueError("sha256 is for files as they are distributed; beside a query, give counts")
         return self
+
+    @property
+    def separator(self) -> str:
+        """What stands between two fields of csv and tsv."""
+        return "\t" if self.kind == "tsv" else self.delimiter
 
     @property
     def origin(self) -> str:
@@ -272,15 +294,30 @@ def _named(file: SettingsFile, where: str, name: str, entry: dict[str, Any]) -> 
 
 
 def _locate(file: SettingsFile, where: str, url: str) -> str:
-    """A plain relative path is relative to the catalogue file; everything else stays as written."""
-    if not url or _SCHEME.match(url):
+    """A relative path, with `file:` before it too, is relative to the catalogue; the rest stays as written.
+
+    Raises CatalogError for a path that leaves the folder, and for a relative one in a chain (`zip::file:y`).
+    """
+    links = url.split("::")
+    for link in links:
+        plain = _without_file_scheme(link)
+        if _SCHEME.match(plain) or Path(plain).expanduser().is_absolute():
+            continue
+        wrong = None
+        if ".." in Path(plain).parts:
+            wrong = f"{url!r} leaves the catalogue's folder"
+        elif len(links) > 1 and plain != link:
+            wrong = f"{link!r} of {url!r} is relative"
+        if wrong:
+            raise file.wrong(f"{where}.url", f"{wrong}; write an absolute path instead")
+    plain = _without_file_scheme(url)
+    if not url or len(links) > 1 or _SCHEME.match(plain) or (plain != url and Path(plain).is_absolute()):
         return url
-    path = Path(url).expanduser()
-    if not path.is_absolute() and ".." in path.parts:
-        raise file.wrong(
-            f"{where}.url", f"{url!r} leaves the catalogue's folder; write an absolute path instead"
-        )
-    return str(file.path.resolve().parent / path)
+    return str(file.path.resolve().parent / Path(plain).expanduser())
+
+
+def _without_file_scheme(url: str) -> str:
+    return re.sub("^(file|local):(//)?", "", url)
 
 
 _SECTIONS = ("cells", "domains", "tasks")

@@ -49,9 +49,10 @@ class SettingsFile:
             raise self.error(f"{self.path}: the {self.what} is not UTF-8 text; save it as UTF-8") from error
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else "?"
-            raise self.error(f"{self.path}, line {line}: {error.problem}") from error
-        except yaml.YAMLError as error:
-            raise self.error(f"{self.path}: not YAML: {error}") from error
+            raise self.error(f"{self.path}, line {line}: {error.problem}; correct that line") from error
+        except (yaml.YAMLError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise self.error(f"{self.path}: not YAML ({reason}); correct the file") from error
         return self.mapping("the file", raw)
 
     def wrong(self, where: str, problem: object) -> ValueError:
@@ -61,7 +62,7 @@ class SettingsFile:
     def mapping(self, where: str, value: Any) -> dict[str, Any]:
         """`value`, which must be a mapping; nothing is an empty one."""
         if value is not None and not isinstance(value, dict):
-            raise self.wrong(where, f"must hold keys and values, got {value!r}")
+            raise self.wrong(where, f"must hold keys and values, got {_short(value)}; write a mapping")
         return value or {}
 
     def validated(self, section: type[_Section], where: str, values: object) -> _Section:
@@ -76,11 +77,16 @@ class SettingsFile:
             known = ", ".join(_section_of(section, loc[:-1]).allowed())
             raise self.wrong(where, f"unknown key; known are {known}")
         if first["type"] == "missing":
-            raise self.wrong(where, "this key is required")
+            raise self.wrong(where, "this key is required; add it")
         if first["type"] == "value_error":
-            raise self.wrong(where, first["ctx"]["error"])
-        hint = _HINTS.get(first["type"], "")
-        raise self.wrong(where, f"{first['msg']}, got {first['input']!r}{hint}")
+            raise self.wrong(where, f"{first['ctx']['error']}; correct it")
+        hint = _HINTS.get(first["type"], "; correct it")
+        raise self.wrong(where, f"{first['msg']}, got {_short(first['input'])}{hint}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 _HINTS = {

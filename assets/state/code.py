@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+# The folder of our packages: the checkout, or where they are installed.
 OURS = Path(__file__).resolve().parents[2]
 PACKAGES = ("assets", "ml", "pipeline")
 _INSTALLED = {"site-packages", "dist-packages"}

@@ -29,7 +29,8 @@ import tenacity
 from filelock import FileLock
 from pydantic import Field
 
-from assets.state.store import PROJECT, Store
+from assets.state.code import OURS
+from assets.state.store import Store
 
 # MLflow takes at most this many metrics in one request.
 BATCH = 1000
@@ -507,11 +508,12 @@ def _check_names(**names: str) -> None:
 @functools.lru_cache
 def _git() -> dict[str, str]:
     """The tag git.sha of the checkout, `-dirty` where it has changes; no tag outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
-    if not (PROJECT / ".git").exists():
+    if not (OURS / "pyproject.toml").exists():
+        # Installed: a repository around it would be another one.
         return {}
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
     try:
-        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(command, cwd=OURS, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"git.sha": done.stdout.strip()}

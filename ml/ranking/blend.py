@@ -27,7 +27,7 @@ from torch import Tensor
 from ml.ranking.autoencoder import AutoEncoder
 from ml.ranking.ials import CollectiveALS
 from ml.ranking.neighbourhood import UserNeighbourhood
-from ml.ranking.ranker import Choices, Ranker, State, last, part
+from ml.ranking.ranker import Choices, HeldOutScores, Ranker, State, last, part
 from ml.ranking.regression import ItemRegression
 from ml.replicas import replica_generator
 
@@ -39,11 +39,12 @@ FLOOR = 0.05  # of a score, in units of its root mean square, under which its lo
 
 @dataclass(frozen=True)
 class Candidates:
-    """items (n, c) int64, c ≤ SHORT; features (n, c, f) float32; chosen (n, c) 0/1, where known."""
+    """items (n, c) int64, c ≤ SHORT; features (n, c, f) float32; chosen (n, c), 1 where the user is
+    known to have chosen it."""
 
     items: Tensor
     features: Tensor
-    chosen: Tensor | None = None
+    chosen: Tensor
 
 
 @dataclass
@@ -72,8 +73,8 @@ class Blend(Ranker):
 
     def learn_with_candidates(
         self, choices: Choices, device: torch.device | str = "cpu"
-    ) -> tuple[State, Candidates]:
-        """The state and the training users' candidates, by scores that have not seen their choices."""
+    ) -> tuple[State, Candidates, dict[str, HeldOutScores]]:
+        """The state, the training users' candidates by scores that have not seen their choices, and those."""
         states, held_out = {}, {}
         for name, ranker in self.PARTS.items():
             states[name] = last(ranker.learn(choices, device))
@@ -92,15 +93,15 @@ class Blend(Ranker):
         ]
         items, raw = (torch.cat(parts) for parts in zip(*found, strict=True))
         columns = [column for column in range(raw.shape[2]) if column not in self._logarithmic()]
-        state["scale"] = torch.ones(raw.shape[2])
-        state["scale"][columns] = raw[..., columns].square().mean((0, 1)).sqrt().clamp(min=1e-9)
-        features = self._expanded(raw, state["scale"])
-        state["centre"] = features.mean((0, 1))
-        state["spread"] = features.std((0, 1), correction=0).clamp(min=1e-6)
-        features = (features - state["centre"]) / state["spread"]
-        candidates = Candidates(items, features, chosen_of(choices.target, items))
+        state["blend.scale"] = torch.ones(raw.shape[2])
+        state["blend.scale"][columns] = raw[..., columns].square().mean((0, 1)).sqrt().clamp(min=1e-9)
+        features = self._expanded(raw, state["blend.scale"])
+        state["blend.centre"] = features.mean((0, 1))
+        state["blend.spread"] = features.std((0, 1), correction=0).clamp(min=1e-6)
+        features = (features - state["blend.centre"]) / state["blend.spread"]
+        candidates = Candidates(items, features, present(choices.target, items))
         state |= self._fit(candidates, choices.seed)
-        return {name: value.contiguous() for name, value in state.items()}, candidates
+        return {name: value.contiguous() for name, value in state.items()}, candidates, held_out
 
     def _fit(self, candidates: Candidates, seed: int) -> State:
         generator = replica_generator(seed, self.name)
@@ -124,12 +125,14 @@ class Blend(Ranker):
             schedule.step()
         return {f"logit.{name}": value.detach() for name, value in layers.items()}
 
-    def candidates(self, state: State, source: csr_matrix) -> Candidates:
-        """Of users with the source rows (m, s)."""
+    def candidates(self, state: State, source: csr_matrix, also: csr_matrix | None = None) -> Candidates:
+        """Of users with the source rows (m, s), those of `also` (m, t) among them."""
         scores = {name: ranker.score(part(state, name), source) for name, ranker in self.PARTS.items()}
-        items, raw = self._raw(scores, state, source)
-        features = self._expanded(raw, state["scale"])
-        return Candidates(items, (features - state["centre"]) / state["spread"])
+        items, raw = self._raw(scores, state, source, also)
+        features = self._expanded(raw, state["blend.scale"])
+        return Candidates(
+            items, (features - state["blend.centre"]) / state["blend.spread"], torch.zeros(items.shape)
+        )
 
     @torch.no_grad()
     def score(self, state: State, source: csr_matrix) -> np.ndarray:
@@ -144,11 +147,17 @@ class Blend(Ranker):
         parts = [n for n, ranker in enumerate(self.PARTS.values(), 1) if isinstance(ranker, AutoEncoder)]
         return [0, *parts, len(self.PARTS) + 1]
 
-    def _raw(self, scores: dict[str, np.ndarray], state: State, source: csr_matrix) -> tuple[Tensor, Tensor]:
+    def _raw(
+        self,
+        scores: dict[str, np.ndarray],
+        state: State,
+        source: csr_matrix,
+        also: csr_matrix | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Candidates (m, c) and [log popularity, the parts' scores, log history]: (m, c, parts + 2)."""
         popularity = state["popularity"]
         tables = [torch.from_numpy(table) for table in scores.values()]
-        items = shortlist(tables, popularity)
+        items = shortlist(tables, popularity, also)
         popular = (popularity + 0.5).log()[items]
         columns = [popular]
         for ranker, table in zip(self.PARTS.values(), tables, strict=True):
@@ -190,11 +199,11 @@ class DeepBlend(Blend):
     hidden: int = 16
 
 
-def chosen_of(target: csr_matrix, items: Tensor) -> Tensor:
-    """1 where the user of the row chose the item of `items` (n, c): (n, c) float32."""
-    rows, columns = (torch.from_numpy(x.astype(np.int64)) for x in target.nonzero())
+def present(matrix: csr_matrix, items: Tensor) -> Tensor:
+    """1 where the row of `matrix` (n, t) has the item of `items` (n, c): (n, c) float32."""
+    rows, columns = (torch.from_numpy(x.astype(np.int64)) for x in matrix.nonzero())
     users = torch.arange(len(items))[:, None]
-    return torch.isin(users * target.shape[1] + items, rows * target.shape[1] + columns).float()
+    return torch.isin(users * matrix.shape[1] + items, rows * matrix.shape[1] + columns).float()
 
 
 def utility(layers: State, features: Tensor) -> Tensor:
@@ -211,8 +220,8 @@ def choice_loss(logp: Tensor, chosen: Tensor) -> Tensor:
     return -((chosen * logp).sum(1) / chosen.sum(1).clamp(min=1).sqrt()).mean()
 
 
-def shortlist(tables: list[Tensor], popularity: Tensor) -> Tensor:
-    """Candidates (m, c) by the reciprocal ranks in the parts' scores (m, t); of equal ones the lower item."""
+def shortlist(tables: list[Tensor], popularity: Tensor, also: csr_matrix | None = None) -> Tensor:
+    """Candidates (m, c), rising, by the reciprocal ranks in the parts' scores (m, t), and those of `also`."""
     missing = popularity == 0
     count = int((~missing).sum())
     total = (popularity / popularity.sum().clamp(min=1) * 1e-3).repeat(len(tables[0]), 1)
@@ -222,6 +231,8 @@ def shortlist(tables: list[Tensor], popularity: Tensor) -> Tensor:
         best = table.masked_fill(missing, -torch.inf).topk(first, dim=1).indices
         total.scatter_add_(1, best, places.expand(len(table), -1))
     total.masked_fill_(missing, -torch.inf)
+    if also is not None:
+        total[tuple(torch.from_numpy(x.astype(np.int64)) for x in also.nonzero())] += 10.0
     return total.topk(min(SHORT, count), dim=1).indices.sort(1).values
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Self
 
@@ -90,6 +90,24 @@ class Choices:
         return torch.randperm(len(self), generator=generator).numpy() % min(FOLDS, len(self))
 
 
+@dataclass(frozen=True)
+class Folds:
+    """`HeldOutScores` of the states of each fold, learned without the target choices of the fold's users."""
+
+    ranker: Ranker
+    choices: Choices
+    fold: np.ndarray
+    states: list[State]
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        out = np.empty((len(rows), self.choices.target.shape[1]), dtype=np.float32)
+        for number, state in enumerate(self.states):
+            chosen = np.flatnonzero(self.fold[rows] == number)
+            if len(chosen):
+                out[chosen] = self.ranker.score(state, self.choices.source[rows[chosen]])
+        return out
+
+
 def choice_matrix(ratings: Ratings, n_users: int, n_items: int) -> csr_matrix:
     """1 where a user rated an item: (n_users, n_items) float32."""
     ones = np.ones(len(ratings), dtype=np.float32)
@@ -164,16 +182,7 @@ class Ranker(Model):
             last(self.learn(choices.without(np.flatnonzero(fold == number)), device))
             for number in range(fold.max() + 1)
         ]
-
-        def scores(rows: np.ndarray) -> np.ndarray:
-            out = np.empty((len(rows), choices.target.shape[1]), dtype=np.float32)
-            for number, mine in enumerate(states):
-                chosen = np.flatnonzero(fold[rows] == number)
-                if len(chosen):
-                    out[chosen] = self.score(mine, choices.source[rows[chosen]])
-            return out
-
-        return scores
+        return Folds(self, choices, fold, states)
 
     def fit(self, data: Sequence[Data], device: torch.device | str = "cpu") -> Iterator[Epoch]:
         choices = [Choices.of(each) for each in data]
@@ -232,7 +241,3 @@ def last(states: Iterator[State]) -> State:
         pass
     state.pop("loss", None)
     return state
-
-
-def take(ratings: Ratings, kept: Tensor) -> Ratings:
-    return replace(ratings, users=ratings.users[kept], items=ratings.items[kept], values=ratings.values[kept])

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assets.data.files import FileError
 from assets.data.ingest import BadRowError, Ingested, IngestError, ingest
 from assets.settings.catalog import FORMATS, Domain
 
@@ -169,6 +170,57 @@ def test_dialects(run, content, changes):
     assert (rating, time) == (4.0, 9)
 
 
+def test_what_only_looks_like_a_doubled_or_nested_key_is_read(run):
+    text = 'a "overall": 1, "overall": 2'
+    got, database = run(_review(user="{x}", reviewText=text, helpful={"overall": [1]}), AMAZON)
+    assert (got.ratings, _table(database, "users")) == (1, [(0, "{x}")])
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_line_ends(run, end):
+    _, database = run("u,i,r,t\na,x,4,9\nb,x,5,9\n".replace("\n", end), _domain())
+    assert _ratings(database) == [("a", "x", 4.0, 9), ("b", "x", 5.0, 9)]
+
+
+def test_mixed_line_ends(run):
+    with pytest.raises(IngestError, match=r"raw: its lines end in more than one way.*tr -s"):
+        run("u,i,r,t\r\na,x,4,9\nb,x,5,9\r\n", _domain())
+    got, _ = run(_review("A1").replace("\n", "\r\n") + _review("A2"), AMAZON)
+    assert got.users == 2
+
+
+def test_semicolons_and_decimal_commas(run):
+    domain = _domain(delimiter=";", decimal=",")
+    _, database = run('u;i;r;t\n"a;b";x;4,5;9\nb;x;3;9\n', domain)
+    assert _ratings(database) == [("a;b", "x", 4.5, 9), ("b", "x", 3.0, 9)]
+
+
+def test_columns_whose_names_differ_in_capitals(run, tmp_path):
+    _, database = run("u,i,r,t,R,R\na,x,4,9,1,2\n", _domain())
+    assert _ratings(database) == [("a", "x", 4.0, 9)]
+    with pytest.raises(FileError, match="2 columns are called 'r'; rename"):
+        run("u,i,r,t,r\na,x,4,9,1\n", _domain())
+    pd.DataFrame([["a", "x", 4, 9, 1]], columns=[*"uirt", "R"]).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(IngestError, match="columns 'r' and 'R' differ only in capitals"):
+        ingest(tmp_path / "a.parquet", tmp_path / "a.duckdb", _domain(kind="parquet"))
+
+
+def test_nested_columns_of_parquet(tmp_path):
+    frame = pd.DataFrame({"u": [["a"]], "i": ["x"], "r": [4], "t": [9], "more": [{"a": 1}]})
+    frame.to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(IngestError, match="column 'u' is nested"):
+        ingest(tmp_path / "a.parquet", tmp_path / "a.duckdb", _domain(kind="parquet"))
+    frame.assign(u="a").to_parquet(tmp_path / "a.parquet")
+    assert ingest(tmp_path / "a.parquet", tmp_path / "a.duckdb", _domain(kind="parquet")).ratings == 1
+
+
+def test_a_line_beyond_two_megabytes_is_a_bad_row(run):
+    with pytest.raises(BadRowError, match="raw, line 3: Maximum line size"):
+        run("u,i,r,t\na,x,4,9\n" + "b" * 3_000_000 + ",x,4,9\n", _domain())
+    got, _ = run("more,u,i,r,t\n" + "b" * 1_000_000 + ",a,x,4,9\n", _domain())
+    assert got.ratings == 1
+
+
 def test_parquet(tmp_path):
     frame = pd.DataFrame({"u": [3, 20, 3], "i": ["x", "y", "x"], "r": [4.0, 5.0, 2.0], "t": [9, 8, 9]})
     frame.to_parquet(tmp_path / "a.parquet")
@@ -191,6 +243,12 @@ def test_parquet(tmp_path):
         (_review(time=None), "unixReviewTime", "the timestamp is missing"),
         (_review(time="02 26, 2008"), "unixReviewTime", "02 26, 2008 is not a number"),
         (_review(time=1386201600000), "unixReviewTime", "after the year 2099, is timestamp_unit right?"),
+        (_review(time=-(10**11)), "unixReviewTime", "before the year 1900, is timestamp_unit right?"),
+        (_review(user="a\0b"), "reviewerID", "the user id holds a NUL character"),
+        (_review(item="x" * 1001), "asin", "the item id has 1001 characters, more than 1000"),
+        (_review().replace("{", '{"overall": 1, ', 1), "", 'the key "overall" is there twice'),
+        (_review(user={"id": 1}), "", '"reviewerID" is nested, not one value'),
+        (_review(item=["B1"]), "", '"asin" is nested, not one value'),
         ("not json\n", "", "not a JSON object"),
         (_review().strip() + _review(), "", "not a JSON object"),
         (_review()[:40] + "\n", "", "not a JSON object"),
@@ -307,14 +365,14 @@ CUT = gzip.compress("".join(_review(f"A{n}") for n in range(5000)).encode())[:-2
     ],
 )
 def test_one_error_names_the_file_and_the_mend(run, content, domain, words):
-    with pytest.raises(IngestError, match=words) as caught:
+    with pytest.raises(FileError, match=words) as caught:
         run(content, domain)
     assert "raw" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(IngestError, match="absent: there is no such file; fetch domain 'games' first"):
+    with pytest.raises(FileError, match="absent: there is no such file; correct the path"):
         ingest(tmp_path / "absent", tmp_path / "a.duckdb", _domain())
 
 

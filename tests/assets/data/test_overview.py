@@ -75,10 +75,44 @@ def test_each_warning_has_its_reason(tmp_path, domains):
 
 
 def test_a_hundred_users_with_times_and_the_whole_scale_warn_of_nothing(tmp_path):
-    rows = "".join(f"u{n},i{n % 7},{n % 5 + 1},{n}\n" for n in range(100))
+    rows = "".join(f"u{n},i{n % 7},{n % 5 + 1},{1_400_000_000 + n}\n" for n in range(100))
     text = "user,item,rating,time\n" + rows
-    both = [domain(tmp_path, name, text, timestamp="time") for name in ("a", "b")]
+    other = text.replace(",i", ",t").replace("ttem", "item")
+    both = [domain(tmp_path, name, rows, timestamp="time") for name, rows in (("a", text), ("b", other))]
     assert inspected(tmp_path, *both).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        ([0] * 4, "all times are equal (1970-01-01)"),
+        ([1_400_000_000] * 4, "all times are equal (2014-05-13)"),
+        (
+            [16000, 16001, 16002, 16003],
+            "1970-01-01 and 1970-01-01; they are probably in another unit",
+        ),
+        ([20140513, 20140514, 20140515, 20140516], "probably in another unit"),
+    ],
+)
+def test_times_that_say_nothing_are_warned_of(tmp_path, domains, times, words):
+    rows = "".join(f"ann,x{n},{n + 1},{time}\n" for n, time in enumerate(times))
+    odd = domain(tmp_path, "odd", "user,item,rating,time\n" + rows, timestamp="time")
+    assert any(
+        text.startswith("odd: ") and words in text for text in inspected(tmp_path, domains[0], odd).warnings
+    )
+
+
+def test_blanks_around_ids_are_warned_of(tmp_path, domains):
+    text = "user,item,rating\n ann,t1,2\nbob\u00a0,t1,4\ncid, t2,3\n"
+    warnings = inspected(tmp_path, domains[0], domain(tmp_path, "odd", text)).warnings
+    assert any(text.startswith("odd: 2 user ids begin or end with a blank") for text in warnings)
+
+
+def test_the_same_ratings_twice_are_warned_of(tmp_path, domains):
+    again = domain(tmp_path, "again", SOURCE, timestamp="time")
+    assert "films and again hold the same ratings" in inspected(tmp_path, domains[0], again).warnings[-1]
+    other = domain(tmp_path, "other", SOURCE.replace("bob,i3,5", "bob,i3,4"), timestamp="time")
+    assert "the same ratings" not in " ".join(inspected(tmp_path, domains[0], other).warnings)
 
 
 def test_equal_ratings_are_warned_of(tmp_path, domains):

@@ -1,25 +1,29 @@
 """Tables from hand-made results: means, spreads, tests, the paper's values, and what is missing."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from assets.report import figures, layouts, tables
-from assets.report.layouts import Names
-from assets.report.results import COLUMNS, read_coverage, read_distances, read_results
-from assets.settings.axes import Cell
-from assets.settings.catalog import load_catalog
-from assets.settings.profile import load_profiles
+from assets.report import coverage, figure3, figure4, ranking, summaries, table2, table3, table4
+from assets.report import significance as tests
+from assets.report.metrics import BY_NAME, OF_THE_PAPER
+from assets.report.names import Names
+from assets.report.results import COLUMNS
+from assets.report.summary import summary_frame, summary_part
+from assets.report.table import Number
 from assets.state.store import Store, parquet
-from assets.training.models import TITLES
+from tests.assets.axes import AXES, CATALOG
 from tests.assets.cells import errors, finish, support, user_errors
+from tests.assets.report.sources import NAMES, PAPER, TUNED, source_of
 
-CATALOG = load_catalog()
-NAMES = Names(CATALOG, {**TITLES, "source": "Source vectors"})
-MODELS = ["tgt", "cmf", "emcdr", "sscdr", "lacdr", "ptupcdr", "diffcdr"]
+MODELS = PAPER.models
+CONTROLS = ("item_mean", "ridge_source")
+WITH_CONTROLS = Names(CATALOG, replace(PAPER, controls=CONTROLS))
+WITHOUT = Names(CATALOG, replace(PAPER, controls=()))
 
 
 def results(*rows, objective="rating", stage="cold"):
@@ -32,18 +36,29 @@ def seeds(model, values, metric="mae", task="video_music", beta=0.2):
     return [(task, beta, seed, model, "last", metric, value) for seed, value in enumerate(values)]
 
 
-def records(layout):
-    """Rows of a layout by column name, repeats filled."""
-    return [dict(zip(layout.columns, row, strict=True)) for row in layout.rows]
+def shown(cell):
+    """A cell as Markdown has it."""
+    if not isinstance(cell, Number):
+        return str(cell)
+    text = f"**{cell}**" if cell.best else str(cell)
+    return text + ("∗" if cell.star else "") + (f" ± {cell.spread_text}" if cell.spread_text else "")
+
+
+def records(table):
+    """Rows of a table by column name, repeats filled."""
+    return [
+        {name: shown(cell) for name, cell in zip(table.frame.columns, row, strict=True)}
+        for row in table.frame.itertuples(index=False, name=None)
+    ]
 
 
 def published(name):
-    return pd.read_csv(tables.PUBLISHED / f"{name}.csv")
+    return pd.read_csv(summaries.PUBLISHED / f"{name}.csv")
 
 
 def test_table2_by_hand():
     rows = [*seeds("emcdr", [1.0, 2.0]), *seeds("diffcdr", [1.2]), *seeds("diffcdr", [0.9], task="tiny")]
-    frame = tables.table2(results(*rows), CATALOG, MODELS).set_index(["task", "model"])
+    frame = table2.table2_frame(results(*rows), NAMES).set_index(["task", "model"])
     emcdr, diffcdr = frame.loc[("video_music", "emcdr")], frame.loc[("video_music", "diffcdr")]
     assert (emcdr["mean"], emcdr["seeds"], emcdr["paper"]) == (1.5, 2, 1.3596)
     assert emcdr["std"] == pytest.approx(0.5**0.5)
@@ -58,13 +73,13 @@ def test_table2_by_hand():
 def test_the_star_is_the_paired_t_test_against_the_best_by_mean():
     ours, best, other = [1.0, 1.1, 0.9, 1.05], [1.1, 1.21, 1.02, 1.13], [0.8, 1.5, 1.4, 1.3]
     rows = [*seeds("diffcdr", ours), *seeds("lacdr", best), *seeds("emcdr", other)]
-    frame = tables.table2(results(*rows), CATALOG, MODELS)
+    frame = table2.table2_frame(results(*rows), NAMES)
     row = frame.set_index("model").loc["diffcdr"]
     expected = stats.ttest_rel(ours, best).pvalue
     assert row["baseline"] == "lacdr"
     assert row["p_value"] == pytest.approx(expected)
     assert expected < 0.05
-    cell = records(layouts.table2(frame, NAMES, MODELS)[0])[0]
+    cell = records(table2.table2_tables(frame, NAMES)[0])[0]
     assert cell["DiffCDR"].startswith("**1.0125**∗ ± ")
     assert cell["EMCDR"] == "1.2500 ± 0.3109"
     assert (cell["Improve"], cell["Seeds"]) == ("9.2%", "4")
@@ -72,54 +87,54 @@ def test_the_star_is_the_paired_t_test_against_the_best_by_mean():
 
 def test_no_star_where_diffcdr_is_significantly_worse():
     rows = [*seeds("diffcdr", [1.1, 1.21, 1.02, 1.13]), *seeds("lacdr", [1.0, 1.1, 0.9, 1.05])]
-    frame = tables.table2(results(*rows), CATALOG, MODELS)
+    frame = table2.table2_frame(results(*rows), NAMES)
     assert frame.set_index("model").loc["diffcdr", "p_value"] < 0.05
-    cell = records(layouts.table2(frame, NAMES, MODELS)[0])[0]
+    cell = records(table2.table2_tables(frame, NAMES)[0])[0]
     assert "∗" not in "".join(cell.values())
-    assert cell["Improve"].startswith("-")
+    assert cell["Improve"].startswith("−")
 
 
 def test_table2_layout_puts_the_paper_and_the_difference_below():
     rows = [*seeds("emcdr", [1.0]), *seeds("diffcdr", [1.2])]
-    layout = layouts.table2(tables.table2(results(*rows), CATALOG, MODELS), NAMES, MODELS)[0]
-    ours, paper, difference = records(layout)
-    assert (ours["EMCDR"], ours["DiffCDR"], ours["Improve"]) == ("**1.0000**", "1.2000", "-20.0%")
+    table = table2.table2_tables(table2.table2_frame(results(*rows), NAMES), NAMES)[0]
+    ours, paper, difference = records(table)
+    assert (ours["EMCDR"], ours["DiffCDR"], ours["Improve"]) == ("**1.0000**", "1.2000", "−20.0%")
     assert (ours["p"], paper["p"]) == ("n/a", "")
     assert (paper["EMCDR"], paper["DiffCDR"], paper["Improve"]) == ("1.3596", "**1.0435**∗", "6.0%")
-    assert (difference["EMCDR"], difference["DiffCDR"]) == ("-0.3596", "+0.1565")
+    assert (difference["EMCDR"], difference["DiffCDR"]) == ("−0.3596", "+0.1565")
     assert [row[""] for row in (ours, paper, difference)] == ["ours", "paper", "difference"]
-    assert any("needs at least two pairs" in note for note in layout.notes)
+    assert any("needs at least two pairs" in note for note in table.notes)
 
 
 def test_ranking_metrics_take_the_papers_names_and_the_higher_is_better():
     rows = [*seeds("emcdr", [0.010], "dcg@20"), *seeds("diffcdr", [0.011], "dcg@20")]
     elsewhere = results(*seeds("emcdr", [0.5], "dcg@20"), objective="rating")
-    frame = tables.table2(pd.concat([results(*rows, objective="ranking"), elsewhere]), CATALOG, MODELS)
+    frame = table2.table2_frame(pd.concat([results(*rows, objective="ranking"), elsewhere]), NAMES)
     row = frame.set_index("model").loc["diffcdr"]
     assert (row["paper"], row["baseline"]) == (0.01026, "emcdr")
     assert row["improvement"] == pytest.approx(0.1)
-    layout = layouts.table2(frame, NAMES, MODELS)[0]
-    ours = records(layout)[0]
+    table = table2.table2_tables(frame, NAMES)[0]
+    ours = records(table)[0]
     assert (ours["Metric"], ours["DiffCDR"], ours["EMCDR"]) == ("N@20†", "**0.01100**", "0.01000")
-    assert any("Inferred" in note for note in layout.notes)
+    assert any("Inferred" in note for note in table.notes)
 
 
 def test_a_diverged_seed_is_not_averaged_away():
-    frame = tables.table2(results(*seeds("emcdr", [1.0, math.nan])), CATALOG, MODELS)
+    frame = table2.table2_frame(results(*seeds("emcdr", [1.0, math.nan])), NAMES)
     assert pd.isna(frame["mean"].item())
     assert frame["seeds"].item() == 2
-    assert records(layouts.table2(frame, NAMES, MODELS)[0])[0]["EMCDR"] == "n/a"
+    assert records(table2.table2_tables(frame, NAMES)[0])[0]["EMCDR"] == "n/a"
 
 
 def test_the_published_improvements_follow_from_the_published_values_up_to_rounding():
     whole = published("table2")
     assert len(whole) == 3 * 3 * 4 * 7
     for (_, _, metric), part in whole.groupby(["task", "beta", "metric"]):
-        higher = metric in tables.INFERRED
+        ours = BY_NAME[OF_THE_PAPER[metric]]
         values = part.set_index("model")["value"]
-        best = tables.best_other(values, higher)
-        gain = 100 * tables.improvement(values["diffcdr"], values[best], higher)
-        unit = 1e-5 if higher else 1e-4
+        best = summaries.best_other(values, "diffcdr", ours)
+        gain = 100 * table2.improvement(values["diffcdr"], values[best], ours)
+        unit = 1e-5 if ours.higher_is_better else 1e-4
         rounding = 100 * unit / values[best] + 0.05
         assert abs(gain - part["improve_percent"].dropna().item()) <= rounding
 
@@ -130,7 +145,9 @@ def test_the_published_ablation_agrees_with_the_published_table2():
     values = cold.pivot(index=["task", "beta", "metric"], columns="model", values="value")
     rows = ablation.pivot(index=["task", "beta", "metric"], columns="row", values="value")
     values = values.loc[rows.index]
-    np.testing.assert_array_equal(rows["best_cdr_m"], values[list(tables.MAPPING_MODELS)].min(axis=1))
+    np.testing.assert_array_equal(
+        rows["best_cdr_m"], values[table3.models_of(PAPER)["best_cdr_m"]].min(axis=1)
+    )
     np.testing.assert_array_equal(rows["ptupcdr"], values["ptupcdr"])
     np.testing.assert_array_equal(rows["diffcdr"], values["diffcdr"])
 
@@ -144,21 +161,17 @@ def test_best_mapping_model_is_formed_for_each_metric_apart():
         *seeds("ptupcdr", [0.5, 0.5]),
         *seeds("diffcdr_da", [1.2, 1.0]),
     ]
-    frame = tables.table3(results(*rows), CATALOG).set_index(["metric", "row"])
+    frame = table3.table3_frame(results(*rows), CATALOG, PAPER).set_index(["metric", "row"])
     assert frame.loc[("mae", "best_cdr_m"), "model"] == "lacdr"
     assert frame.loc[("mae", "best_cdr_m"), "mean"] == pytest.approx(1.075)
     assert frame.loc[("rmse", "best_cdr_m"), "model"] == "cmf"
     assert frame.loc[("mae", "best_cdr_m"), "paper"] == 1.1295
     assert frame.loc[("mae", "diffcdr_da"), "paper"] == 1.0843
-    mae = layouts.table3(frame.reset_index(), NAMES)[0]
+    mae = table3.table3_tables(frame.reset_index(), NAMES)[0]
     by_row = {(row["", "Method"], row["", ""]): row["β = 20%", "Task 1"] for row in records(mae)}
     assert by_row["PTUPCDR", "ours"] == "**0.5000**"
-    assert by_row["Best CDR M†", "difference"] == "-0.0545"
+    assert by_row["Best CDR M†", "difference"] == "−0.0545"
     assert by_row["DiffCDR DA", "ours"] == "1.1000"
-
-
-def significance(store):
-    return tables.significance(store, "paper", read_results(store, profile="paper"), "last", MODELS)
 
 
 def test_significance_pools_users_over_the_seeds_and_corrects_over_the_baselines():
@@ -171,7 +184,7 @@ def test_significance_pools_users_over_the_seeds_and_corrects_over_the_baselines
         for model, absolute in {"diffcdr": ours, **others}.items():
             files = {"user_errors.parquet": user_errors(absolute, count)}
             finish(store, model, f"tiny|b20-s{seed}", errors(maes[model][seed], 1), files=files)
-    frame = significance(store).set_index(["metric", "baseline"])
+    frame = tests.significance_frame(source_of()).set_index(["metric", "baseline"])
     row = frame.loc[("mae", "emcdr")]
     assert row["difference"] == pytest.approx((maes["diffcdr"] - maes["emcdr"]).mean())
     assert row["t_p"] == pytest.approx(stats.ttest_rel(maes["diffcdr"], maes["emcdr"]).pvalue)
@@ -191,11 +204,11 @@ def test_significance_says_why_a_test_is_undefined():
     store = Store()
     for model in ("diffcdr", "emcdr"):
         finish(store, model, "tiny|b20-s0", errors(1.0, 1.2))
-    row = significance(store).iloc[0]
+    row = tests.significance_frame(source_of()).iloc[0]
     assert pd.isna(row["t_p"])
     assert row["undefined"] == "over seeds: needs at least two pairs, got 1; over users: no errors by user"
-    (layout,) = layouts.significance(significance(store), NAMES, MODELS)
-    shown = records(layout)[0]
+    (table,) = tests.significance_tables(tests.significance_frame(source_of()), NAMES)
+    shown = records(table)[0]
     assert shown["Over seeds", "t-test p"] == "n/a"
     assert shown["", "DiffCDR against"] == "EMCDR"
 
@@ -206,19 +219,19 @@ def test_random_has_one_row_for_every_selection_rule():
         ("tiny", 0.2, 0, m, s, metric, v)
         for m, s, v in [("emcdr", "validation", 0.2), ("emcdr", "last", 0.1), ("random", "last", 0.01)]
     ]
-    frame = tables.ranking(results(*rows, objective="ranking"), ["emcdr", "random"])
-    (layout,) = layouts.ranking(frame, NAMES, ["emcdr", "random"], "validation")
-    (row,) = records(layout)
+    frame = ranking.ranking_frame(results(*rows, objective="ranking"), ["emcdr", "random"])
+    (table,) = ranking.ranking_tables(frame, Names(CATALOG, replace(PAPER, validation=True)))
+    (row,) = records(table)
     assert (row["EMCDR"], row["Random"]) == ("**0.20000**", "0.01000")
 
 
 def test_ranking_sets_warm_beside_cold_on_the_later_half():
     cold = results(("tiny", 0.2, 0, "emcdr", "last", "hr@20_later", 0.1), objective="ranking")
     warm = results(("tiny", 0.2, 0, "emcdr", "last", "hr@20", 0.2), objective="ranking", stage="warm")
-    frame = tables.ranking(pd.concat([cold, warm]), ["emcdr"])
+    frame = ranking.ranking_frame(pd.concat([cold, warm]), ["emcdr"])
     assert set(frame["half"]) == {"later"}
-    (layout,) = layouts.ranking(frame, NAMES, ["emcdr"], "last")
-    assert [(row[""], row["EMCDR"]) for row in records(layout)] == [
+    (table,) = ranking.ranking_tables(frame, NAMES)
+    assert [(row[""], row["EMCDR"]) for row in records(table)] == [
         ("cold", "**0.10000**"),
         ("warm", "**0.20000**"),
     ]
@@ -227,65 +240,49 @@ def test_ranking_sets_warm_beside_cold_on_the_later_half():
 def test_throughput_is_samples_of_all_replicas_by_seconds():
     row = {"task": "tiny", "beta": 0.2, "model": "emcdr", "device": "cpu", "replicas": 2}
     row |= {"train_samples": 30_000, "train_seconds": 2.0, "test_samples": 8_000, "test_users": 500}
-    frame = tables.table4(
+    frame = table4.table4_frame(
         pd.DataFrame([{**row, "seed": 0, "test_seconds": 0.5}, {**row, "seed": 1, "test_seconds": 1.0}])
     ).set_index("phase")
     assert frame.loc["train", ["mean", "cells", "paper"]].tolist() == [15.0, 2, 39.2]
     assert frame.loc["test", ["mean", "paper"]].tolist() == [12.0, 125.1]
     assert frame.loc["test_users", "mean"] == pytest.approx(0.75)
     assert pd.isna(frame.loc["test_users", "paper"])
-    (layout,) = layouts.table4(frame.reset_index(), NAMES, MODELS)
-    assert records(layout)[0]["Device"] == "cpu, 2 replicas at once"
+    (table,) = table4.table4_tables(frame.reset_index(), NAMES)
+    assert records(table)[0]["Device"] == "cpu, 2 replicas at once"
 
 
 def test_an_untrained_model_has_no_training_throughput():
     row = {"task": "tiny", "model": "tgt", "device": "cpu", "replicas": 1, "test_samples": 10}
     row |= {"train_samples": 0, "train_seconds": 0.0, "test_users": 5, "test_seconds": 1.0}
-    assert set(tables.table4(pd.DataFrame([row]))["phase"]) == {"test", "test_users"}
+    assert set(table4.table4_frame(pd.DataFrame([row]))["phase"]) == {"test", "test_users"}
 
 
 def test_figure3_compares_both_stages_on_the_later_half():
     store = Store()
     metrics = errors(1.0, 1.2) | {("cold", "last", "mae"): 7.0}
     finish(store, "emcdr", "tiny|b20-s0", metrics)
-    frame = tables.figure3(read_results(store), "last", MODELS).set_index(["metric", "stage"])
+    frame = figure3.figure3_frame(source_of().results, PAPER).set_index(["metric", "stage"])
     assert frame.loc[("mae", "cold"), "mean"] == 1.0
     assert frame.loc[("mae", "warm"), "mean"] == pytest.approx(0.9)
-    (layout,) = layouts.figure3(frame.reset_index(), NAMES, MODELS, {("tiny", 0.2): "3–4"})
-    cold, warm, difference = records(layout)[:3]
-    assert (cold["EMCDR"], warm["EMCDR"], difference["EMCDR"]) == ("**1.0000**", "**0.9000**", "-10.0%")
+    (table,) = figure3.figure3_tables(frame.reset_index(), NAMES, {("tiny", 0.2): "3–4"})
+    cold, warm, difference = records(table)[:3]
+    assert (cold["EMCDR"], warm["EMCDR"], difference["EMCDR"]) == ("**1.0000**", "**0.9000**", "−10.0%")
     assert cold["Left out"] == "3–4"
 
 
-def test_coverage_counts_what_the_profile_trains():
-    have = results(*seeds("emcdr", [1.0], task="tiny"), *seeds("emcdr", [1.0], "rmse", task="tiny"))
-    profile = load_profiles()["paper"]
-    frame = tables.coverage(have, profile, CATALOG).set_index(["objective", "model"])
+def test_the_summary_counts_what_the_profile_trains_by_state():
+    metric = ("cold", "last", "mae")
+    finish(Store(), "emcdr", "tiny|b20-s0", {metric: 1.0})
+    finish(Store(), "emcdr", "tiny|b50-s0", {metric: 1.0}, fingerprint="of yesterday")
+    frame = summary_frame(source_of().states).set_index(["objective", "model"])
     assert set(frame["task"]) == {"tiny"}
     row = frame.loc[("rating", "emcdr")]
-    assert (row["present"], row["missing"], row["expected"]) == (1, 3, 4)
+    assert row[["finished", "stale", "missing", "diverged", "expected"]].tolist() == [1, 1, 2, 0, 4]
     assert row["trials"] == "b20-s1 b50-s0 b50-s1"
-    assert frame.loc[("ranking", "emcdr"), "present"] == 0
+    assert frame.loc[("ranking", "emcdr"), "finished"] == 0
     assert ("rating", "random") not in frame.index
-
-
-def test_no_results_give_the_contracts_columns():
-    assert list(read_results(Store()).columns) == COLUMNS
-
-
-@pytest.mark.parametrize("artifacts", ["", "memory://results/artifacts"])
-def test_results_come_from_every_finished_cell(artifacts):
-    store = Store(artifacts=artifacts)
-    metric = ("cold", "last", "mae")
-    finish(store, "emcdr", "tiny|b20-s0", {metric: 0.5})
-    finish(store, "emcdr", "tiny|b50-s1", {metric: 0.75}, objective="ranking")
-    frame = read_results(store, task="tiny")
-    assert list(frame.columns) == COLUMNS
-    assert frame[["profile", "model", "objective", "beta", "seed", "value"]].values.tolist() == [
-        ["paper", "emcdr", "rating", 0.2, 0, 0.5],
-        ["paper", "emcdr", "ranking", 0.5, 1, 0.75],
-    ]
-    assert read_results(store, task="other").empty
+    (table,) = summary_part(CATALOG, {"paper": source_of()}).tables
+    assert records(table)[0]["EMCDR"] == "1 of 4, 1 stale"
 
 
 def test_distances_are_averaged_over_seeds_and_keep_their_reasons():
@@ -299,20 +296,20 @@ def test_distances_are_averaged_over_seeds_and_keep_their_reasons():
         ]
         columns = ["model", "side", "nfe", "frechet", "mmd", "euclidean", "cosine", "undefined"]
         frame = pd.DataFrame(rows, columns=columns)
-        entry = store.embeddings("paper", Cell.parse(f"tiny|b20-s{seed}"))
+        entry = store.embeddings("paper", AXES.parse(f"tiny|b20-s{seed}"))
         entry.write({"distances.parquet": parquet(frame)}, "made by hand")
-    means = tables.distances(read_distances(store, "paper"))
+    means = figure4.figure4_frame(source_of().analysis("embeddings", "distances.parquet", figure4.COLUMNS))
     emcdr = means.set_index("model").loc["emcdr"]
     assert (emcdr["frechet"], emcdr["cells"]) == (2.0, 2)
-    (layout,) = layouts.distances(means, NAMES, MODELS)
-    cells = {row["", "Vectors"]: row["Test users", "Fréchet²"] for row in records(layout)}
+    (table,) = figure4.figure4_tables(means, NAMES)
+    cells = {row["", "Vectors"]: row["Test users", "Fréchet²"] for row in records(table)}
     assert cells == {
         "Source vectors": "0.500",
         "EMCDR": "**2.000**",
         "LACDR": "n/a",
         "DiffCDR before alignment, NFE 5": "9.000",
     }
-    assert layout.notes == ("n/a: diverged.",)
+    assert table.notes == ("n/a: diverged.",)
 
 
 CONTROLS = ["item_mean", "ridge_source"]
@@ -326,50 +323,50 @@ def with_controls(metric="mae", objective="rating", values=(1.0, 1.2, 1.1, 1.3))
 
 
 def test_table2_names_the_best_control_and_marks_what_does_not_beat_it():
-    frame = tables.table2(with_controls(), CATALOG, MODELS, CONTROLS)
+    frame = table2.table2_frame(with_controls(), WITH_CONTROLS)
     assert set(frame["control"]) == {"item_mean"}
     assert set(frame["control_mean"]) == {1.1}
     # DiffCDR is compared with models, not with controls.
     assert frame.set_index("model").loc["diffcdr", "baseline"] == "emcdr"
-    main, controls = layouts.table2(frame, NAMES, MODELS, CONTROLS)
+    main, controls = table2.table2_tables(frame, WITH_CONTROLS)
     row = records(main)[0]
     assert (row["DiffCDR"], row["EMCDR"]) == ("**1.0000**", "1.2000‡")
     assert row["Best control"] == "1.1000 Item mean"
-    assert "Item mean" not in main.columns
-    assert layouts.BEATEN_NOTE in main.notes
+    assert "Item mean" not in main.frame
+    assert summaries.BEATEN_NOTE in main.notes
     assert records(controls)[0]["Item mean"] == "**1.1000**"
 
 
 def test_controls_alone_are_a_table_too():
-    (layout,) = layouts.table2(
-        tables.table2(results(*seeds("item_mean", [1.1])), CATALOG, MODELS, CONTROLS), NAMES, MODELS, CONTROLS
+    (table,) = table2.table2_tables(
+        table2.table2_frame(results(*seeds("item_mean", [1.1])), WITH_CONTROLS), WITH_CONTROLS
     )
-    assert layout.caption.startswith("Controls")
-    assert [row["Item mean"] for row in records(layout)] == ["**1.1000**"]
+    assert table.caption.startswith("Controls")
+    assert [row["Item mean"] for row in records(table)] == ["**1.1000**"]
 
 
 def test_a_model_that_ties_with_a_control_does_not_beat_it():
-    frame = tables.table2(with_controls(values=(1.1, 1.2, 1.1, 1.3)), CATALOG, MODELS, CONTROLS)
-    assert records(layouts.table2(frame, NAMES, MODELS, CONTROLS)[0])[0]["DiffCDR"] == "**1.1000‡**"
+    frame = table2.table2_frame(with_controls(values=(1.1, 1.2, 1.1, 1.3)), WITH_CONTROLS)
+    assert records(table2.table2_tables(frame, WITH_CONTROLS)[0])[0]["DiffCDR"] == "**1.1000‡**"
 
 
 def test_the_best_control_of_a_ranking_is_the_highest():
     ranked = with_controls("dcg@20", "ranking", (0.03, 0.01, 0.02, 0.015))
-    frame = tables.table2(ranked, CATALOG, MODELS, CONTROLS)
+    frame = table2.table2_frame(ranked, WITH_CONTROLS)
     assert set(frame["control_mean"]) == {0.02}
-    row = records(layouts.table2(frame, NAMES, MODELS, CONTROLS)[0])[0]
+    row = records(table2.table2_tables(frame, WITH_CONTROLS)[0])[0]
     assert (row["DiffCDR"], row["EMCDR"]) == ("**0.03000**", "0.01000‡")
-    whole = tables.ranking(ranked, [*MODELS, *CONTROLS])
-    row = records(layouts.ranking(whole, NAMES, MODELS, "last", CONTROLS)[0])[0]
+    whole = ranking.ranking_frame(ranked, [*MODELS, *CONTROLS])
+    row = records(ranking.ranking_tables(whole, WITH_CONTROLS)[0])[0]
     assert (row["EMCDR"], row["Item mean"]) == ("0.01000‡", "0.02000")
 
 
 def test_without_controls_nothing_is_marked():
-    frame = tables.table2(with_controls(), CATALOG, MODELS)
-    (layout,) = layouts.table2(frame, NAMES, MODELS)
-    assert "‡" not in "".join(records(layout)[0].values())
-    assert "Best control" not in layout.columns
-    assert layouts.BEATEN_NOTE not in layout.notes
+    frame = table2.table2_frame(with_controls(), WITHOUT)
+    (table,) = table2.table2_tables(frame, WITHOUT)
+    assert "‡" not in "".join(records(table)[0].values())
+    assert "Best control" not in table.frame
+    assert summaries.BEATEN_NOTE not in table.notes
 
 
 def test_optimism_is_best_on_test_minus_validation():
@@ -378,23 +375,23 @@ def test_optimism_is_best_on_test_minus_validation():
         for seed, pair in enumerate([(1.0, 0.9), (1.2, 1.0)])
         for rule, value in zip(("validation", "best_on_test"), pair, strict=True)
     ]
-    frame = tables.table2(results(*rows), CATALOG, MODELS)
+    frame = table2.table2_frame(results(*rows), NAMES)
     assert frame["optimism"].tolist() == pytest.approx([-0.15, -0.15])
-    layout = layouts.table2(frame, NAMES, MODELS)[-1]
-    assert layout.caption.startswith("Optimism")
-    assert records(layout)[0]["DiffCDR"] == "-0.1500"
-    (picture,) = figures.optimism(frame, NAMES, MODELS)
+    table = table2.table2_tables(frame, NAMES)[-1]
+    assert table.caption.startswith("Optimism")
+    assert records(table)[0]["DiffCDR"] == "−0.1500"
+    (picture,) = table2.optimism_pictures(frame, NAMES)
     assert picture.formats["png"].startswith(b"\x89PNG")
 
 
 def test_a_profile_without_validation_has_no_optimism():
-    frame = tables.table2(with_controls(), CATALOG, MODELS)
+    frame = table2.table2_frame(with_controls(), NAMES)
     assert frame["optimism"].isna().all()
-    assert figures.optimism(frame, NAMES, MODELS) == []
+    assert table2.optimism_pictures(frame, NAMES) == []
 
 
 def test_the_ablation_has_the_best_control_beside_it():
-    frame = tables.table3(with_controls(), CATALOG, CONTROLS).set_index("row")
+    frame = table3.table3_frame(with_controls(), CATALOG, WITH_CONTROLS.profile).set_index("row")
     assert frame.loc["best_control", ["model", "mean"]].tolist() == ["item_mean", 1.1]
     assert frame.loc["diffcdr", "mean"] == 1.0
 
@@ -406,19 +403,44 @@ def test_support_pools_the_seeds_and_keeps_what_diverged():
         finish(store, "emcdr", f"tiny|b20-s{seed}", errors(1, 1), files=files)
         files = {"coverage.parquet": support([3.6, 4.5], [4, 9])}
         finish(store, "item_mean", f"tiny|b20-s{seed}", errors(1, 1), files=files)
-    frame = tables.support(read_coverage(store, "paper"))
+    frame = coverage.coverage_frame(source_of().table("coverage.parquet", coverage.COLUMNS))
     emcdr = frame[frame["model"] == "emcdr"].set_index(["by", "bucket"])
     seen = emcdr.loc[("item", "0")]
     assert (seen["count"], seen["mae"], seen["predicted"], seen["outside"]) == (8, 0.75, 4.0, 0.25)
     # Squares of equal errors: 4·0.5² and 4·1².
     assert seen["rmse"] == pytest.approx((5 / 8) ** 0.5)
     assert pd.isna(emcdr.loc[("item", "1–4"), "mae"])
-    mae, rmse, outside = layouts.support(frame, NAMES, MODELS, CONTROLS)
+    mae, rmse, outside = coverage.coverage_tables(frame, WITH_CONTROLS)
     rows = {(row["By"], row[""]): row for row in records(mae)}
     row = rows["Training ratings of the item", "0"]
     assert (row["EMCDR"], row["Best control"], row["Ratings"]) == ("**0.7500**", "0.9000 Item mean", "8")
     assert rows["Training ratings of the item", "1–4"]["EMCDR"] == "n/a"
     assert rmse.caption == "RMSE by support"
     assert records(outside)[0]["EMCDR"] == f"{2 / 13:.1%}"
-    (picture,) = figures.calibration(frame, NAMES, MODELS)
+    (picture,) = coverage.calibration_pictures(frame, NAMES)
     assert picture.formats["png"].startswith(b"\x89PNG")
+
+
+def test_the_papers_values_stand_beside_the_papers_model_alone():
+    """In `tuned` our model is another one than the paper's DiffCDR."""
+    rows = [*seeds("diffcdr", [1.2]), *seeds("star_diffusion", [0.9])]
+    frame = table2.table2_frame(results(*rows), Names(CATALOG, TUNED)).set_index("model")
+    assert frame.loc["diffcdr", "paper"] == 1.0435
+    assert pd.isna(frame.loc["star_diffusion", "paper"])
+    assert frame.loc["star_diffusion", "baseline"] == "diffcdr"
+    assert pd.isna(frame.loc["diffcdr", "baseline"])
+
+
+def test_table4_has_models_of_one_device_in_one_row():
+    row = {"task": "tiny", "beta": 0.2, "seed": 0, "device": "CPU, 1 thread", "replicas": 1}
+    row |= {
+        "train_samples": 1000,
+        "train_seconds": 1.0,
+        "test_samples": 10,
+        "test_users": 5,
+        "test_seconds": 1.0,
+    }
+    frame = pd.DataFrame([{**row, "model": model} for model in ("emcdr", "star_diffusion")])
+    (table,) = table4.table4_tables(table4.table4_frame(frame), Names(CATALOG, TUNED))
+    first = records(table)[0]
+    assert first["EMCDR"] == first[TUNED.title_of("star_diffusion")] == "1.0"

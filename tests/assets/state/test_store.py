@@ -16,6 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
 from assets.state import folders
+from assets.state.code import OURS
 from assets.state.store import (
     Damaged,
     Entry,
@@ -362,6 +363,27 @@ def test_a_home_below_a_folder_with_a_key_in_its_name_changes_nothing(tmp_path):
     store.model("paper", "emcdr", CELL).write({"a": b"1"}, "f1")
     [(keys, _)] = store.entries("models", task="tiny")
     assert (keys["task"], keys["seed"]) == ("tiny", 0)
+
+
+# Where it is
+
+
+def test_the_home_is_where_the_program_was_started_wherever_it_goes(tmp_path):
+    script = """
+        import os
+        from assets.state.store import Store
+        os.chdir("/")
+        print(Store().root)
+    """
+    for given, expected in ((None, ".diffcdr"), ("state", "state"), (str(tmp_path / "x"), "x")):
+        environment = {name: value for name, value in os.environ.items() if name != "DIFFCDR_HOME"}
+        environment |= {"PYTHONPATH": str(OURS)} | ({"DIFFCDR_HOME": given} if given else {})
+        command = [sys.executable, "-c", textwrap.dedent(script)]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        assert Path(done.stdout.strip()) == tmp_path / expected
+    assert list(tmp_path.iterdir()) == []
 
 
 # Homes of other versions

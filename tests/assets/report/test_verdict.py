@@ -1,35 +1,29 @@
 """Verdicts from hand-made cells: who is chosen, what is measured, and what it says."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from assets.report import layouts
-from assets.report.layouts import Names
-from assets.report.parts import verdict_layouts
-from assets.report.results import read_validation
-from assets.report.verdicts import families, recommended, verdicts
-from assets.settings.catalog import load_catalog
-from assets.settings.profile import load_profiles
+from assets.report.verdict import families, recommended, verdict_frame, verdict_of_tasks
 from assets.state.store import Store
-from assets.training.models import TITLES
 from tests.assets.axes import CELL
 from tests.assets.cells import errors, finish, user_errors
+from tests.assets.report.sources import PAPER, PROFILES, TUNED, source_of
 
-CATALOG = load_catalog()
-NAMES = Names(CATALOG, TITLES)
-TUNED = load_profiles()["tuned"]
+OURS = TUNED.title_of("star_diffusion")
 COUNT = [2, 3, 1, 4, 2, 3, 2, 1]
 
 
-def cell(store: Store, model: str, validation: tuple[float, float], absolute: float, key="tiny|b20-s0"):
+def cell(store, model, validation, absolute, key="tiny|b20-s0", **more):
     """A cell with validation (MAE, RMSE) in its second epoch, and a test error of `absolute` a rating."""
     noise = np.random.default_rng(len(model)).uniform(0.9, 1.1, len(COUNT))
     sums = [absolute * n * x for n, x in zip(COUNT, noise, strict=True)]
     mae, rmse = validation
     curves = {"epoch": [1, 2], "validation_mae": [9.0, mae], "validation_rmse": [9.0, rmse]}
     files = {"curves.parquet": pd.DataFrame(curves), "user_errors.parquet": user_errors(sums, COUNT)}
-    finish(store, model, key, errors(absolute, absolute, "validation"), profile="tuned", files=files)
+    finish(store, model, key, errors(absolute, absolute, "validation"), profile="tuned", files=files, **more)
 
 
 @pytest.fixture
@@ -39,58 +33,61 @@ def store(tmp_path):
     cell(store, "global_mean", (0.9, 1.1), 0.7)  # better on the test users, which nobody may know
     cell(store, "ridge_source", (0.7, 0.9), 0.69)
     cell(store, "cmf", (0.75, 0.89), 0.72)
-    cell(store, "diffcdr", (0.6, 0.88), 0.5)
+    cell(store, "star_diffusion", (0.6, 0.88), 0.5)
     cell(store, "permuted_source", (0.1, 0.1), 0.1)
     return store
 
 
 def test_the_best_by_validation_is_compared_on_the_test_users(store):
-    frame = verdicts(store, TUNED, CATALOG).set_index(["metric", "question"])
+    frame = verdict_frame(source_of(TUNED, store)).set_index(["metric", "question"])
     transfer = frame.loc[("mae", "transfer")]
-    assert (transfer["model"], transfer["against"]) == ("diffcdr", "item_mean")
+    assert (transfer["model"], transfer["against"]) == ("star_diffusion", "item_mean")
     assert transfer["value"] == pytest.approx(0.5, rel=0.1)
     assert transfer["difference"] == pytest.approx(transfer["value"] - transfer["value_against"])
     assert transfer["low"] < transfer["difference"] < transfer["high"] < 0
     assert transfer["answer"] == "yes"
-    assert frame.loc[("rmse", "learning")][["model", "against"]].tolist() == ["diffcdr", "ridge_source"]
-    assert frame.loc[("rmse", "baselines")][["model", "against"]].tolist() == ["diffcdr", "cmf"]
+    assert frame.loc[("rmse", "learning")][["model", "against"]].tolist() == [
+        "star_diffusion",
+        "ridge_source",
+    ]
+    assert frame.loc[("rmse", "baselines")][["model", "against"]].tolist() == ["star_diffusion", "cmf"]
 
 
 def test_rmse_is_the_root_of_the_pooled_squares(store):
-    row = verdicts(store, TUNED, CATALOG).set_index(["metric", "question"]).loc[("rmse", "transfer")]
-    sums = store.model("tuned", "diffcdr", CELL).table("user_errors.parquet")
+    row = verdict_frame(source_of(TUNED, store)).set_index(["metric", "question"]).loc[("rmse", "transfer")]
+    sums = store.model("tuned", "star_diffusion", CELL).table("user_errors.parquet")
     assert row["value"] == pytest.approx((sums["squared"].sum() / sum(COUNT)) ** 0.5)
 
 
 def test_distributions_are_compared_by_crps_with_distributions_alone(store):
-    for model, crps in (("diffcdr", 0.4), ("star_logit", 0.45), ("diffcdr_gaussian", 0.41)):
+    for model, crps in (("star_diffusion", 0.4), ("star_logit", 0.45), ("star_diffusion_gaussian", 0.41)):
         cell(store, model, (0.6, 0.88), 0.5)
         entry = store.model("tuned", model, CELL)
         files = {name: entry.table(name) for name in ("curves.parquet", "user_errors.parquet")}
         files["curves.parquet"]["validation_crps"] = crps
         files["user_errors.parquet"]["crps"] = crps * files["user_errors.parquet"]["count"]
         finish(store, model, CELL.key, errors(0.5, 0.5, "validation"), profile="tuned", files=files)
-    frame = verdicts(store, TUNED, CATALOG)
+    frame = verdict_frame(source_of(TUNED, store))
     frame = frame[frame["metric"] == "crps"].set_index("question")
-    assert frame["against"].to_dict() == {"learning": "star_logit", "diffusion": "diffcdr_gaussian"}
+    assert frame["against"].to_dict() == {"learning": "star_logit", "diffusion": "star_diffusion_gaussian"}
     assert frame.loc["learning", "difference"] == pytest.approx(-0.05)
     assert frame.loc["diffusion", "difference"] == pytest.approx(-0.01)
 
 
 def test_the_ablations_without_diffusion_are_known():
-    profiles = load_profiles()
-    assert families(profiles["strict"])["diffusion"].theirs == ["diffcdr_at"]
-    assert families(profiles["tuned"])["diffusion"].theirs == ["diffcdr_gaussian", "diffcdr_mean"]
+    assert families(PROFILES["strict"])["diffusion"].theirs == ["diffcdr_at"]
+    assert families(TUNED)["diffusion"].theirs == ["star_diffusion_gaussian", "star_diffusion_mean"]
 
 
 def test_a_model_that_harms_is_said_to(tmp_path):
     store = Store(home=str(tmp_path))
     cell(store, "item_mean", (0.8, 1.0), 0.5)
     cell(store, "emcdr", (0.9, 1.1), 0.9)
-    row = verdicts(store, TUNED, CATALOG).set_index(["metric", "question"]).loc[("mae", "transfer")]
+    row = verdict_frame(source_of(TUNED, store)).set_index(["metric", "question"]).loc[("mae", "transfer")]
     assert (row["model"], row["answer"]) == ("emcdr", "no")
-    assert set(recommended(store, TUNED, CATALOG)["model"]) == {"item_mean"}
-    text = " ".join(" ".join(r) for layout in verdict_layouts(store, TUNED, ["tiny"]) for r in layout.rows)
+    assert set(recommended(source_of(TUNED, store))["model"]) == {"item_mean"}
+    tables = verdict_of_tasks(source_of(TUNED, store), ["tiny"])
+    text = " ".join(str(cell) for table in tables for cell in table.frame.to_numpy().ravel())
     assert "no, it harms" in text
     assert "Item mean" in text
 
@@ -104,30 +101,50 @@ def test_equal_errors_leave_it_open(tmp_path):
         "user_errors.parquet": sums,
         "curves.parquet": pd.DataFrame({"epoch": [1], "validation_mae": [0.8], "validation_rmse": [1.0]}),
     }
-    finish(store, "item_mean", "tiny|b20-s0", {}, profile="tuned", files=files)
-    row = verdicts(store, TUNED, CATALOG).set_index(["metric", "question"]).loc[("mae", "transfer")]
+    finish(store, "item_mean", "tiny|b20-s0", errors(0.5, 0.5, "validation"), profile="tuned", files=files)
+    row = verdict_frame(source_of(TUNED, store)).set_index(["metric", "question"]).loc[("mae", "transfer")]
     assert (row["difference"], row["answer"]) == (0.0, "open")
 
 
-def test_only_seeds_that_all_have_choose(store):
+def test_who_has_more_seeds_is_not_beaten_by_who_lacks_one(store):
     cell(store, "cmf", (0.1, 0.1), 0.72, key="tiny|b20-s1")
-    row = verdicts(store, TUNED, CATALOG).set_index(["metric", "question"]).loc[("rmse", "transfer")]
-    assert row["model"] == "diffcdr"
+    row = verdict_frame(source_of(TUNED, store)).set_index(["metric", "question"]).loc[("rmse", "transfer")]
+    assert row["model"] == "cmf"
 
 
-def test_the_layout_says_which_model_to_use(store):
-    sentences, numbers = verdict_layouts(store, TUNED, ["tiny"])
-    (row,) = [dict(zip(sentences.columns, row, strict=True)) for row in sentences.rows]
-    assert row["Use"] == "DiffCDR"
+def test_a_model_that_diverged_on_one_of_two_seeds_is_not_recommended(tmp_path):
+    store = Store(home=str(tmp_path))
+    for seed, unstable in ((0, 0.1), (1, math.nan)):
+        key = f"tiny|b20-s{seed}"
+        cell(store, "ptupcdr", (unstable, unstable), 0.4, key=key)
+        cell(store, "emcdr", (0.7, 0.7), 0.5, key=key)
+        # Worse than EMCDR over both seeds, and better over the one in which nothing diverged.
+        cell(store, "cmf", ((0.6, 0.6) if seed == 0 else (0.9, 0.9)), 0.6, key=key)
+        cell(store, "item_mean", (1.0, 1.0), 0.9, key=key)
+    source = source_of(TUNED, store)
+    assert set(recommended(source)["model"]) == {"emcdr"}
+    row = verdict_frame(source).set_index(["metric", "question"]).loc[("mae", "transfer")]
+    assert (row["model"], row["seeds"]) == ("emcdr", 2)
+
+
+def test_stale_cells_choose_nothing(store):
+    cell(store, "cmf", (0.1, 0.1), 0.1, fingerprint="of yesterday")
+    assert set(recommended(source_of(TUNED, store))["model"]) == {"star_diffusion"}
+
+
+def test_the_tables_say_which_model_to_use(store):
+    sentences, numbers = verdict_of_tasks(source_of(TUNED, store), ["tiny"])
+    (row,) = sentences.frame.to_dict("records")
+    assert row["Use"] == OURS
     assert row["Does transfer help?"].startswith("MAE: yes, −")
-    assert len(numbers.rows) == 6
-    assert verdict_layouts(store, TUNED, ["video_music"]) == []
+    assert len(numbers.frame) == 6
+    assert verdict_of_tasks(source_of(TUNED, store), ["video_music"]) == []
 
 
 def test_two_models_are_named_where_the_metrics_disagree(store):
     cell(store, "cmf", (0.75, 0.5), 0.72)
-    (row,) = verdict_layouts(store, TUNED, ["tiny"])[0].rows
-    assert row[-1] == "DiffCDR (MAE), CMF (RMSE)"
+    (row,) = verdict_of_tasks(source_of(TUNED, store), ["tiny"])[0].frame.to_dict("records")
+    assert row["Use"] == f"{OURS} (MAE), CMF (RMSE)"
 
 
 def test_without_validation_users_there_is_no_verdict(tmp_path):
@@ -135,12 +152,12 @@ def test_without_validation_users_there_is_no_verdict(tmp_path):
     finish(
         store, "emcdr", "tiny|b20-s0", errors(1, 1), files={"curves.parquet": pd.DataFrame({"epoch": [1]})}
     )
-    assert read_validation(store, "paper").empty
-    assert verdicts(store, load_profiles()["paper"], CATALOG).empty
+    assert source_of(PAPER, store).validated().empty
+    assert verdict_frame(source_of(PAPER, store)).empty
 
 
 def test_every_model_of_a_profile_is_on_one_side_of_transfer():
-    for profile in load_profiles().values():
+    for profile in PROFILES.values():
         transfer = families(profile)["transfer"]
         named = {*transfer.ours, *transfer.theirs}
         assert not set(transfer.ours) & set(transfer.theirs)
@@ -153,8 +170,8 @@ def test_the_answer_to_an_undefined_interval_is_open(tmp_path):
     for model, value in (("item_mean", 0.8), ("emcdr", 0.7)):
         curves = pd.DataFrame({"epoch": [1], "validation_mae": [value], "validation_rmse": [value]})
         files = {"curves.parquet": curves, "user_errors.parquet": user_errors([value], [1])}
-        finish(store, model, "tiny|b20-s0", {}, profile="tuned", files=files)
-    frame = verdicts(store, TUNED, CATALOG)
+        finish(store, model, "tiny|b20-s0", errors(0.5, 0.5, "validation"), profile="tuned", files=files)
+    frame = verdict_frame(source_of(TUNED, store))
     assert set(frame["answer"]) == {"open"}
-    shown = layouts.verdict(frame, recommended(store, TUNED, CATALOG), NAMES)
-    assert "n/a" in " ".join(" ".join(row) for row in shown[1].rows)
+    _, numbers = verdict_of_tasks(source_of(TUNED, store), ["tiny"])
+    assert {str(cell) for cell in numbers.frame["95 % interval"]} == {"n/a"}

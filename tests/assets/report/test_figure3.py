@@ -5,15 +5,12 @@ import xml.etree.ElementTree as ET
 
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from assets.report import figures
-from assets.report.layouts import Names
-from assets.report.tables import ERRORS
-from assets.settings.catalog import load_catalog
+from assets.report import figure3
+from assets.state import plots
+from tests.assets.report.sources import NAMES
 
-NAMES = Names(load_catalog(), {"tgt": "TGT", "emcdr": "EMCDR", "diffcdr": "DiffCDR"})
 MODELS = ["tgt", "emcdr", "diffcdr"]
 
 
@@ -22,8 +19,8 @@ def frame(*rows):
 
 
 def drawn(part):
-    axes = Figure().subplots()
-    figures._panel(axes, part, NAMES, MODELS, ERRORS[0])
+    axes = plots.new_figure(5, 3).subplots()
+    figure3.panel(axes, part, NAMES, MODELS)
     return axes
 
 
@@ -69,10 +66,10 @@ def test_one_picture_a_task_with_a_panel_for_each_metric_and_beta():
         for metric in ("mae", "rmse")
         for stage in ("cold", "warm")
     ]
-    (picture,) = figures.figure3(frame(*rows), NAMES, MODELS)
+    (picture,) = figure3.figure3_pictures(frame(*rows), NAMES)
     assert picture.name == "figure3-tiny"
     assert imread(io.BytesIO(picture.formats["png"])).shape[1] > 600
     svg = ET.fromstring(picture.formats["svg"])
     panels = [g for g in svg.iter("{http://www.w3.org/2000/svg}g") if g.get("id", "").startswith("axes_")]
     assert len(panels) == 4
-    assert figures.figure3(frame(*rows), NAMES, MODELS)[0].formats["svg"] == picture.formats["svg"]
+    assert figure3.figure3_pictures(frame(*rows), NAMES)[0].formats["svg"] == picture.formats["svg"]

@@ -1,0 +1,67 @@
+"""The campaign's short version, and that its rules can tell good answers from bad."""
+
+import pytest
+
+from tests.torture.cases import cases, short
+from tests.torture.judge import Accepted, Answer, Refused, Sound, judge
+from tests.torture.mutations import mutated
+from tests.torture.runner import Runner
+
+GOOD = "error: FileError: /x/a.csv, line 3: 7 is outside the scale; correct the row\n"
+
+
+def test_a_sample_of_the_campaign_finds_nothing(tmp_path, request):
+    outcomes = list(Runner(request.config.rootpath, tmp_path, 0).run(short(), 60))
+    assert len(outcomes) == 20
+    assert [(each.case.name, each.why, each.said) for each in outcomes if each.verdict != "good"] == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        (Answer(1, "", GOOD), "good"),
+        (Answer(1, "", "12:00:00 reading\n" + GOOD), "good"),
+        (Answer(2, "", "Usage: diffcdr\n╭─ Error ─╮\n│ a.csv, line 3 │\n╰─╯\n"), "good"),
+        (Answer(0, "", GOOD), "silent"),
+        (Answer(None, "", "", ("ratings",)), "silent"),
+        (Answer(None, "", ""), "hang"),
+        (Answer(-11, "", ""), "traceback"),
+        (Answer(1, "", "Traceback (most recent call last)\n" + GOOD), "traceback"),
+        (Answer(1, "", GOOD.replace("line 3", "somewhere")), "unclear"),
+        (Answer(1, "", GOOD.replace("; correct the row", "")), "unclear"),
+        (Answer(1, "", GOOD + GOOD), "unclear"),
+        (Answer(1, "", GOOD, ("own_data.yaml",)), "unclear"),
+        (Answer(1, "", GOOD.replace("7", "7" * 5000)), "unclear"),
+        (Answer(1, "", GOOD.replace("7", "\x1b[0m")), "unclear"),
+        (Answer(7, "", GOOD), "unclear"),
+        (Answer(1, "", ""), "unclear"),
+    ],
+)
+def test_a_refusal_is_judged_by_rules(answer, verdict):
+    assert judge(Refused(("a.csv", "line 3")), answer)[0] == verdict
+
+
+def test_what_is_accepted_must_be_right():
+    report = '{"warnings": ["times are odd"], "source": {"ratings": 3}}'
+    assert judge(Accepted({"source.ratings": 3}, ("times",)), Answer(0, report, ""))[0] == "good"
+    assert judge(Accepted({"source.ratings": 4}), Answer(0, report, ""))[0] == "silent"
+    assert judge(Accepted({}, ("scale",)), Answer(0, report, ""))[0] == "silent"
+    assert judge(Accepted(), Answer(1, "", GOOD))[0] == "unclear"
+
+
+def test_counts_of_a_damaged_file_must_add_up():
+    side = '{"rows_read": 5, "ratings": 3, "repeated": 1, "quarantined": 1, "dropped_by_core": 0}'
+    report = f'{{"warnings": [], "source": {side}, "target": {side}}}'
+    assert judge(Sound(("a.csv",)), Answer(0, report, ""))[0] == "good"
+    assert (
+        judge(Sound(("a.csv",)), Answer(0, report.replace('"ratings": 3', '"ratings": 2'), ""))[0] == "silent"
+    )
+
+
+def test_a_seed_makes_the_same_campaign():
+    import random
+
+    first, second = ([mutated(b"abc" * 50, random.Random(n)) for n in range(50)] for _ in range(2))
+    assert first == second
+    assert len(set(first)) > 45
+    assert len(cases()) >= 280
