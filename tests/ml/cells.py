@@ -122,5 +122,7 @@ def trained_on(problem: Problem) -> Model:
 def small(name: str, **settings: object) -> Model:
     """A model of the registry that trains quickly."""
     few = {"epochs": 2, "sweeps": 2, "trees": 5, "samples": 16, "diffusion.steps": 20, "k": 4}
+    few |= {"steps": 20, "diffusion_steps": 20, "train_samples": 4}
     defaults = facts(name).defaults
-    return build(name, **{key: value for key, value in few.items() if key in defaults} | settings)
+    fewer = {key: value for key, value in few.items() if defaults.get(key, 0) > value}
+    return build(name, **fewer | settings)
