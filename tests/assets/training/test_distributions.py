@@ -12,7 +12,7 @@ import torch
 from assets.data.cell import SIDES, Gate, joined, training_rows
 from assets.report.distribution import CALIBRATION
 from assets.report.results import source
-from assets.report.warming import WARMING
+from assets.report.warming import COLUMNS
 from assets.settings.profile import load_profiles
 from assets.state.store import Store
 from assets.state.tracking import MlflowTracking
@@ -210,7 +210,7 @@ def test_warming_up_compares_methods_on_the_same_ratings():
     _, profile = tuned()
     sampling = sampling_models(profile)
     assert sampling == ["star_diffusion", "star_diffusion_gaussian"]
-    frame = read().analysis("warming", "warming.parquet", WARMING).set_index(["method", "n"])
+    frame = read().analysis("warming", "warming.parquet", COLUMNS).set_index(["method", "n"])
     assert {*sampling, "gaussian_prior", "shrunk_bias"} <= set(frame.index.unique("method"))
     assert (frame.groupby(level="n")["ratings"].nunique() == 1).all()
     assert frame.loc[("star_diffusion", 0), "users"] >= 10

@@ -36,8 +36,24 @@ def test_build_passes_hyperparameters_on():
         ("sscdr", {"lr": "1e-3"}, r"sscdr: lr must be of type float, not '1e-3' \(in YAML write 1.0e-3"),
         ("sscdr", {"epochs": 2.5}, r"sscdr: epochs must be of type int, not 2\.5"),
         ("ptupcdr", {"length": 0}, "ptupcdr: length must be at least 1, not 0"),
+        ("star_diffusion", {"sample": 1}, "star_diffusion: unknown hyper-parameter 'sample'"),
+        (
+            "star_diffusion",
+            {"diffusion": {"step": 1}},
+            r"star_diffusion: unknown hyper-parameter 'diffusion\.step'",
+        ),
+        ("star_diffusion", {"samples": 1.5}, "samples must be of type int"),
+        ("star_logit", {"diffusion": {"steps": 1}}, r"unknown hyper-parameter 'diffusion\.steps'"),
     ],
 )
 def test_build_refuses_what_it_does_not_know(name, values, message):
     with pytest.raises(ValueError, match=message):
         build(name, **values)
+
+
+def test_hyperparameters_are_flat_and_build_the_same_again():
+    model = build("star_diffusion", epochs=1, samples=16, diffusion={"steps": 20})
+    shown = model.hyperparameters()
+    assert (shown["epochs"], shown["diffusion.steps"], shown["diffusion.nfe"]) == (1, 20, 12)
+    assert "diffusion" not in shown
+    assert build("star_diffusion", **shown) == model
