@@ -15,7 +15,7 @@ from assets.serving.gate import Judged, NotPromoted, judge, refuse, rivals
 from assets.serving.registry import REQUIREMENTS, champion, register
 from assets.settings.profile import load_profiles
 from assets.state.store import PROJECT, NotMaterialized, Store, parquet
-from assets.training.candidates import best, candidates
+from assets.training.choose import best, candidates
 from assets.training.fingerprints import Fingerprints
 from tests.assets.axes import AXES, CATALOG, CELL
 from tests.assets.house import MODELS, STRICT
