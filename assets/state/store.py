@@ -14,15 +14,16 @@ import io
 import json
 import logging
 import os
+import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
 import pandas as pd
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from upath import UPath
 
 from assets.state.folders import Content, LocalFolder, described, folder_of, places
@@ -40,6 +41,10 @@ FORMAT = 2
 DATABASE = "ratings.duckdb"
 # What DuckDB and downloads write stays on this machine.
 LOCAL_KINDS = ("reviews", "ratings")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+# Before a log says that a lock is waited for.
+SAY_AFTER = 1.0  # seconds
 _OWN_FACTS = ("format", "generation", "previous", "keys", "files", "fingerprint", "written_at")
 # Files on disk that were found to be as written, by path, size and time of change: read once a process.
 _found_whole: set[tuple[str, int, int]] = set()
@@ -67,7 +72,7 @@ def home() -> Path:
 
 @contextlib.contextmanager
 def writing(path: Path | UPath) -> Iterator[None]:
-    """Say in one sentence why `path` cannot be written. Raises CannotWrite."""
+    """Say in one sentence why `path` cannot be written, and what is safe. Raises CannotWrite."""
     try:
         yield
     except CannotWrite:
@@ -75,17 +80,19 @@ def writing(path: Path | UPath) -> Iterator[None]:
     except Exception as error:
         code = getattr(error, "errno", None)
         # DuckDB has an error of its own for it.
-        if code in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
-            message = (
-                f"the disk is full: {path} was not written. What was finished before is safe; free some "
-            )
-            raise CannotWrite(code or errno.ENOSPC, f"{message}space and run again") from error
+        if code in _FULL or os.strerror(errno.ENOSPC) in str(error):
+            raise CannotWrite(
+                code or errno.ENOSPC,
+                f"the disk is full: {path} was not written. What was finished before is safe; "
+                "free some space and run again",
+            ) from error
         where = str(getattr(error, "filename", None) or path)
-        related = where.startswith(str(path)) or str(path).startswith(where)
-        if related and code in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-            message = f"{where} cannot be written ({error.strerror}); what is there is as it was. Make it "
-            setting = "set DIFFCDR_HOME, and DIFFCDR_ARTIFACTS if you use it, to a place that is"
-            raise CannotWrite(code, f"{message}writable, or {setting}") from error
+        if code in _CLOSED and (where.startswith(str(path)) or str(path).startswith(where)):
+            raise CannotWrite(
+                code,
+                f"{where} cannot be written ({error.strerror}); what is there is as it was. Make it "
+                "writable, or set DIFFCDR_HOME, and DIFFCDR_ARTIFACTS if you use it, to a place that is",
+            ) from error
         raise
 
 
@@ -134,8 +141,6 @@ class Entry:
         self.path, self.hint, self.keys = path, hint, dict(keys or {})
         self._folder, self._cache = folder_of(path), cache
         self._found: dict | None = None
-        # Whether a file of the generation found has been read.
-        self._begun = False
 
     def manifest(self) -> dict | None:
         """The manifest; None where there is none, or where a file is missing or of another size."""
@@ -146,7 +151,7 @@ class Entry:
 
     def require(self) -> dict:
         """The manifest; raises NotMaterialized with the hint where there is none, Damaged as `manifest`."""
-        self._found, self._begun = None, False
+        self._found = None
         self._found = self._look()
         return self._found
 
@@ -291,24 +296,23 @@ class Entry:
             raise NotMaterialized(f"{self.path} holds no {name}: {self.hint}")
         return files[name]
 
-    def _again(self, read, name: str):
-        """`read(name)`, once more where the generation has been removed since the manifest was read."""
+    def _again(self, read: Callable, name: str):
+        """`read(name)`; anew where the generation was removed meanwhile and nobody knows yet which it is."""
+        known = self._found is not None
         self._facts(name)
         before = self._manifest()["generation"]
         try:
-            found = read(name)
+            return read(name)
         except FileNotFoundError:
-            begun = self._begun
+            # Raises Damaged where the manifest still names this generation.
             if self.require()["generation"] == before:
-                raise self._damaged(f"{before}/{name}", "it is missing") from None
-            if begun:
+                raise
+            if known:
                 raise NotMaterialized(
                     f"{self.path} was written anew while it was read: start again"
                 ) from None
-            self._facts(name)
-            found = read(name)
-        self._begun = True
-        return found
+        self._facts(name)
+        return read(name)
 
     def _read(self, name: str) -> bytes:
         return self._folder.read(f"{self._manifest()['generation']}/{name}")
@@ -388,7 +392,7 @@ class Entry:
         # From here on it is written: what cannot be cleaned up now is next time.
         with contextlib.suppress(OSError):
             self._clean_up(before, manifest)
-        self._found, self._begun = json.loads(text), False
+        self._found = json.loads(text)
         return self._found
 
     def _before(self) -> dict:
@@ -406,10 +410,10 @@ class Entry:
                 continue
             if other in done or self._folder.is_abandoned(other):
                 self._folder.remove(other)
-        if before.get("format") != FORMAT:
+        if before and before.get("format") != FORMAT:
             # Versions without generations had their files here.
             for name in self._folder.files():
-                if name != MANIFEST:
+                if name != MANIFEST and not name.startswith("."):
                     self._folder.remove(name)
 
 
@@ -541,12 +545,27 @@ class Store(dg.ConfigurableResource):
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Held by one process at a time, for work that two cells share."""
+        """Held by one process of this home at a time, for work that two cells share.
+
+        Who waits for long says so in the log, and for whom; an interrupt ends the waiting at once. A lock is
+        free when its holder is dead.
+        """
         folder = self.root / "locks"
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{name}.lock"):
+            lock = FileLock(folder / f"{name}.lock")
+            try:
+                lock.acquire(timeout=SAY_AFTER)
+            except Timeout:
+                log.info("waiting for the lock %s, held by %s", name, _holder(folder / f"{name}.holder"))
+                lock.acquire()
+        try:
+            with writing(folder):
+                _say_who_holds(folder / f"{name}.holder")
             yield
+        finally:
+            (folder / f"{name}.holder").unlink(missing_ok=True)
+            lock.release()
 
     def _entry(self, kind: str, hint: str, **keys: object) -> Entry:
         place = "/".join([kind, *(f"{key}={value}" for key, value in keys.items())])
@@ -554,6 +573,19 @@ class Store(dg.ConfigurableResource):
 
     def _root(self, kind: str) -> UPath:
         return UPath(self.root) if kind in LOCAL_KINDS else self.artifact_root
+
+
+def _say_who_holds(file: Path) -> None:
+    # Not in the lock's own file: opening it for waiting may empty it.
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    file.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+
+
+def _holder(file: Path) -> str:
+    try:
+        return file.read_text() or "an unknown process"
+    except FileNotFoundError:
+        return "an unknown process"
 
 
 def _keys(cell) -> dict[str, object]:

@@ -1,14 +1,19 @@
 """An entry of the store is there whole or not at all, and knows what it was made from."""
 
 import contextlib
+import errno
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
+import duckdb
 import pandas as pd
 import pytest
 import torch
@@ -18,6 +23,7 @@ from upath import UPath
 from assets.state import folders
 from assets.state.code import OURS
 from assets.state.store import (
+    CannotWrite,
     Damaged,
     Entry,
     NotMaterialized,
@@ -252,7 +258,9 @@ def test_a_reader_goes_on_with_the_generation_it_began(store):
     waiting.require()
     for number in (4, 5, 6):
         split(store).write({"a": b"%d" % number}, f"f{number}")
-    assert waiting.read("a") == b"6", "one that had read nothing takes the new one"
+    with pytest.raises(NotMaterialized, match="was written anew while it was read: start again"):
+        waiting.read("a")
+    assert split(store).read("a") == b"6"
 
 
 def test_a_listing_from_a_cache_hides_no_new_entry(monkeypatch):
@@ -384,6 +392,115 @@ def test_the_home_is_where_the_program_was_started_wherever_it_goes(tmp_path):
         )
         assert Path(done.stdout.strip()) == tmp_path / expected
     assert list(tmp_path.iterdir()) == []
+
+
+# A disk that is full or closed
+
+FULL = "the disk is full: .* was not written. What was finished before is safe; free some space and run again"
+CLOSED = r"cannot be written \(.*\); what is there is as it was. Make it writable, or set DIFFCDR_HOME"
+CODES = {
+    "full": (errno.ENOSPC, FULL),
+    "quota": (errno.EDQUOT, FULL),
+    "read-only": (errno.EROFS, CLOSED),
+    "not allowed": (errno.EACCES, CLOSED),
+}
+
+
+@pytest.mark.parametrize(("code", "sentence"), CODES.values(), ids=CODES)
+def test_a_disk_that_cannot_be_written_is_one_sentence(code, sentence, store, monkeypatch):
+    entry = split(store)
+    entry.write({"a": b"old"}, "f1")
+
+    def refuse(self, name, *_):
+        raise OSError(code, os.strerror(code), str(entry.path / name))
+
+    for step in ("put", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(entry._folder), step, refuse)
+            with pytest.raises(CannotWrite, match=sentence):
+                entry.write({"a": b"new"}, "f2")
+    assert split(store).is_current("f1")
+    assert split(store).read("a") == b"old"
+    assert len(generations(entry)) == 1
+
+
+def test_a_full_disk_under_duckdb_is_the_same_sentence():
+    database = 'IO Error: Could not write file "ratings.duckdb": No space left on device'
+    entry = Store().ratings("tiny_video")
+    with pytest.raises(CannotWrite, match=FULL), entry.draft():
+        raise duckdb.IOException(database)
+
+
+def test_other_errors_in_a_draft_stay_themselves(tmp_path):
+    """A file that the user's data is read from is not one that the store writes."""
+    entry = Store().ratings("tiny_video")
+    error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "movies.csv"))
+    with pytest.raises(PermissionError) as raised, entry.draft():
+        raise error
+    assert raised.value is error
+
+
+@pytest.mark.parametrize("use", ["write", "draft", "lock", "report"])
+def test_a_home_below_a_file_is_said_to_be_none(use, tmp_path):
+    (tmp_path / "file").write_text("")
+    store = Store(home=str(tmp_path / "file" / "home"))
+    uses = {
+        "write": lambda: split(store).write({"a": b"1"}, "f1"),
+        "draft": lambda: store.ratings("tiny_video").draft().__enter__(),
+        "lock": lambda: store.lock("work").__enter__(),
+        "report": lambda: store.report("report"),
+    }
+    with pytest.raises(CannotWrite, match=CLOSED):
+        uses[use]()
+
+
+# Locks
+
+HOLD = """
+    import logging, sys, time
+    from assets.state.store import Store
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    with Store().lock("work"):
+        print("has it", flush=True)
+        time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def holding():
+    """A process that takes the lock `work` and keeps it."""
+    environment = os.environ | {"PYTHONPATH": str(OURS)}
+    command = [sys.executable, "-u", "-c", textwrap.dedent(HOLD)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_who_waits_for_a_lock_says_for_whom_and_can_be_interrupted(stop):
+    with holding() as first:
+        assert first.stdout.readline() == "has it\n"
+        with holding() as second:
+            line = second.stdout.readline()
+            assert line.startswith(f"waiting for the lock work, held by process {first.pid} on ")
+            start = time.monotonic()
+            second.send_signal(stop)
+            assert second.wait(10) != 0
+            assert time.monotonic() - start < 5
+        first.kill()
+        first.wait()
+        with Store().lock("work"):
+            pass
+
+
+def test_a_lock_that_is_free_is_had_without_a_word(caplog):
+    for _ in range(2):
+        with Store().lock("work"):
+            pass
+    assert caplog.messages == []
 
 
 # Homes of other versions
