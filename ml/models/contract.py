@@ -138,9 +138,9 @@ class Model(ABC):
     def because(
         self, users: Users, items: Tensor, most: int = 3, replica: int = 0
     ) -> tuple[Tensor, Tensor] | None:
-        """The source items that speak most for each of `items` (n, k): up to `most`, −1 where there are fewer,
-        and what the item's score loses without them, (n, k, most) each; for less than encoding users without
-        each of their ratings takes. None where that is the only way."""
+        """The source items that speak most for each of `items` (n, k): up to `most`, −1 where there are
+        fewer, and what the item's score loses without them, (n, k, most) each; for less than encoding users
+        without each of their ratings takes. None where that is the only way."""
         return None
 
     @abstractmethod
