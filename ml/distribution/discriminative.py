@@ -307,8 +307,7 @@ class StarBoosting(Distribution):
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not self.lr > 0:
             raise ValueError(f"lr must be above 0, not {self.lr:g}")
-        self.domain_: dict[str, Tensor] = {}
-        self.fitted_: HistGradientBoostingRegressor | None = None
+        self.state_: dict[str, Tensor] = {}
 
     def trained(self, data: TransferRatings, device: torch.device | str = "cpu") -> Self:
         """Fit to the ratings of users with a source row; the noise follows from data.seed. Returns self.
@@ -317,10 +316,10 @@ class StarBoosting(Distribution):
         """
         from sklearn.ensemble import HistGradientBoostingRegressor
 
-        self.domain_, x, index = training_rows(data.to(device))
+        domain, x, index = training_rows(data.to(device))
         generator = replica_generator(data.seed, "star boosting")
         noise = torch.rand(len(index), dtype=torch.float64, generator=generator) - 0.5
-        self.fitted_ = HistGradientBoostingRegressor(
+        fitted = HistGradientBoostingRegressor(
             loss="absolute_error",
             learning_rate=self.lr,
             max_iter=self.trees,
@@ -329,22 +328,62 @@ class StarBoosting(Distribution):
             early_stopping=False,
             random_state=int(torch.randint(2**31, (1,), generator=generator)),
         ).fit(x.cpu().numpy(), (index.cpu() + noise).numpy())
+        self.state_ = domain | {name: value.to(x.device) for name, value in trees_of(fitted).items()}
         return self
 
     def predict_pairs(self, description: Tensor, users: Tensor, items: Tensor) -> Tensor:
         """The median rating of m pairs, one of the levels: (m,) float32. Arguments and errors as of
         `StarLogit.predict_pairs`."""
-        x = pair_features(self.domain_, description, users, items)
-        levels = self.domain_["levels"]
-        index = torch.from_numpy(self.fitted_.predict(x.cpu().numpy())).round().clamp(0, len(levels) - 1)
-        return levels.cpu()[index.long()].float()
+        x, levels = pair_features(self.state_, description, users, items), self.state_["levels"]
+        index = trees_sum(self.state_, x).round().clamp(0, len(levels) - 1)
+        return levels[index.long()].float().cpu()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Nothing: trees are no tensors, so this control is judged where it was fitted, never restored."""
-        return {}
+        """All that prediction needs, the trees included, as plain tensors on the CPU."""
+        return {name: value.cpu().clone() for name, value in self.state_.items()}
 
     def restored(self, state: dict[str, Tensor]) -> Self:
-        raise ValueError(f"{self.name} keeps no state: fit it again")
+        self.state_ = dict(state)
+        return self
 
     def n_items(self) -> int:
-        return len(self.domain_["counts"])
+        return len(self.state_["counts"])
+
+
+def trees_of(fitted: HistGradientBoostingRegressor) -> dict[str, Tensor]:
+    """The T trees as tensors (T, N), padded to the largest: a row goes to `left` where its `feature` is at
+    most `threshold`, else to `right`; a leaf leads to itself and has a `value`. `start` () is added."""
+    nodes = [tree.nodes for (tree,) in fitted._predictors]
+
+    def column(name: str) -> Tensor:
+        found = [torch.from_numpy(tree[name].copy()) for tree in nodes]
+        return torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
+
+    def child(side: str) -> Tensor:
+        below = column(side).long()
+        return torch.where(column("is_leaf").bool(), torch.arange(below.shape[1]), below)
+
+    return {
+        "feature": column("feature_idx"),
+        "threshold": column("num_threshold"),
+        "left": child("left"),
+        "right": child("right"),
+        "value": column("value"),
+        "start": torch.tensor(fitted._baseline_prediction.item(), dtype=torch.float64),
+    }
+
+
+def trees_sum(state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """What the trees of `trees_of` say together of rows x (m, f): (m,) float64."""
+    total = state["start"].expand(len(x)).clone()
+    names = ("feature", "threshold", "left", "right", "value")
+    for feature, threshold, left, right, value in zip(*(state[name] for name in names), strict=True):
+        node = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        while True:
+            below = x.gather(1, feature[node, None])[:, 0] <= threshold[node]
+            further = torch.where(below, left[node], right[node])
+            if torch.equal(further, node):
+                break
+            node = further
+        total += value[node]
+    return total

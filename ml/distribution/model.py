@@ -275,8 +275,8 @@ class StarDiffusion(Distribution):
     ) -> Tensor:
         """log of the probability of all of each user's ratings together: (n,) float32.
 
-        log 1/K Σ_k Π_r p(r | θ⁽ᵏ⁾): at least what multiplying `predict` would give where a user's ratings
-        hang together; 0 for a user without ratings.
+        log 1/K Σ_k Π_r p(r | θ⁽ᵏ⁾): at least what multiplying `predict_pairs` would give where a user's
+        ratings hang together; 0 for a user without ratings.
         """
         condition = self._condition(description)
         joint = self._joint(condition, self._sample(condition, samples), ratings)

@@ -37,6 +37,10 @@ class TGT(VectorModel):
         """Nothing is left to train: the epochs are those of the factorization, as they were measured then."""
         self.bind(data)
         self.epochs_ = len(data[0].curve)
+        return self._measured(data)
+
+    @staticmethod
+    def _measured(data: Sequence[Data]) -> Iterator[Epoch]:
         for rows in zip(*(each.curve for each in data), strict=True):
             measured = [{name: v for name, v in row.items() if name not in ("epoch", "loss")} for row in rows]
             yield Epoch(int(rows[0]["epoch"]), {"loss": [row["loss"] for row in rows]}, measured)

@@ -91,7 +91,7 @@ def test_samples_and_first_ratings_go_to_the_device_too():
         there = MODELS["diffusion"]().trained(data, NAME)
         assert torch.equal(there.sample(data.description), vectors)
         for method, arguments in (
-            ("predict", (data.description, later.users, later.items, first)),
+            ("predict_pairs", (data.description, later.users, later.items, first)),
             ("joint_log_likelihood", (data.description, first)),
             ("log_probabilities", (data.description, vectors, first)),
         ):
