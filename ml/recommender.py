@@ -195,7 +195,7 @@ class Recommender:
         """Raise ValueError where the list model cannot order lists so."""
         if order not in self.lists.model.lists:
             known = ", ".join(self.lists.model.lists)
-            raise ValueError(f"list {order!r} is none that {self.lists.name} makes; it makes {known}")
+            raise ValueError(f"list {order[:60]!r} is none that {self.lists.name} makes; it makes {known}")
 
     def recommend(self, asked: Asked, k: int, order: str = LISTS[0], include_rated: bool = False) -> Listed:
         """The k best allowed items of each user, without those that the user has rated unless asked for.
@@ -278,7 +278,7 @@ class Recommender:
             scores = model.scores(users, items)
             said = torch.full((len(history), len(items)), -torch.inf)
             said[kept:] = scores[0] - scores[1:]
-        loss, order = said.sort(0, descending=True, stable=True)
+        loss, order = said.sort(dim=0, descending=True, stable=True)
         return [
             [int(history.items[row]) for row, lost in zip(rows, lose, strict=True) if lost > 0]
             for rows, lose in zip(order[:REASONS].T.tolist(), loss[:REASONS].T.tolist(), strict=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from assets.settings.axes import Axes, Cell
+from assets.settings.axes import Axes, Cell, span
 from assets.settings.catalog import Catalog
 from assets.settings.profile import Profile
 from assets.state.store import NotMaterialized, Store
@@ -67,10 +67,9 @@ def choose(store: Store, catalog: Catalog, profile: Profile, cells: Sequence[Cel
             trained = (n for n in own if any(current(fingerprints, c, n, objective) for c in cells))
             name = next(trained, None)
         if name is None:
-            span = cells[0].key if len(cells) == 1 else f"task {task}"
             raise NotMaterialized(
-                f"{span}: no model of profile {profile.name} is trained and up to date for {objective}; run "
-                f"`diffcdr run --task {task} --profile {profile.name}` first"
+                f"{span(cells)}: no model of profile {profile.name} is trained and up to date for "
+                f"{objective}; run `diffcdr run --task {task} --profile {profile.name}` first"
             )
         found[objective] = Choice(name, objective)
     stars = found.get(STARS)

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Literal
 
 import mlflow  # noqa: TID253 - MLflow runs this file itself, no pipeline process imports it
 import pandas as pd
@@ -33,6 +32,7 @@ MOST_ITEMS, MOST_RATINGS, MOST_REQUESTS, MOST_BYTES = 1000, 10_000, 1000, 1 << 2
 # Reasons cost a pass over the history for each of these items.
 MOST_REASONED = 100
 POPULARITY = "popularity"
+PLAIN = "probability"  # the order of a list where none is asked for
 NOTE = "nothing is known of this user: the most popular items"
 
 
@@ -58,7 +58,7 @@ class Request(BaseModel):
     history: list[Rated] | None = None
     k: int | None = None
     item_ids: list[str] | None = None
-    list: Literal["probability", "coverage"] | None = None
+    list: str | None = None
     because: bool | None = None
     include_rated: bool | None = None
 
@@ -140,9 +140,9 @@ class ServedRecommender(PythonModel):
                 f"{field}.item_ids: this model makes lists and was trained for no ratings; give k"
             )
         try:
-            self.recommender.check_order(request.list or "probability")
+            self.recommender.check_order(request.list or PLAIN)
         except ValueError as error:
-            raise RefusedRow(f"{field}.{error}") from None
+            raise RefusedRow(f"{field}: {error}") from None
 
     def _history(self, history: Sequence[Rated], field: str) -> dict[int, float]:
         """Ratings by source item, the oldest first: of two ratings of one item the latter counts."""
@@ -175,7 +175,7 @@ class ServedRecommender(PythonModel):
             if request.item_ids is not None:
                 answers[i] = self._rated(request, asked, user)
             else:
-                wanted = request.list or "probability", bool(request.include_rated)
+                wanted = request.list or PLAIN, bool(request.include_rated)
                 groups.setdefault(wanted, []).append((i, user))
         for (order, include_rated), members in groups.items():
             k = max(requests[i].k or DEFAULT_K for i, _ in members)
@@ -258,6 +258,7 @@ def _short(text: str) -> str:
 ENDPOINTS = {"/ping": "GET", "/health": "GET", "/version": "GET", "/invocations": "POST"}
 # Bytes before the body, and the seconds that a client may take for them and for the body.
 MOST_HEAD, HEAD_SECONDS, BODY_SECONDS = 1 << 14, 10.0, 20.0
+MOST_DRAINED = 1 << 24  # bytes of a refused body that are read
 
 
 def guard_server() -> None:
@@ -375,7 +376,7 @@ async def _read(scope, receive) -> tuple[tuple[int, str] | None, bytes]:
         return (405, f"send a {allowed} request"), b""
     if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEAD:
         return (431, f"the headers are too long, at most {MOST_HEAD} bytes are taken"), b""
-    body, deadline = bytearray(), asyncio.get_running_loop().time() + BODY_SECONDS
+    body, size, deadline = bytearray(), 0, asyncio.get_running_loop().time() + BODY_SECONDS
     while True:
         left = deadline - asyncio.get_running_loop().time()
         try:
@@ -384,11 +385,16 @@ async def _read(scope, receive) -> tuple[tuple[int, str] | None, bytes]:
             return (408, f"the request did not arrive within {BODY_SECONDS:g} seconds"), b""
         if message["type"] == "http.disconnect":
             return (400, "the request was not finished"), b""
-        body += message.get("body", b"")
-        if len(body) > MOST_BYTES:
-            return (413, f"the request has more than the {MOST_BYTES} bytes that are taken"), b""
-        if not message.get("more_body", False):
-            return None, bytes(body)
+        part = message.get("body", b"")
+        size += len(part)
+        if size <= MOST_BYTES:
+            body += part
+        # A client that is still sending hears no refusal: what is not far too long is read to its end.
+        if not message.get("more_body", False) or size > MOST_DRAINED:
+            break
+    if size > MOST_BYTES:
+        return (413, f"the request is longer than the {MOST_BYTES} bytes that are taken"), b""
+    return None, bytes(body)
 
 
 async def _send(send, status: int, sentence: str) -> None:

@@ -26,6 +26,7 @@ log = logging.getLogger("diffcdr")
 ALIAS = "champion"
 # What the served code imports: all that `ml` does, and what answers.
 REQUIREMENTS = (
+    "implicit",
     "mlflow",
     "numpy",
     "pandas",
@@ -34,6 +35,7 @@ REQUIREMENTS = (
     "safetensors",
     "scikit-learn",
     "scipy",
+    "threadpoolctl",
     "torch",
 )
 # MLflow's limits of a version's description and of a tag.

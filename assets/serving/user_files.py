@@ -99,7 +99,7 @@ class _File:
             "coalesce(code, -1) AS code FROM (SELECT DISTINCT user_id FROM given) LEFT JOIN codes "
             "USING (user_id) ORDER BY n"
         )
-        [self.count] = connection.execute("SELECT count(*) FROM asked").fetchone()
+        [(self.count,)] = connection.execute("SELECT count(*) FROM asked").fetchall()
         self._with_ratings = {"item_id", "rating"} <= columns
         if self._with_ratings:
             self._add_history()
@@ -108,7 +108,7 @@ class _File:
         """CHUNK users from number `start` on. With ratings, a code only says that an id is known as well."""
         rows = self._connection.execute(
             "SELECT user_id, code FROM asked WHERE n >= $1 AND n < $2 ORDER BY n", [start, start + CHUNK]
-        ).fetch_arrow_table()
+        ).to_arrow_table()
         codes = rows["code"].to_numpy().astype(np.int64)
         ids = rows["user_id"].combine_chunks().cast(self.id_type)
         asked = self._new(start, len(codes)) if self._with_ratings else self._known(codes)
@@ -201,9 +201,9 @@ class _File:
         """Raise RecommendationError with the first row for which the condition `bad` holds."""
         found = self._connection.execute(
             f"SELECT row, {reason} FROM given WHERE {bad} ORDER BY 1 LIMIT 1"
-        ).fetchone()
-        if found:
-            raise RecommendationError(f"{self._path}, row {found[0]}: {found[1]}; correct or remove that row")
+        ).fetchall()
+        for row, why in found:
+            raise RecommendationError(f"{self._path}, row {row}: {why}; correct or remove that row")
 
 
 def _parquet(path: Path) -> pa.RecordBatchReader:

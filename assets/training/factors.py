@@ -24,7 +24,7 @@ from assets.state.code import code_of
 from assets.state.compute import Compute
 from assets.state.progress import epochs
 from assets.state.store import Entry, Store, parquet, tensors
-from assets.training.fingerprints import FACTORS, Fingerprints, clips_tgt
+from assets.training.fingerprints import FACTORS, Fingerprints, clips_tgt, objectives_with_factors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,8 @@ def factor_assets(axes: Axes, profile: Profile) -> list[dg.AssetsDefinition]:
     def source_factors(context: dg.AssetExecutionContext, store: Store, compute: Compute) -> None:
         for group in axes.by_task(context.partition_keys).values():
             facts = [
-                train_source(store, compute, axes.catalog, profile, group, o) for o in profile.objectives
+                train_source(store, compute, axes.catalog, profile, group, o)
+                for o in objectives_with_factors(profile)
             ]
             for cell in group:
                 context.add_asset_metadata(_metadata(facts[0][cell.seed]), partition_key=cell.key)
@@ -69,10 +70,11 @@ def factor_assets(axes: Axes, profile: Profile) -> list[dg.AssetsDefinition]:
     )
     def target_factors(context: dg.AssetExecutionContext, store: Store, compute: Compute) -> None:
         for group in axes.by_task(context.partition_keys).values():
-            for objective in profile.objectives:
+            for objective in objectives_with_factors(profile):
                 train_target(store, compute, axes.catalog, profile, group, objective)
             entries = {
-                cell: store.target_factors(profile.name, cell, profile.objectives[0]) for cell in group
+                cell: store.target_factors(profile.name, cell, objectives_with_factors(profile)[0])
+                for cell in group
             }
             # One picture for the seeds that were trained together.
             frames = {cell.place: entry.table("curves.parquet") for cell, entry in entries.items()}

@@ -30,6 +30,12 @@ def needs_of(profile: Profile, name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*needed, *(needs_of(profile, other) if other else [])]))
 
 
+def objectives_with_factors(profile: Profile) -> list[str]:
+    """The objectives for which some model of the profile starts from factors."""
+    with_factors = [n for n in profile.trained if {"factors", "target_factors"} & set(needs_of(profile, n))]
+    return [o for o in profile.objectives if any(o in profile.objectives_of(name) for name in with_factors)]
+
+
 def clips_tgt(profile: Profile) -> bool:
     """Whether the target factorization is judged as a TGT whose predictions are clipped."""
     return "tgt" in profile.entries and profile.clips("tgt")

@@ -306,14 +306,16 @@ class StarDiffusion(Distribution):
         among = torch.arange(cell.n_items()) if among is None else among
         barred = Barred(placed(exclude, among, cell.n_items()), len(users))
         short = min(max(SHORTLIST * k, FEWEST), len(among))
+        if len(users) == 0:
+            return torch.empty(0, k, dtype=torch.int64), torch.empty(0, k)
         parts = [
             part
             for rows in torch.arange(len(users)).split(BLOCK)
-            for part in cell._top(users.description[rows].float(), int(rows[0]), among, barred, short, k)
+            for part in cell._top(
+                users.description[rows], int(rows[0]), among.to(cell.device), barred, short, k
+            )
         ]
-        if not parts:
-            return torch.empty(0, k, dtype=torch.int64), torch.empty(0, k)
-        places, scores = (torch.cat(column) for column in zip(*parts, strict=True))
+        places, scores = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
         return torch.where(scores > -torch.inf, among[places], -1), scores
 
     def _top(
@@ -321,7 +323,7 @@ class StarDiffusion(Distribution):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Places in `among` and scores, (n, k) each, of a few users at a time, from user `first` on."""
         items = self._item_rows(among)
-        vectors = self.sample(description)
+        vectors = self._sample(self._condition(description), None)
         levels = len(self.state_["levels"])
         users = max(1, LOGITS // (levels * max(len(among), vectors.shape[1] * short)))
         for rows in torch.arange(len(description)).split(users):
@@ -332,7 +334,7 @@ class StarDiffusion(Distribution):
             places = cheap.topk(short, sorted=False).indices.sort(1).values
             means = self._means(described, theta, items[places])
             means[cheap.gather(1, places) == -torch.inf] = -torch.inf
-            scores, order = means.sort(1, descending=True, stable=True)
+            scores, order = means.sort(dim=1, descending=True, stable=True)
             lacking = max(0, k - short)
             yield (
                 torch.nn.functional.pad(places.gather(1, order)[:, :k], (0, lacking)),
@@ -370,7 +372,7 @@ class StarDiffusion(Distribution):
     def _item_rows(self, items: Tensor) -> Tensor:
         """[φ_i, log count_i, 1] of `items` (a,): (a, D + 2)."""
         phi, counts = (self.state_[name][items] for name in ("items", "item_counts"))
-        return torch.cat([phi, counts[:, None], torch.ones(len(phi), 1)], 1)
+        return torch.cat([phi, counts[:, None], torch.ones_like(counts)[:, None]], 1)
 
     def own_metrics(self, users: Users, ratings: Ratings, replica: int = 0) -> dict[str, float]:
         """The joint log-likelihood of each user's ratings together, per rating."""
@@ -402,7 +404,8 @@ class Barred:
         """Set to −inf, in place, what users first..first + n − 1 may not be listed in scores (n, items)."""
         if self._ratings is not None:
             mine = slice(int(self._ends[first]), int(self._ends[first + len(scores)]))
-            scores[self._users[mine] - first, self._items[mine]] = -torch.inf
+            rows, items = self._users[mine] - first, self._items[mine]
+            scores[rows.to(scores.device), items.to(scores.device)] = -torch.inf
 
 
 def initial_alignment(effects: Effects, features: int) -> dict[str, Tensor]:

@@ -39,6 +39,15 @@ MODELS = {
     "shared_vector": "ml.models.one_vector:SharedVector",
     "permuted_source": "ml.models.permuted:Permuted",
     "popularity": "ml.models.statistics:Popularity",
+    "user_neighbourhood": "ml.ranking.neighbourhood:UserNeighbourhood",
+    "item_regression": "ml.ranking.regression:ItemRegression",
+    "graph_filter": "ml.ranking.graph:GraphFilter",
+    "collective_als": "ml.ranking.ials:CollectiveALS",
+    "autoencoder": "ml.ranking.autoencoder:AutoEncoder",
+    "blend": "ml.ranking.blend:Blend",
+    "blend_autoencoder": "ml.ranking.blend:BlendAutoEncoder",
+    "deep_blend": "ml.ranking.blend:DeepBlend",
+    "choice_diffusion": "ml.ranking.choices:ChoiceDiffusion",
     "random": "ml.models.chance:Random",
 }
 

@@ -38,6 +38,10 @@ class AutoEncoder(Ranker):
     lr: float = 3e-3
     decay: float = 0.1
 
+    @property
+    def total_epochs(self) -> int:
+        return self.epochs
+
     def learn(self, choices: Choices, device: torch.device | str = "cpu") -> Iterator[State]:
         generator = replica_generator(choices.seed, self.name)
         source, target = rare_rows(choices.source, choices.rarity), choices.target

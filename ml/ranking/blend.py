@@ -14,9 +14,9 @@ not seen those choices: otherwise the part that remembers most would be trusted 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -59,7 +59,7 @@ class Blend(Ranker):
     role: ClassVar[str] = "learned"
     PARTS: ClassVar[Mapping[str, Ranker]] = {
         "neighbourhood": UserNeighbourhood(neighbours=100, popular=0.0),
-        "regression": ItemRegression(penalty=3000.0),
+        "regression": ItemRegression(normalised=False, penalty=3000.0),
     }
 
     hidden: int = 0
@@ -69,16 +69,22 @@ class Blend(Ranker):
     penalty: float = 1e-3
 
     def learn(self, choices: Choices, device: torch.device | str = "cpu") -> Iterator[State]:
-        yield self.learn_with_candidates(choices, device)[0]
+        yield dict(self.learn_with_candidates(choices, device)[0])
 
     def learn_with_candidates(
         self, choices: Choices, device: torch.device | str = "cpu"
     ) -> tuple[State, Candidates, dict[str, HeldOutScores]]:
         """The state, the training users' candidates by scores that have not seen their choices, and those."""
+        return choices.once(repr(self), partial(self._learn, choices, device))
+
+    def _learn(
+        self, choices: Choices, device: torch.device | str
+    ) -> tuple[State, Candidates, dict[str, HeldOutScores]]:
         states, held_out = {}, {}
         for name, ranker in self.PARTS.items():
-            states[name] = last(ranker.learn(choices, device))
-            held_out[name] = ranker.held_out(choices, states[name], device)
+            states[name], held_out[name] = choices.once(
+                repr(ranker), partial(learned, ranker, choices, device)
+            )
         state = {
             "source_items": torch.tensor(choices.source.shape[1]),
             "popularity": torch.from_numpy(choices.popularity).float(),
@@ -125,9 +131,21 @@ class Blend(Ranker):
             schedule.step()
         return {f"logit.{name}": value.detach() for name, value in layers.items()}
 
-    def candidates(self, state: State, source: csr_matrix, also: csr_matrix | None = None) -> Candidates:
-        """Of users with the source rows (m, s), those of `also` (m, t) among them."""
-        scores = {name: ranker.score(part(state, name), source) for name, ranker in self.PARTS.items()}
+    def candidates(
+        self,
+        state: State,
+        source: csr_matrix,
+        also: csr_matrix | None = None,
+        observed: csr_matrix | None = None,
+    ) -> Candidates:
+        """Of users with the source rows (m, s), those of `also` (m, t) among them;
+        by what the parts say after the target choices `observed` (m, t), where given."""
+        scores = {}
+        for name, ranker in self.PARTS.items():
+            mine = part(state, name)
+            scores[name] = (
+                ranker.score(mine, source) if observed is None else ranker.score_after(mine, source, observed)
+            )
         items, raw = self._raw(scores, state, source, also)
         features = self._expanded(raw, state["blend.scale"])
         return Candidates(
@@ -135,12 +153,25 @@ class Blend(Ranker):
         )
 
     @torch.no_grad()
-    def score(self, state: State, source: csr_matrix) -> np.ndarray:
+    def score(
+        self,
+        state: State,
+        source: csr_matrix,
+        also: csr_matrix | None = None,
+        observed: csr_matrix | None = None,
+    ) -> np.ndarray:
         """(1) without its normalisation; items that are no candidates follow, by popularity."""
-        candidates = self.candidates(state, source)
+        candidates = self.candidates(state, source, also, observed)
         return beyond_candidates(
             candidates.items, utility(part(state, "logit"), candidates.features), state["popularity"]
         ).numpy()
+
+    def score_after(self, state: State, source: csr_matrix, observed: csr_matrix) -> np.ndarray:
+        return self.score(state, source, observed, observed)
+
+    def score_of(self, state: State, source: csr_matrix, items: np.ndarray) -> np.ndarray:
+        """With `items` among everyone's candidates."""
+        return self.score(state, source, everyone(items, source.shape[0], len(state["popularity"])))[:, items]
 
     def _logarithmic(self) -> list[int]:
         """Columns of the raw features that are logarithms or not a score at all."""
@@ -183,7 +214,7 @@ class BlendAutoEncoder(Blend):
 
 @dataclass
 class DeepBlend(Blend):
-    """With collective iALS at two confidences and hidden units."""
+    """With a second regression, collective iALS at two confidences, and hidden units."""
 
     name: ClassVar[str] = "deep_blend"
     title: ClassVar[str] = "Blend of all rankers"
@@ -192,6 +223,7 @@ class DeepBlend(Blend):
     )
     PARTS: ClassVar[Mapping[str, Ranker]] = {
         **BlendAutoEncoder.PARTS,
+        "even_regression": ItemRegression(normalised=True, penalty=10.0),
         "als": CollectiveALS(rank=32, confidence=5.0),
         "sure_als": CollectiveALS(rank=32, confidence=20.0),
     }
@@ -199,11 +231,22 @@ class DeepBlend(Blend):
     hidden: int = 16
 
 
+def learned(ranker: Ranker, choices: Choices, device: torch.device | str) -> tuple[State, HeldOutScores]:
+    state = last(ranker.learn(choices, device))
+    return state, ranker.held_out(choices, state, device)
+
+
 def present(matrix: csr_matrix, items: Tensor) -> Tensor:
     """1 where the row of `matrix` (n, t) has the item of `items` (n, c): (n, c) float32."""
     rows, columns = (torch.from_numpy(x.astype(np.int64)) for x in matrix.nonzero())
     users = torch.arange(len(items))[:, None]
     return torch.isin(users * matrix.shape[1] + items, rows * matrix.shape[1] + columns).float()
+
+
+def everyone(items: np.ndarray, n: int, n_items: int) -> csr_matrix:
+    """1 at the same items (k,) in all of n rows: (n, n_items)."""
+    columns, starts = np.tile(items, n), np.arange(0, n * len(items) + 1, len(items))
+    return csr_matrix((np.ones(len(columns), dtype=np.float32), columns, starts), shape=(n, n_items))
 
 
 def utility(layers: State, features: Tensor) -> Tensor:
@@ -241,10 +284,3 @@ def beyond_candidates(items: Tensor, scores: Tensor, popularity: Tensor) -> Tens
     share = popularity / popularity.max().clamp(min=1)
     out = scores.amin(1, keepdim=True) - 2 + share
     return out.scatter(1, items, scores)
-
-
-def settings(ranker: Ranker) -> dict[str, object]:
-    """Hyper-parameters of a ranker and, as `part.…`, of its parts."""
-    parts = getattr(ranker, "PARTS", {})
-    inner = {f"{n}.{k}": v for n, p in parts.items() for k, v in dataclasses.asdict(p).items()}
-    return dataclasses.asdict(ranker) | inner

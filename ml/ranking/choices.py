@@ -2,16 +2,17 @@
 
     source choices ─ iALS fold-in ─► c_u ─ diffusion from noise ─► θ_u⁽¹⁾ … θ_u⁽ᴷ⁾ ─ alignment ─► p(i | u)
 
-    p(i | u) = 1/K Σ_k softmax_i(o_i(u) + v_i · M θ_u⁽ᵏ⁾)                                               (1)
+    p(i | u) = 1/K Σ_k softmax_i(o_i(u) − v_iᵀ M S Mᵀ v_i / 2 + v_i · M θ_u⁽ᵏ⁾)                       (1)
 
 over the user's candidates. o: the utilities of the blend of all rankers (`ml.ranking.blend`), what is known
 of the user beforehand; v: the leading columns of the item's iALS vector and its log popularity, so θ says in
-which direction of taste, and how far from the beaten track, this user departs from that. Item vectors hold
+which direction of taste, and how far from the beaten track, this user departs from that; the quadratic term
+keeps an item with a long vector from gaining by the spread of θ alone. Item vectors hold
 the choices that they came from, so a training user meets those of a fold that has not seen them, turned by an
 orthogonal Procrustes rotation into the axes of the whole.
 
-1. Taste: θ_u ~ N(Aᵀ[1, c_u], S), by stochastic EM (as `ml.distribution.effects`) from the training users'
-   choices among their candidates, with offsets that have not seen those choices.
+1. Taste: posterior draws of θ_u given the training users' choices among their candidates, with offsets that
+   have not seen those choices, and the Gaussian N(Aᵀ[1, c_u], S) that they follow.
 2. DIM (`ml.distribution.diffusion`): p(θ_u | c_u), trained on posterior draws, sampled from noise.
 3. ALM, the alignment of samples with choices (the paper, section 3.2): o's layers and M by the likelihood of
    the mixture (1), the samples drawn as for a cold user.
@@ -34,7 +35,7 @@ from torch import Tensor
 
 from ml.data import Ratings, Users
 from ml.distribution.diffusion import VectorDiffusion, normal_points
-from ml.ranking.blend import Candidates, DeepBlend, beyond_candidates, choice_loss, present, utility
+from ml.ranking.blend import Candidates, DeepBlend, beyond_candidates, choice_loss, everyone, present, utility
 from ml.ranking.ranker import Choices, HeldOutScores, Ranker, State, choice_matrix, part, source_of
 from ml.replicas import replica_generator
 
@@ -61,7 +62,8 @@ class Training(Candidates):
 
 @dataclass
 class ChoiceDiffusion(Ranker):
-    """width: columns of the items' vectors; vectors: where θ comes from, for ablation the `gaussian` of step
+    """width: columns of the items' vectors; spread: deviation of a taste before
+    any choice; vectors: where θ comes from, for ablation the `gaussian` of step
     1 or its `mean`; offset: o in (1), for ablation log `popularity` or `none`; samples: K; train_samples: of
     a step of the alignment; steps, batch, lr: Adam's on the alignment; penalty: L2 weight of its distance
     from the start; diffusion_steps, diffusion_hidden: those of the network.
@@ -76,7 +78,7 @@ class ChoiceDiffusion(Ranker):
     BASE: ClassVar[str] = "als"  # the part whose vectors describe users and items
 
     width: int = 8
-    spread: float = 0.3
+    spread: float = 0.1
     vectors: str = "diffusion"
     offset: str = "blend"
     samples: int = 64
@@ -98,7 +100,8 @@ class ChoiceDiffusion(Ranker):
 
     def learn(self, choices: Choices, device: torch.device | str = "cpu") -> Iterator[State]:
         state, candidates, held_out = DeepBlend().learn_with_candidates(choices, device)
-        state["choices"] = torch.tensor(choices.target.nnz / max(1, len(choices)))
+        state = dict(state)
+        state["choices"] = candidates.chosen.sum(1).mean()
         state["seed"] = torch.tensor(choices.seed)
         state |= self._axes(state)
         state["items"] = self._items(state, state[f"{self.BASE}.target_vectors"])
@@ -126,8 +129,9 @@ class ChoiceDiffusion(Ranker):
         return VectorDiffusion(hidden=self.diffusion_hidden, steps=self.diffusion_steps)
 
     def _axes(self, state: State) -> State:
-        """Centre (r + 1,) and axes (r + 1, D) of the items' columns [iALS vector, log popularity]: its leading
-        directions and the last, each scaled to mean square 1 over the items with a choice."""
+        """Centre (r + 1,) and axes (r + 1, D) of the items' columns [iALS vector, log popularity]: the
+        leading directions of the vectors and the last column, each of mean square 1 over the items with a
+        choice."""
         popularity = state["popularity"]
         known = popularity > 0
         columns = self._columns(state, state[f"{self.BASE}.target_vectors"])[known]
@@ -149,8 +153,8 @@ class ChoiceDiffusion(Ranker):
     def _unseen(
         self, state: State, choices: Choices, items: Tensor, folds: HeldOutScores
     ) -> tuple[Tensor, Tensor]:
-        """v (n, c, D) of the training users' candidates and descriptions (n, r + 1), by the folds that have not
-        seen the users' choices."""
+        """v (n, c, D) of the training users' candidates and descriptions (n, r + 1), by the folds that have
+        not seen the users' choices."""
         whole = base_items(part(state, self.BASE))
         vectors = torch.empty(*items.shape, state["axes"].shape[1])
         described = torch.empty(len(items), len(state["axes"]))
@@ -230,14 +234,46 @@ class ChoiceDiffusion(Ranker):
             offset = offset - (items @ state["prior.factor"]).square().sum(2) / 2
         return torch.baddbmm(offset[:, None], tastes, items.mT).log_softmax(2)
 
-    @torch.no_grad()
     def score(self, state: State, source: csr_matrix) -> np.ndarray:
         """log p(i | u) of candidates, equation (1); other items follow, by popularity."""
-        candidates = DeepBlend().candidates(state, source)
-        vectors = self._vectors(state, self._condition(state, source), self.samples)
-        items = state["items"][candidates.items]
-        logp = mixed(self._log_probabilities(state, candidates, items, vectors))
-        return beyond_candidates(candidates.items, logp, state["popularity"]).numpy()
+        return self._score(state, source)
+
+    def score_after(self, state: State, source: csr_matrix, observed: csr_matrix) -> np.ndarray:
+        """With o of the parts that know `observed`, and the samples weighed by its likelihood."""
+        return self._score(state, source, observed, observed)
+
+    def score_of(self, state: State, source: csr_matrix, items: np.ndarray) -> np.ndarray:
+        also = everyone(items, source.shape[0], len(state["popularity"]))
+        return self._score(state, source, also)[:, items]
+
+    @torch.no_grad()
+    def _score(
+        self,
+        state: State,
+        source: csr_matrix,
+        also: csr_matrix | None = None,
+        observed: csr_matrix | None = None,
+    ) -> np.ndarray:
+        candidates, logp, weights = self._samples(state, source, also, observed)
+        marginal = (logp + weights.log()[:, :, None]).logsumexp(1)
+        return beyond_candidates(candidates.items, marginal, state["popularity"]).numpy()
+
+    def _samples(
+        self,
+        state: State,
+        source: csr_matrix,
+        also: csr_matrix | None = None,
+        observed: csr_matrix | None = None,
+    ) -> tuple[Candidates, Tensor, Tensor]:
+        """Candidates, log softmax of each sample (n, K, c) and the samples' weights (n, K)."""
+        candidates = DeepBlend().candidates(state, source, also, observed)
+        count = self.samples if observed is None else max(self.samples, OBSERVED_SAMPLES)
+        tastes = self._vectors(state, self._condition(state, source), count)
+        logp = self._log_probabilities(state, candidates, state["items"][candidates.items], tastes)
+        if observed is None:
+            return candidates, logp, torch.full(logp.shape[:2], 1 / logp.shape[1])
+        seen = present(observed, candidates.items)
+        return candidates, logp, (logp @ seen[:, :, None])[:, :, 0].softmax(1)
 
     @torch.no_grad()
     def lists(
@@ -283,14 +319,7 @@ class ChoiceDiffusion(Ranker):
         observed: csr_matrix | None,
         hidden: list[csr_matrix],
     ) -> tuple[Tensor, Tensor]:
-        candidates = DeepBlend().candidates(state, source, observed)
-        count = self.samples if observed is None else max(self.samples, OBSERVED_SAMPLES)
-        vectors = self._vectors(state, self._condition(state, source), count)
-        logp = self._log_probabilities(state, candidates, state["items"][candidates.items], vectors)
-        weights = torch.full(logp.shape[:2], 1 / logp.shape[1])
-        if observed is not None:
-            seen = present(observed, candidates.items)
-            weights = (logp @ seen[:, :, None])[:, :, 0].softmax(1)
+        candidates, logp, weights = self._samples(state, source, observed, observed)
         p = logp.exp()
         free = torch.ones(candidates.items.shape, dtype=torch.bool)
         for matrix in hidden:

@@ -67,18 +67,26 @@ class CollectiveALS(Ranker):
     def score(self, state: State, source: csr_matrix) -> np.ndarray:
         return self.vectors(state, source) @ state["target_vectors"].numpy().T
 
-    def vectors(self, state: State, source: csr_matrix) -> np.ndarray:
-        """User vectors (m, rank) float32 of source rows (m, s) with the items J:
+    def score_after(self, state: State, source: csr_matrix, observed: csr_matrix) -> np.ndarray:
+        return self.vectors(state, source, observed) @ state["target_vectors"].numpy().T
+
+    def vectors(self, state: State, source: csr_matrix, observed: csr_matrix | None = None) -> np.ndarray:
+        """User vectors (m, rank) float32 of source rows (m, s), and target rows (m, t), with the items J:
         (VᵀV + λI + (c − 1) V_JᵀV_J) p = c V_Jᵀ1."""
-        items, others = state["source_vectors"].double().numpy(), state["target_vectors"].double().numpy()
-        base = items.T @ items + others.T @ others + self.penalty * np.eye(self.rank)
+        both = [state[f"{side}_vectors"].double().numpy() for side in ("source", "target")]
+        items = np.concatenate(both)
+        base = items.T @ items + self.penalty * np.eye(self.rank)
+        if observed is None:
+            items, rows = both[0], source.astype(np.float64)
+        else:
+            rows = hstack([source, observed]).tocsr().astype(np.float64)
         outer = (items[:, :, None] * items[:, None, :]).reshape(len(items), -1)
-        out = np.empty((source.shape[0], self.rank), dtype=np.float32)
+        out = np.empty((rows.shape[0], self.rank), dtype=np.float32)
         size = max(1, BLOCK // self.rank**2)
         for begin in range(0, len(out), size):
-            rows = source[begin : begin + size].astype(np.float64)
-            systems = (rows @ outer).reshape(-1, self.rank, self.rank) * (self.confidence - 1) + base
-            sides = self.confidence * (rows @ items)
+            some = rows[begin : begin + size]
+            systems = (some @ outer).reshape(-1, self.rank, self.rank) * (self.confidence - 1) + base
+            sides = self.confidence * (some @ items)
             out[begin : begin + size] = np.linalg.solve(systems, sides[:, :, None])[:, :, 0]
         return out
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, hstack
 
 from ml.ranking.ranker import Choices, HeldOutScores, Ranker, State, packed, rare_rows, unpacked
 
@@ -35,6 +35,9 @@ class UserNeighbourhood(Ranker):
             "rarity": torch.from_numpy(choices.rarity),
             **packed("source", rare_rows(choices.source, choices.rarity)),
             **packed("target", choices.target),
+            **packed("choices", choices.source),
+            "users": torch.tensor(choices.target.shape[0] + choices.target_alone.shape[0]),
+            "choices": torch.tensor(choices.popularity.sum()),
             "share": torch.from_numpy(choices.popularity / max(1, choices.popularity.sum())).float(),
         }
 
@@ -52,6 +55,16 @@ class UserNeighbourhood(Ranker):
             return self._of_neighbours(state, alike)
 
         return scores
+
+    def score_after(self, state: State, source: csr_matrix, observed: csr_matrix) -> np.ndarray:
+        """With the cosine over the rows of both domains."""
+        popularity = state["share"].numpy() * state["choices"].item()
+        target = unpacked("target", state)
+        rarity = np.log(state["users"].item() / popularity.clip(1)).clip(min=0).astype(np.float32)
+        both = np.concatenate([state["rarity"].numpy(), rarity])
+        known = rare_rows(hstack([unpacked("choices", state), target]).tocsr(), both)
+        rows = rare_rows(hstack([source, observed]).tocsr(), both)
+        return self._of_neighbours(state, (rows @ known.T).toarray())
 
     def _of_neighbours(self, state: State, alike: np.ndarray) -> np.ndarray:
         """Scores (m, t) from similarities (m, n)."""

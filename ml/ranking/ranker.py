@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ml.data import Data, Ratings, Users
+from ml.evaluation.ranking import top_by_scores
 from ml.models.contract import Model, Predicted
 from ml.replicas import Epoch, replica_generator
 
 FOLDS = 4
+HISTORY = 50  # source items of a user that are asked for as reasons
 
 State = dict[str, Tensor]
 # Of rows of training users (m,) their scores (m, items), as though their own target choices were not known.
@@ -43,9 +46,18 @@ class Choices:
     source_alone: csr_matrix
     target_alone: csr_matrix
     seed: int
+    shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, data: Data) -> Choices:
+        """Those of one cell; the same object while its ratings are in memory, so that what several models of
+        a cell start from is learned once."""
+        if data.target.values not in CELLS:
+            CELLS[data.target.values] = cls._of(data)
+        return CELLS[data.target.values]
+
+    @classmethod
+    def _of(cls, data: Data) -> Choices:
         source = choice_matrix(data.source, data.n_source_users, data.n_source_items)
         target = choice_matrix(data.target, data.n_users, data.n_items)
         alone_source = np.setdiff1d(np.arange(data.n_source_users), data.train.source_rows.numpy())
@@ -60,6 +72,12 @@ class Choices:
 
     def __len__(self) -> int:
         return self.source.shape[0]
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made the first time that `name` is asked for; it must not be changed."""
+        if name not in self.shared:
+            self.shared[name] = make()
+        return self.shared[name]
 
     @cached_property
     def popularity(self) -> np.ndarray:
@@ -108,6 +126,10 @@ class Folds:
         return out
 
 
+# Choices of the cells in memory, by the tensor of their target ratings.
+CELLS = WeakTensorKeyDictionary()
+
+
 def choice_matrix(ratings: Ratings, n_users: int, n_items: int) -> csr_matrix:
     """1 where a user rated an item: (n_users, n_items) float32."""
     ones = np.ones(len(ratings), dtype=np.float32)
@@ -128,9 +150,13 @@ def stacked(above: csr_matrix, below: csr_matrix) -> csr_matrix:
     )
 
 
+def weighted(source: csr_matrix, rarity: np.ndarray) -> csr_matrix:
+    return csr_matrix((source.data * rarity[source.indices], source.indices, source.indptr), source.shape)
+
+
 def rare_rows(source: csr_matrix, rarity: np.ndarray) -> csr_matrix:
     """Rows weighted by rarity and normalised to length 1; an empty row stays 0."""
-    rows = csr_matrix((source.data * rarity[source.indices], source.indices, source.indptr), source.shape)
+    rows = weighted(source, rarity)
     length = np.sqrt(np.asarray(rows.multiply(rows).sum(1), dtype=np.float32)).ravel()
     rows.data /= np.repeat(np.where(length > 0, length, 1), np.diff(rows.indptr))
     return rows
@@ -213,6 +239,55 @@ class Ranker(Model):
         found = found.masked_fill(state["popularity"] == 0, -torch.inf)
         return found if len(items) == found.shape[1] and bool((items.diff() == 1).all()) else found[:, items]
 
+    def score_after(self, state: State, source: csr_matrix, observed: csr_matrix) -> np.ndarray:
+        """`score` once the target choices `observed` (m, t) of these users are known; a ranker that cannot
+        use them scores as before."""
+        return self.score(state, source)
+
+    @torch.no_grad()
+    def top_after(
+        self, users: Users, observed: Ratings, k: int = 20, replica: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """`top` after the first target choices `observed` of these users, which are not listed again."""
+        state = self.state(replica)
+        source = source_of(users, state, self.name)
+        seen = choice_matrix(observed, len(users), len(state["popularity"]))
+
+        def scores(rows: Tensor) -> Tensor:
+            found = torch.from_numpy(self.score_after(state, source[rows.numpy()], seen[rows.numpy()]))
+            return found.masked_fill(state["popularity"] == 0, -torch.inf)
+
+        return top_by_scores(scores, len(users), len(state["popularity"]), k, observed)
+
+    @torch.no_grad()
+    def because(self, users: Users, items: Tensor, most: int = 3, replica: int = 0) -> tuple[Tensor, Tensor]:
+        """The source items that speak most for each listed item: up to `most`, −1 where there are fewer, and
+        what the item's score loses without them, each alone: (n, k, most).
+
+        items: (n, k), −1 where a place is empty. Each of a user's latest HISTORY source items is left out in
+        turn and the user scored again; what raises no score is no reason.
+        """
+        state = self.state(replica)
+        source = source_of(users, state, self.name)
+        reasons = torch.full((*items.shape, most), -1)
+        losses = torch.zeros(*items.shape, most)
+        for user in range(len(users)):
+            history = torch.from_numpy(latest_items(users.ratings, user, HISTORY))
+            listed = (items[user] >= 0).nonzero()[:, 0]
+            if len(history) == 0 or len(listed) == 0:
+                continue
+            without = leave_one_out(source[user], history.numpy())
+            scores = torch.from_numpy(self.score_of(state, without, items[user, listed].numpy()))
+            loss, order = (scores[-1] - scores[:-1]).T.topk(min(most, len(history)), dim=1)
+            width = loss.shape[1]
+            losses[user, listed, :width] = loss.clamp(min=0)
+            reasons[user, listed, :width] = torch.where(loss > 0, history[order], -1)
+        return reasons, losses
+
+    def score_of(self, state: State, source: csr_matrix, items: np.ndarray) -> np.ndarray:
+        """Scores (m, k) of the same target items (k,) for users with the source rows (m, s)."""
+        return self.score(state, source)[:, items]
+
     def items_of(self, replica: int = 0) -> int:
         return len(self.state(replica)["popularity"])
 
@@ -234,6 +309,24 @@ def source_of(users: Users, state: State, name: str) -> csr_matrix:
     if users.ratings is None:
         raise ValueError(f"{name} needs the users' source ratings; give Users with `ratings`")
     return choice_matrix(users.ratings, len(users), int(state["source_items"]))
+
+
+def latest_items(ratings: Ratings, user: int, count: int) -> np.ndarray:
+    """The latest `count` different items of a user, rows of `ratings` being oldest first."""
+    items = ratings.items[ratings.users == user].numpy()[::-1]
+    return items[np.sort(np.unique(items, return_index=True)[1])][:count]
+
+
+def leave_one_out(row: csr_matrix, items: np.ndarray) -> csr_matrix:
+    """The row (1, s) without each of `items` (h,) in turn, and last as it is: (h + 1, s)."""
+    full = np.repeat(row.indices[None], len(items) + 1, 0)
+    kept = np.ones(full.shape, dtype=bool)
+    kept[:-1] = full[:-1] != items[:, None]
+    starts = np.concatenate([[0], kept.sum(1).cumsum()])
+    columns = full[kept]
+    return csr_matrix(
+        (np.ones(len(columns), dtype=np.float32), columns, starts), shape=(len(full), row.shape[1])
+    )
 
 
 def last(states: Iterator[State]) -> State:

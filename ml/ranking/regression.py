@@ -16,26 +16,28 @@ import torch
 from scipy.linalg.lapack import spotrf, spotri
 from scipy.sparse import csr_matrix
 
-from ml.ranking.ranker import Choices, HeldOutScores, Ranker, State, packed, unpacked
+from ml.ranking.ranker import Choices, HeldOutScores, Ranker, State, packed, rare_rows, unpacked, weighted
 
 
 @dataclass
 class ItemRegression(Ranker):
-    """penalty: λ; users: at most so many training users, those with most source choices, for the matrix grows
-    with their square."""
+    """normalised: rows of length 1, so that a long history weighs no more than a short one; penalty: λ, some
+    thousands where they are not; users: at most so many training users, those with most source choices, for
+    the matrix grows with their square."""
 
     name: ClassVar[str] = "item_regression"
     title: ClassVar[str] = "Item regression"
     summary: ClassVar[str] = "Ridge regression of every target item on the source items chosen."
     source: ClassVar[str] = "EASE, Steck, WWW 2019, across domains"
 
-    penalty: float = 3000.0
+    normalised: bool = True
+    penalty: float = 10.0
     users: int = 8192
 
     def learn(self, choices: Choices, device: torch.device | str = "cpu") -> Iterator[State]:
         length = np.diff(choices.source.indptr)
         kept = np.sort(np.argsort(-length, kind="stable")[: self.users])
-        rows = weighted(choices.source[kept], choices.rarity)
+        rows = self._rows(choices.source[kept], choices.rarity)
         gram = (rows @ rows.T).toarray()
         gram[np.diag_indices_from(gram)] += self.penalty
         yield {
@@ -47,8 +49,11 @@ class ItemRegression(Ranker):
             **packed("target", choices.target[kept]),
         }
 
+    def _rows(self, source: csr_matrix, rarity: np.ndarray) -> csr_matrix:
+        return rare_rows(source, rarity) if self.normalised else weighted(source, rarity)
+
     def score(self, state: State, source: csr_matrix) -> np.ndarray:
-        rows = weighted(source, state["rarity"].numpy())
+        rows = self._rows(source, state["rarity"].numpy())
         weights = (rows @ unpacked("source", state).T).toarray() @ state["inverse"].numpy()
         return product(weights, unpacked("target", state))
 
@@ -68,10 +73,6 @@ class ItemRegression(Ranker):
             return out
 
         return scores
-
-
-def weighted(source: csr_matrix, rarity: np.ndarray) -> csr_matrix:
-    return csr_matrix((source.data * rarity[source.indices], source.indices, source.indptr), source.shape)
 
 
 def product(weights: np.ndarray, target: csr_matrix) -> np.ndarray:

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from ml import fold_in
 from ml.data import Problem, Ratings, SourceUsers
+from ml.encoder import history_of, liked
 from ml.evaluation.ranking import top_k
 from ml.factorization.adam import MatrixFactorization, RatingTable
+from ml.factorization.biased import BiasedFactorization, standardize
 from ml.fold_in import FoldIn
 from ml.models.registry import build
-from ml.recommender import Recommender, history_of
 
 
 def draw(seed: int, users: int = 30, items: int = 12, k: int = 3, ratings: int = 200):
@@ -119,8 +120,7 @@ def trained():
     ratings = Ratings(rows, columns, values)
     fold = FoldIn.of(source.user_factors_[0], source.item_factors_[0], ratings)
     target = torch.randn(500, k, generator=generator)
-    recommender = Recommender(None, fold, target, torch.zeros(500).long(), torch.arange(500), 3)
-    users = recommender.fold(ratings, n)
+    users = SourceUsers(fold(ratings, n), liked(ratings, n, 3), fold.standardized_items)
     problem = Problem(
         source=SourceUsers(source.user_factors_[0], users.history, users.item_factors),
         target_factors=source.user_factors_[0] @ torch.randn(k, k, generator=generator),
@@ -146,45 +146,25 @@ def test_a_user_who_was_trained_gets_nearly_the_same_recommendations(trained):
     assert overlap(mean) < 0.7
 
 
-def recommender(**changes) -> Recommender:
-    fold = FoldIn(torch.eye(2), torch.zeros(2, dtype=torch.float64), torch.eye(2).double(), 1.0)
-    parts = {
-        "model": build("emcdr").load_state_dict({"map": torch.eye(2)}),
-        "fold_in": fold,
-        "target_items": torch.tensor([[1.0, 0], [0, 1], [1, 1], [-1, 0]]),
-        "popularity": torch.tensor([5, 9, 9, 2]),
-        "allowed": torch.tensor([0, 1, 3]),
-        "liked_above": 3,
-    }
-    return Recommender(**parts | changes)
+@pytest.mark.parametrize("k", [0, 3])
+def test_biased_users_get_the_very_vectors_that_were_trained(k):
+    """The last half-sweep solves users on the final items: the same ratings give the same solution."""
+    _, _, ratings = draw(4, users=40, items=25, ratings=600)
+    values, rows = ratings.values, torch.arange(0, 40, 2)
+    table = RatingTable(ratings.users, ratings.items, values, 40, 25, seed=0)
+    factors = BiasedFactorization(k=k, penalty=2.0, bias_penalty=1.5, sweeps=5).fit(table, "source").factors
+    fold, held = FoldIn.of_biased(factors, 2.0, 1.5, rows), standardize(factors, rows)
+    torch.testing.assert_close(fold(ratings, 40), held.users, atol=2e-5, rtol=1e-5)
+    assert torch.equal(fold.standardized_items, held.items)
+    stranger = fold(Ratings(ratings.users[:0], ratings.items[:0], values[:0]), 1)
+    torch.testing.assert_close(stranger[0], (-fold.centre / fold.scale).float())
 
 
-def test_the_best_allowed_items_come_first_and_strangers_get_popular_ones():
-    factors = torch.tensor([[1.0, 2.0], [-1.0, 0.0], [9.0, 9.0]])
-    items, scores = recommender().top(factors, torch.tensor([True, True, False]), 2)
-    assert items.tolist() == [[1, 0], [3, 1], [1, 0]]
-    assert scores.tolist() == [[2, 1], [1, 0], [9, 5]]
-    assert recommender().top(factors, torch.ones(3).bool(), 9)[0].shape == (3, 3)
-
-
-def test_items_that_are_equally_popular_keep_their_order():
-    everything = recommender(allowed=torch.arange(4))
-    assert everything.most_popular.tolist() == [1, 2, 0, 3]
-
-
-def test_no_item_left_is_refused():
-    with pytest.raises(ValueError, match="lower min_ratings"):
-        recommender(allowed=torch.tensor([], dtype=torch.int64))
-
-
-def test_folding_keeps_the_order_of_what_was_liked():
+def test_what_was_liked_keeps_its_order():
     ratings = Ratings(torch.tensor([1, 0, 1, 1]), torch.tensor([1, 0, 0, 1]), torch.tensor([4.0, 3, 5, 5]))
-    users = recommender().fold(ratings, 3)
-    assert users.history.offsets.tolist() == [0, 0, 3, 3]
-    assert users.history.items.tolist() == [1, 0, 1]
-    # (1 + 1) u₀ = 3 for user 0; for user 1 items 0 and twice 1: u = (5/2, 9/3).
-    np.testing.assert_allclose(users.factors, [[1.5, 0], [2.5, 3], [0, 0]])
-    np.testing.assert_allclose(recommender().transfer(users), users.factors)
+    history = liked(ratings, 3, above=3)
+    assert history.offsets.tolist() == [0, 0, 3, 3]
+    assert history.items.tolist() == [1, 0, 1]
 
 
 def test_histories_of_sorted_rows():

@@ -563,7 +563,7 @@ def _commands() -> list[Case]:
     named = {
         "output is users": ("users.parquet", "--output"),
         "output is users by another way": ("users.parquet", "--output"),
-        "output is linked to users": ("users.parquet", "--output"),
+        "output is linked to users": ("linked.parquet", "--output"),
         "output is a folder": ("folder",),
         "output is nowhere": ("gone",),
         "users missing": ("gone.parquet",),

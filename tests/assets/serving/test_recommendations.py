@@ -1,4 +1,4 @@
-"""Recommendations on the tiny task: who gets them, what they are, and what a bad filter or file says."""
+"""Recommendations on the tiny task: who gets them, what they are, and what a bad filter says."""
 
 import dataclasses
 
@@ -8,24 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from assets.data.cell import domain_ratings, training_rows
+from assets.data.cell import training_rows
+from assets.data.domain import domain_ratings
 from assets.serving import recommendations
-from assets.serving.recommendations import (
-    Bundle,
-    RecommendationConfig,
-    RecommendationError,
-    best_model,
-    candidates,
-    cold_users,
-    load_bundle,
-    recommend_cell,
-    recommend_file,
-    recommendations_asset,
-)
+from assets.serving.answering import ANY_CELL, answering
+from assets.serving.bundle import RecommendationError
+from assets.serving.choice import Choice, Chosen, choose, choose_at, objectives
+from assets.serving.recommendations import RecommendationConfig, recommend_cell, recommendations_asset
 from assets.settings.profile import load_profiles
-from assets.state.store import NotMaterialized
-from ml.data import Ratings
-from tests.assets.house import CELL, MODELS, STRICT
+from assets.state.store import NotMaterialized, Store
+from tests.assets.axes import AXES, CATALOG, CELL
+from tests.assets.house import MODELS, STRICT
 from tests.assets.house import house as trained_house
 
 pytestmark = pytest.mark.usefixtures("house")
@@ -38,23 +31,37 @@ def house():
 
 @pytest.fixture(scope="module")
 def written(house):
-    """The asset's file, and its metadata."""
+    """The asset's file as a table, its metadata and its number of row groups."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recommendations, "CHUNK", 50)
-        done = house.make(["strict/recommendations"], CELL.key, recommendations_asset(STRICT))
+        done = house.make(["strict/recommendations"], CELL.key, recommendations_asset(AXES, STRICT))
     [event] = done.asset_materializations_for_node("strict__recommendations")
     path = house.store.recommendations("strict", CELL).path_of("recommendations.parquet")
-    return path, {name: entry.value for name, entry in event.metadata.items()}
+    groups = pq.ParquetFile(path).num_row_groups
+    return pd.read_parquet(path), {name: entry.value for name, entry in event.metadata.items()}, groups
 
 
 def make(house, **config) -> pd.DataFrame:
-    recommend_cell(house.store, house.compute, STRICT, CELL, RecommendationConfig(**config))
+    recommend_cell(house.store, AXES, STRICT, CELL, RecommendationConfig(**config))
     return house.store.recommendations("strict", CELL).table("recommendations.parquet")
 
 
-def test_every_cold_user_and_no_other_gets_twenty_items(house, written):
-    path, metadata = written
-    frame = pd.read_parquet(path)
+def counts(house) -> np.ndarray:
+    target = domain_ratings(house.store, "tiny_music")
+    rows = training_rows(house.store, STRICT, CELL)
+    return np.bincount(target.items[rows], minlength=target.n_items)
+
+
+def rated(house) -> dict[str, set[str]]:
+    rows = house.query(
+        "tiny_music",
+        'SELECT user_id, item_id FROM ratings JOIN users USING ("user") JOIN items USING (item)',
+    )
+    return pd.DataFrame(rows, columns=["user", "item"]).groupby("user")["item"].agg(set).to_dict()
+
+
+def test_every_cold_user_and_no_other_gets_a_list(house, written):
+    frame, metadata, groups = written
     source = {user for (user,) in house.query("tiny_video", "SELECT user_id FROM users")}
     target = {user for (user,) in house.query("tiny_music", "SELECT user_id FROM users")}
     shared = house.store.overlap("tiny").table("users.parquet")
@@ -62,108 +69,117 @@ def test_every_cold_user_and_no_other_gets_twenty_items(house, written):
     expected = (source - target) | set(shared["user_id"][(role == 2).to_numpy()])
     assert set(frame["user_id"]) == expected
     assert metadata["users"] == len(expected)
-    assert metadata["dagster/row_count"] == len(frame) == 20 * len(expected)
-    assert (frame.groupby("user_id")["rank"].agg(list).map(tuple) == tuple(range(1, 21))).all()
+    assert metadata["dagster/row_count"] == len(frame)
     assert not frame.duplicated(["user_id", "item_id"]).any()
-    assert pq.ParquetFile(path).num_row_groups == -(-len(expected) // 50)
+    ranks = frame.groupby("user_id")["rank"].agg(list)
+    assert all(each == list(range(1, len(each) + 1)) for each in ranks)
+    assert (ranks.map(len) == 20).mean() > 0.9
+    assert groups == -(-len(expected) // 50)
 
 
 def test_the_ids_are_those_of_the_codes(house, written):
-    frame = pd.read_parquet(written[0])
     users = dict(house.query("tiny_video", 'SELECT "user", user_id FROM users'))
     items = dict(house.query("tiny_music", "SELECT item, item_id FROM items"))
-    assert (frame["user"].map(users) == frame["user_id"]).all()
-    assert (frame["item"].map(items) == frame["item_id"]).all()
+    assert (written[0]["user"].map(users) == written[0]["user_id"]).all()
+    assert (written[0]["item"].map(items) == written[0]["item_id"]).all()
 
 
-def test_scores_are_those_of_the_trained_model_on_the_test_users(house, written):
-    frame = pd.read_parquet(written[0])
-    name, objective = best_model(house.store, STRICT, CELL)
-    users = house.store.model("strict", name, CELL, objective).tensors("users.safetensors")["users"]
-    items = house.store.target_factors("strict", CELL).tensors("factors.safetensors")["items"]
-    trained = np.bincount(
-        domain_ratings(house.store, "tiny_music").items[training_rows(house.store, STRICT, CELL)],
-        minlength=len(items),
+def test_what_a_user_has_rated_is_not_listed_unless_asked_for(house, written):
+    known = rated(house)
+    pairs = zip(written[0]["user_id"], written[0]["item_id"], strict=True)
+    assert not any(item in known.get(user, ()) for user, item in pairs)
+    everything = make(house, include_rated=True)
+    pairs = zip(everything["user_id"], everything["item_id"], strict=True)
+    assert any(item in known.get(user, ()) for user, item in pairs)
+
+
+def test_scores_and_stars_are_those_of_the_trained_model(house, written):
+    from assets.training.run import gate_of, restored_model
+
+    chosen = choose_at(house.store, AXES, STRICT, CELL)
+    frame = written[0]
+    name = chosen.lists.name
+    gate = gate_of(house.store, STRICT, name, CELL, "rating")
+    held = gate.held_out("test")
+    scores = restored_model(house.store, STRICT, name, CELL, "rating").scores(
+        held.users, torch.arange(domain_ratings(house.store, "tiny_music").n_items)
     )
-    scores = (users @ items.T).numpy()
-    scores[:, trained == 0] = -np.inf
-    shared = house.store.overlap("tiny").table("users.parquet")
-    role = house.store.split(CELL).table("roles.parquet")["role"].to_numpy()
     compared = 0
-    for row, code in zip(scores, shared["source_user"][role == 2], strict=True):
+    for row, code in zip(scores.numpy(), held.users.source_rows.tolist(), strict=True):
         mine = frame[(frame["user"] == code) & (frame["model"] == name)]
-        if len(mine):
-            np.testing.assert_allclose(mine["score"], np.sort(row)[::-1][:20], rtol=1e-4)
-            np.testing.assert_allclose(mine["score"], row[mine["item"]], rtol=1e-4)
-            compared += 1
+        np.testing.assert_allclose(mine["score"], row[mine["item"]], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(mine["rating"], row[mine["item"]].clip(1, 5), rtol=1e-4, atol=1e-5)
+        compared += len(mine) > 0
     assert compared > 10
 
 
-def test_who_liked_nothing_gets_the_most_popular_items(house, written):
-    frame = pd.read_parquet(written[0])
-    liked = {user for (user,) in house.query("tiny_video", 'SELECT "user" FROM ratings WHERE rating > 3')}
-    by_popularity = frame["model"] == "popularity"
-    assert (~frame["user"].isin(liked) == by_popularity).all()
-    counts = np.bincount(
-        domain_ratings(house.store, "tiny_music").items[training_rows(house.store, STRICT, CELL)]
-    )
-    bundle = load_bundle(house.store, STRICT, "tiny", "b20-s0", RecommendationConfig())
-    stranger = bundle.recommend(bundle.known_users(np.array([-1]), np.array(["new"], object)), 5)
-    assert stranger["model"].to_pylist() == ["popularity"] * 5
-    assert stranger["user"].null_count == 5
-    assert stranger["score"].to_pylist() == sorted(counts.tolist(), reverse=True)[:5]
+def test_of_whom_nothing_is_known_gets_the_most_popular_items_and_is_told_so(house, written):
+    """Every source user has a rating, so nobody of the file is a stranger."""
+    assert set(written[0]["model"]) == {choose_at(house.store, AXES, STRICT, CELL).lists.name}
+    assert written[0]["note"].isna().all()
+    bundle = answering(house.store, house.tracking, AXES, "tiny", STRICT, "b20-s0").bundle
+    stranger = bundle.recommender.known_users(torch.tensor([-1]))
+    listed = bundle.recommender.recommend(stranger, 5)
+    assert not listed.known.any()
+    assert listed.scores[0].tolist() == sorted(counts(house).tolist(), reverse=True)[:5]
 
 
-def test_the_best_on_validation_recommends(house):
-    curves = {
+def validation_rmse(house) -> dict[str, float]:
+    return {
         name: house.store.model("strict", name, CELL).table("curves.parquet")["validation_rmse"].min()
         for name in MODELS
     }
-    assert best_model(house.store, STRICT, CELL) == (min(curves, key=curves.get), "rating")
 
 
-def test_a_model_that_diverged_is_never_the_best(house):
-    profile = dataclasses.replace(STRICT, name="made_up")
-    for name, rmse in (("emcdr", [np.nan, np.nan]), ("ptupcdr", [np.nan, 9.0])):
-        house.judge(name, *rmse, profile="made_up")
-    assert best_model(house.store, profile, CELL) == ("ptupcdr", "rating")
+def test_the_best_on_validation_answers(house):
+    values = validation_rmse(house)
+    best = Choice(min(values, key=values.get), "rating")
+    assert choose_at(house.store, AXES, STRICT, CELL) == Chosen(best, best)
 
 
-def test_without_validation_users_it_is_diffcdr_for_ranking(house):
+def test_stale_cells_do_not_count(house):
+    """Under other settings what is there is not what would be trained: nothing may be chosen by it."""
+    entries = {**STRICT.entries}
+    name = min(validation_rmse(house), key=validation_rmse(house).get)
+    entries[name] = dataclasses.replace(entries[name], settings={**entries[name].settings, "epochs": 3})
+    [other] = set(MODELS) - {name}
+    changed = dataclasses.replace(STRICT, entries=entries)
+    assert choose(house.store, CATALOG, changed, [CELL]).lists.name == other
+
+
+def test_without_validation_users_the_profiles_own_model_answers(house):
     paper = load_profiles()["paper"]
-    assert candidates(paper) == ["diffcdr"]
+    assert objectives(paper) == ["ranking", "rating"]
     with pytest.raises(NotMaterialized, match="run `diffcdr run --task tiny --profile paper` first"):
-        best_model(house.store, paper, CELL)
-    house.store.model("paper", "diffcdr", CELL, "ranking").write({}, "made by hand")
-    assert best_model(house.store, paper, CELL) == ("diffcdr", "ranking")
+        choose(house.store, CATALOG, paper, [CELL])
 
 
-def test_models_without_a_map_do_not_recommend():
-    assert candidates(load_profiles()["strict"]) == ["emcdr", "sscdr", "lacdr", "ptupcdr", "diffcdr"]
+def test_the_asset_depends_on_all_that_may_be_chosen():
+    [keys] = recommendations_asset(AXES, load_profiles()["tuned"]).asset_deps.values()
+    names = {key.path[-1] for key in keys}
+    assert {"split", "emcdr", "star_diffusion", "star_logit", "item_mean"} <= names
+    assert not {"tgt", "cmf", "permuted_source", "diffcdr_mean"} & names
 
 
 def test_filters_keep_items_out(house, written, tmp_path):
-    before = pd.read_parquet(written[0])
-    best = before[before["rank"] == 1]["item_id"].unique()[:2].tolist()
+    best = written[0][written[0]["rank"] == 1]["item_id"].unique()[:2].tolist()
     exclude = tmp_path / "exclude.txt"
     exclude.write_text("\n".join(["", *best, ""]))
     after = make(house, exclude=str(exclude), k=5)
     assert not set(after["item_id"]) & set(best)
     assert after["rank"].max() == 5
-    counts = np.bincount(
-        domain_ratings(house.store, "tiny_music").items[training_rows(house.store, STRICT, CELL)]
-    )
-    few = int(np.median(counts))
-    assert counts[make(house, min_ratings=few)["item"].unique()].min() >= few > counts.min()
+    few = int(np.median(counts(house)))
+    assert counts(house)[make(house, min_ratings=few)["item"].unique()].min() >= few > counts(house).min()
 
 
 def test_what_is_up_to_date_is_not_written_again(house):
+    entry = house.store.recommendations("strict", CELL)
     make(house, k=3)
-    before = house.store.recommendations("strict", CELL).require()
+    before = entry.require()
     make(house, k=3)
-    assert house.store.recommendations("strict", CELL).require() == before
+    assert entry.require() == before
     make(house, k=4)
-    assert house.store.recommendations("strict", CELL).require() != before
+    assert entry.require() != before
 
 
 @pytest.mark.parametrize(
@@ -182,100 +198,18 @@ def test_a_bad_filter_is_refused_in_one_sentence(house, tmp_path, text, config, 
         make(house, exclude=str(path), **config)
 
 
-# Users from a file.
+def test_an_order_that_the_model_does_not_make_is_refused(house):
+    with pytest.raises(ValueError, match=r"list 'coverage' is none that \w+ makes; it makes probability"):
+        make(house, list="coverage")
 
 
-@pytest.fixture(scope="module")
-def bundle(house) -> Bundle:
-    return load_bundle(house.store, STRICT, "tiny", "", RecommendationConfig())
-
-
-def histories(house, prefix: str = "") -> pd.DataFrame:
-    rows = house.query(
-        "tiny_video",
-        'SELECT user_id, item_id, rating FROM ratings JOIN users USING ("user") JOIN items USING (item) '
-        "ORDER BY ratings.rowid",
-    )
-    frame = pd.DataFrame(rows, columns=["user_id", "item_id", "rating"])
-    return frame.assign(user_id=prefix + frame["user_id"])
-
-
-def asked(bundle, frame: pd.DataFrame, folder, k: int = 20) -> tuple[dict, pd.DataFrame]:
-    frame.to_parquet(folder / "users.parquet", index=False)
-    counts = recommend_file(bundle, folder / "users.parquet", folder / "recs.parquet", k)
-    assert {path.name for path in folder.glob("*.parquet")} == {"users.parquet", "recs.parquet"}
-    return counts, pd.read_parquet(folder / "recs.parquet")
-
-
-def test_known_users_of_a_file_get_what_the_asset_gives_them(house, written, bundle, tmp_path, monkeypatch):
-    make(house)
-    expected = house.store.recommendations("strict", CELL).table("recommendations.parquet")
-    monkeypatch.setattr(recommendations, "CHUNK", 7)
-    cold = bundle.user_ids[cold_users(house.store, STRICT, CELL)]
-    wanted = pd.DataFrame({"user_id": [*cold[::-1], "stranger"]})
-    counts, got = asked(bundle, wanted, tmp_path)
-    assert counts["users"] == len(cold) + 1
-    assert got[got["user_id"] == "stranger"]["model"].unique().tolist() == ["popularity"]
-    mine = got[got["user_id"] != "stranger"].reset_index(drop=True).astype({"user": "int32"})
-    pd.testing.assert_frame_equal(mine, expected, check_exact=False, rtol=1e-5)
-
-
-def test_new_users_of_a_file_are_folded_in(house, bundle, tmp_path, monkeypatch):
-    _, whole = asked(bundle, histories(house, "new-"), tmp_path)
-    assert whole["user"].isna().all()
-    monkeypatch.setattr(recommendations, "CHUNK", 31)
-    counts, chunked = asked(bundle, histories(house, "new-"), tmp_path)
-    assert counts["users"] == len(bundle.user_ids)
-    assert counts["by_popularity"] == (~bundle.known).sum()
-    pd.testing.assert_frame_equal(whole, chunked, check_exact=False, rtol=1e-4)
-
-    every = domain_ratings(house.store, "tiny_video")
-    rows = (every.users, every.items, every.values)
-    folded = bundle.recommender.fold(Ratings(*map(torch.from_numpy, rows)), every.n_users)
-    _, scores = bundle.recommender.top(
-        bundle.recommender.transfer(folded), torch.from_numpy(bundle.known), 20
-    )
-    np.testing.assert_allclose(whole["score"], scores.flatten(), rtol=1e-4)
-
-
-def test_the_latter_of_two_ratings_counts(house, bundle, tmp_path):
-    history = histories(house).query("user_id == user_id.iloc[0]")
-    once = asked(bundle, history, tmp_path)[1]
-    contrary = history.assign(rating=6 - history["rating"])
-    pd.testing.assert_frame_equal(asked(bundle, pd.concat([contrary, history]), tmp_path)[1], once)
-    assert not asked(bundle, pd.concat([history, contrary]), tmp_path)[1]["score"].equals(once["score"])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"item_id": "nothing"}, r"users.parquet, row 3: item nothing is not in the source domain"),
-        ({"item_id": None}, r"row 3: item null is not in the source domain"),
-        ({"rating": 9.0}, r"row 3: rating 9.0 is not a number from 1 to 5; correct or remove that row"),
-        ({"rating": np.nan}, r"row 3: rating n.* is not a number from 1 to 5"),
-        ({"user_id": None}, r"row 3: the user id is missing"),
-    ],
-)
-def test_a_bad_row_is_named_and_nothing_is_written(house, bundle, tmp_path, change, message):
-    frame = histories(house).head(5).astype({"item_id": object, "user_id": object})
-    for name, value in change.items():
-        frame.loc[2, name] = value
-    with pytest.raises(RecommendationError, match=message):
-        asked(bundle, frame, tmp_path)
-    assert not (tmp_path / "recs.parquet").exists()
-
-
-def test_a_file_of_another_kind_is_refused(bundle, tmp_path):
-    pd.DataFrame({"name": ["a"]}).to_parquet(tmp_path / "users.parquet")
-    with pytest.raises(RecommendationError, match=r"no column user_id; the file has .*name"):
-        recommend_file(bundle, tmp_path / "users.parquet", tmp_path / "recs.parquet", 5)
-    (tmp_path / "users.parquet").write_text("user_id\n1\n")
-    with pytest.raises(RecommendationError, match="is not a readable Parquet file"):
-        recommend_file(bundle, tmp_path / "users.parquet", tmp_path / "recs.parquet", 5)
-
-
-def test_an_unknown_cell_is_refused(house):
+def test_the_first_trained_cell_answers_where_there_is_no_champion(house, tmp_path):
+    found = answering(house.store, house.tracking, AXES, "tiny", STRICT, ANY_CELL)
+    assert found.bundle.cell == CELL.key
+    assert found.what == f"{found.bundle.names} of tiny|b20-s0, profile strict"
     with pytest.raises(RecommendationError, match="unknown cell 'b99-s0'; known are b20-s0, b20-s1"):
-        load_bundle(house.store, STRICT, "tiny", "b99-s0", RecommendationConfig())
-    with pytest.raises(NotMaterialized, match=r"tiny\|b50-s1: no model of profile strict is trained yet"):
-        load_bundle(house.store, STRICT, "tiny", "b50-s1", RecommendationConfig())
+        answering(house.store, house.tracking, AXES, "tiny", STRICT, "b99-s0")
+    with pytest.raises(NotMaterialized, match=r"tiny\|b50-s0 … b50-s1: no model of profile strict is"):
+        answering(house.store, house.tracking, AXES, "tiny", STRICT, "b50-s1")
+    with pytest.raises(NotMaterialized, match="run `diffcdr run --task tiny --profile strict` first"):
+        answering(Store(home=str(tmp_path)), house.tracking, AXES, "tiny", STRICT, ANY_CELL)

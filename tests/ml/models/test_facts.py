@@ -87,6 +87,7 @@ def test_a_class_of_literals_is_read_without_importing_it(module):
         role="learned",
         settings_from="",
         warms_by="",
+        serves="anyone",
         defaults={
             "lr": 1e-3,
             "shift": -1.0,

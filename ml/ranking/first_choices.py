@@ -1,0 +1,34 @@
+"""How lists get better once the first choices of a user in the target domain are known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ml.data import HeldOut
+from ml.distribution.warming import split_first
+from ml.evaluation.lists import list_scores
+from ml.ranking.ranker import Ranker
+
+COUNTS = (0, 1, 2, 5)
+
+
+def scores_by_n(
+    rankers: Mapping[str, Ranker], held_out: HeldOut, counts: Sequence[int] = COUNTS, replica: int = 0
+) -> list[dict[str, str | int | float]]:
+    """Rows {ranker, n, users, ndcg@10, …} of the lists after each user's first n choices, n of `counts`.
+
+    The ratings of `held_out` are in the order in which choices are made: of time, where there is time. Only
+    users with more than the largest n choices, and of these the choices after it, so that every n is judged
+    on the same; none where there is no such user. Choices seen are not listed.
+    """
+    rows: list[dict[str, str | int | float]] = []
+    for n in sorted(counts):
+        observed, later = split_first(held_out.ratings, n, max(counts))
+        if len(later) == 0:
+            return []
+        for name, ranker in rankers.items():
+            lists, _ = ranker.top_after(held_out.users, observed, 20, replica)
+            means = list_scores(lists, later, ranker.items_of(replica)).means()
+            del means["users_left_out"]
+            rows.append({"ranker": name, "n": n, **means, "users": int(means["users"])})
+    return rows
