@@ -531,9 +531,3 @@ def _refuse_unknown(task: str | None, profile: str | None) -> None:
     for kind, asked, known in (("task", task, load_catalog().tasks), ("profile", profile, load_profiles())):
         if asked is not None and asked not in known:
             raise ValueError(f"unknown {kind}: {asked}; known are {', '.join(known)}")
-
-
-if __name__ == "__main__":
-    from pipeline.main import main as command
-
-    command()
