@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from assets.settings.profile import load_profiles
+
 ROOMS = ("pipeline", "assets", "ml")
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -52,7 +54,11 @@ def test_unknown_names_come_with_the_known_ones():
 
 def test_list_names_tasks_profiles_and_models():
     done = python("-m", "pipeline.main", "list")
-    assert {"tiny", "tiny_video", "paper", "diffcdr,"} <= set(done.stdout.split())
+    assert {"tiny", "tiny_video", "paper", "diffcdr"} <= set(done.stdout.split())
+    listed = [line.split()[:2] for line in done.stdout.splitlines() if line.strip()]
+    for profile in load_profiles().values():
+        for model in profile.trained:
+            assert [profile.name, model] in listed
 
 
 def test_a_dead_tracking_server_is_said_before_anything_is_done(home):
