@@ -146,10 +146,11 @@ def test_another_beta_adds_cells_and_reuses_the_source_factors(house):
     house.run(betas=[0.5], seeds=[1], models=["emcdr"])
     new = {Path(path).parent.relative_to(house.home / "artifacts").as_posix() for path in house.manifests()}
     new -= {Path(path).parent.relative_to(house.home / "artifacts").as_posix() for path in before}
+    place, objectives = "task=tiny/beta=0.5/seed=1", ("rating", "ranking")
     assert new == {
-        "split/task=tiny/beta=0.5/seed=1",
-        "target_factors/profile=strict/objective=rating/task=tiny/beta=0.5/seed=1",
-        "models/profile=strict/model=emcdr/objective=rating/task=tiny/beta=0.5/seed=1",
+        f"split/{place}",
+        *(f"target_factors/profile=strict/objective={each}/{place}" for each in objectives),
+        *(f"models/profile=strict/model=emcdr/objective={each}/{place}" for each in objectives),
     }
 
 
