@@ -130,17 +130,20 @@ class ChoiceDiffusion(Ranker):
 
     def _axes(self, state: State) -> State:
         """Centre (r + 1,) and axes (r + 1, D) of the items' columns [iALS vector, log popularity]: the
-        leading directions of the vectors and the last column, each of mean square 1 over the items with a
-        choice."""
-        popularity = state["popularity"]
-        known = popularity > 0
-        columns = self._columns(state, state[f"{self.BASE}.target_vectors"])[known]
-        centre = columns.mean(0)
+        leading directions of the vectors and the last column, each of mean square 1.
+
+        Means are over choices, not over items: most of a long tail lies at 0, and measured by it the vectors
+        of what is chosen would be many times too long.
+        """
+        share = state["popularity"] / state["popularity"].sum()
+        columns = self._columns(state, state[f"{self.BASE}.target_vectors"])
+        centre = share @ columns
         rank = columns.shape[1] - 1
-        directions = torch.linalg.svd(columns[:, :rank] - centre[:rank], full_matrices=False)[2]
+        apart = share.sqrt()[:, None] * (columns - centre)
+        directions = torch.linalg.svd(apart[:, :rank], full_matrices=False)[2]
         axes = torch.block_diag(directions[: self.width].T, torch.ones(1, 1))
-        spread = ((columns - centre) @ axes).square().mean(0).sqrt()
-        return {"centre": centre, "axes": torch.where(spread > 1e-9, axes / spread.clamp(min=1e-9), 0.0)}
+        spread = (apart @ axes).square().sum(0).sqrt()
+        return {"centre": centre, "axes": torch.where(spread > 1e-6, axes / spread.clamp(min=1e-6), 0.0)}
 
     def _columns(self, state: State, vectors: Tensor) -> Tensor:
         return torch.cat([vectors, (state["popularity"] + 0.5).log()[:, None]], 1)
