@@ -16,7 +16,8 @@ from assets.serving.choice import Chosen, choose, complete, validated
 from assets.serving.gate import NotPromoted, judge, refuse
 from assets.settings.axes import Axes, Cell
 from assets.settings.profile import Profile
-from assets.state.store import PROJECT, NotMaterialized, Store
+from assets.state.code import OURS
+from assets.state.store import NotMaterialized, Store
 from assets.state.tracking import MlflowTracking
 from ml.models.registry import MODELS
 
@@ -193,9 +194,9 @@ def save_pyfunc(folder: Path, bundle: Bundle, card: str, about: Any = None) -> P
         (folder / name).write_bytes(content)
     mlflow.pyfunc.save_model(
         path=str(folder / "model"),
-        python_model=str(PROJECT / "assets" / "serving" / "pyfunc_recommender.py"),
+        python_model=str(OURS / "assets" / "serving" / "pyfunc_recommender.py"),
         artifacts={name.partition(".")[0]: str(folder / name) for name in files},
-        code_paths=[str(PROJECT / "ml"), *_code_of_others(bundle)],
+        code_paths=[str(OURS / "ml"), *_code_of_others(bundle)],
         # Inferring the requirements would load the model in a new process, for half a minute.
         pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
         input_example=example(bundle),
