@@ -123,6 +123,8 @@ def analyse(store: Store, compute: Compute, catalog: Catalog, profile: Profile, 
     if not pending:
         log.info("%s/embeddings %s: up to date", profile.name, span(group))
         return
+    for cell in pending:
+        _require_current(store, catalog, profile, cell)
     truth = train_truth(store, compute, profile, pending)
     for cell in pending:
         inputs = cell_inputs(store, profile, cell)
@@ -164,6 +166,14 @@ def cell_inputs(store: Store, profile: Profile, cell: Cell) -> Inputs:
         target=store.target_factors(profile.name, cell),
         models=models,
     )
+
+
+def _require_current(store: Store, catalog: Catalog, profile: Profile, cell: Cell) -> None:
+    """Raise NotMaterialized, naming it, where a model that is shown, or what it is made from, is out of date."""
+    fingerprints = Fingerprints(store, catalog, profile)
+    for name, entry in cell_inputs(store, profile, cell).models.items():
+        fingerprints.require_inputs(name, cell, "rating")
+        entry.require_current(fingerprints.model(name, cell, "rating"))
 
 
 def embeddings_fingerprint(store: Store, catalog: Catalog, profile: Profile, cell: Cell) -> str:

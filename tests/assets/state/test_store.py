@@ -188,9 +188,10 @@ def test_a_killed_process_leaves_what_was_there_and_the_next_one_cleans_up(home,
     entry.write({"a": b"old"}, "f1")
     script = """
         import time
-        from assets.settings.axes import Cell
+        from assets.settings.axes import Axes
+        from assets.settings.catalog import load_catalog
         from assets.state.store import Store
-        with Store().split(AXES.parse("tiny|b20-s0")).draft() as draft:
+        with Store().split(Axes(load_catalog()).parse("tiny|b20-s0")).draft() as draft:
             (draft.folder / "a").write_bytes(b"new")
             print("here", flush=True)
             time.sleep(60)

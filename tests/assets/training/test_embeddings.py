@@ -1,5 +1,6 @@
 """Figure 4 on the tiny task: what is compared with what, and what is written."""
 
+import dataclasses
 import io
 import json
 
@@ -10,33 +11,30 @@ import pytest
 import torch
 from PIL import Image
 
-from assets.data.cell import cell_data, roles
-from assets.data.ratings import ingest_domain
-from assets.data.reviews import obtain
-from assets.data.splits import draw_split, find_overlap
-from assets.settings.axes import CATALOG
+from assets.data.cell import Gate
 from assets.settings.profile import load_profiles
 from assets.state.compute import Compute
 from assets.state.store import NotMaterialized, Store, tensors
 from assets.training import embeddings
-from assets.training.factors import source_config, train_source, train_target
+from assets.training.factors import train_source, train_target
+from assets.training.fingerprints import Fingerprints
 from ml.models.registry import build
-from ml.splits import TEST, TRAIN
+from tests.assets.axes import AXES, CATALOG, CELL
+from tests.assets.tiny import prepare
 
 PROFILE = load_profiles()["strict"]
 FILES = {"distances.parquet", "points.parquet", "figure4.png", "figure4.svg"}
+COMPUTE = Compute(device="cpu")
+
+
+def analyse(store, profile=PROFILE):
+    embeddings.analyse(store, COMPUTE, CATALOG, profile, [CELL])
 
 
 def train(store, name, spoil=False):
     """A model of the cell, by one epoch; `spoil` makes it one that diverged."""
-    entry = store.model(PROFILE.name, name, CELL)
     settings = PROFILE.model(name, CELL.task) | {"epochs": 1}
-    config = source_config(PROFILE, CELL.task)
-    factors = [
-        store.source_factors(PROFILE.name, CATALOG.tasks[CELL.task].source, config, CELL.seed),
-        store.target_factors(PROFILE.name, CELL),
-    ]
-    data = cell_data(store, PROFILE, CELL, *(entry.tensors("factors.safetensors") for entry in factors))
+    data = Gate(store, PROFILE, CELL, needs=("factors",)).data
     weights = build(name, **settings).trained([data.problem]).state_dict()
     if spoil:
         weights = {key: torch.full_like(value, torch.nan) for key, value in weights.items()}
@@ -44,25 +42,21 @@ def train(store, name, spoil=False):
         "weights.safetensors": tensors(weights),
         "config.json": json.dumps({"model": name, "hyperparameters": settings}).encode(),
     }
-    entry.write(content, f"{name}-{spoil}")
+    expected = Fingerprints(store, CATALOG, PROFILE).model(name, CELL, "rating")
+    store.model(PROFILE.name, name, CELL).write(content, expected)
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    store, task = Store(home=str(tmp_path_factory.mktemp("home"))), CATALOG.tasks[CELL.task]
-    for name in (task.source, task.target):
-        obtain(store, CATALOG.domains[name])
-        ingest_domain(store, CATALOG.domains[name])
-    find_overlap(store, task)
-    draw_split(store, CELL)
-    train_source(store, Compute(), PROFILE, CELL.task, [CELL.seed], "rating")
-    train_target(store, Compute(), PROFILE, [CELL], "rating")
+    store = prepare(Store(home=str(tmp_path_factory.mktemp("home"))))
+    train_source(store, COMPUTE, CATALOG, PROFILE, [CELL], "rating")
+    train_target(store, COMPUTE, CATALOG, PROFILE, [CELL], "rating")
     with pytest.raises(NotMaterialized, match=r"no model of profile strict has weights for tiny\|b20-s0"):
-        embeddings.analyse(store, Compute(), PROFILE, [CELL])
+        analyse(store)
     train(store, "emcdr")
     train(store, "diffcdr")
     train(store, "lacdr", spoil=True)
-    embeddings.analyse(store, Compute(), PROFILE, [CELL])
+    analyse(store)
     return store
 
 
@@ -76,17 +70,17 @@ def distances(entry):
     return entry.table("distances.parquet")
 
 
-def rows_of(store, role):
-    return np.flatnonzero(roles(store, PROFILE, CELL) == role)
+def rows_of(store, side):
+    return Gate(store, PROFILE, CELL, needs=()).members(side)
 
 
 def test_the_truth_differs_from_the_target_factors_by_the_hidden_ratings_alone(store):
     """Both start from the same vectors, so that training users end close and test users moved from there."""
-    truth = embeddings.train_truth(store, Compute(), PROFILE, [CELL])[0]
+    truth = embeddings.train_truth(store, COMPUTE, PROFILE, [CELL])[0]
     base = store.target_factors(PROFILE.name, CELL).tensors("factors.safetensors")["users"]
     codes = store.overlap("tiny").table("users.parquet")["target_user"].to_numpy()
     shift = (truth - base).norm(dim=1).numpy()
-    seen, hidden = shift[codes[rows_of(store, TRAIN)]], shift[codes[rows_of(store, TEST)]]
+    seen, hidden = shift[codes[rows_of(store, "train")]], shift[codes[rows_of(store, "test")]]
     assert np.median(seen) < np.median(hidden) < base.norm(dim=1).median()
 
 
@@ -120,9 +114,9 @@ def test_panels_show_the_same_users_of_their_side(store, entry):
     series = points.groupby("panel")["series"].unique().map(list).to_dict()
     assert series["a"] == series["b"] == ["emcdr", "diffcdr_dim", "truth"]
     assert series["c"] == series["d"] == ["source", "nfe 5", "nfe 15", "nfe 20", "nfe 30", "truth"]
-    for panel, role in zip("abcd", (TRAIN, TEST, TRAIN, TEST), strict=True):
+    for panel, side in zip("abcd", ("train", "test", "train", "test"), strict=True):
         for _, shown in points[points["panel"] == panel].groupby("series"):
-            assert shown["user"].tolist() == rows_of(store, role).tolist()
+            assert shown["user"].tolist() == rows_of(store, side).tolist()
 
 
 def test_the_figure_is_written_as_png_and_svg(entry):
@@ -154,11 +148,30 @@ def test_metadata_shows_the_figure_and_the_distances_in_little_room(entry):
 
 def test_a_finished_cell_is_skipped_until_a_model_changes(store, entry):
     written = (entry.path / "manifest.json").stat().st_mtime_ns
-    embeddings.analyse(store, Compute(), PROFILE, [CELL])
+    analyse(store)
     assert (entry.path / "manifest.json").stat().st_mtime_ns == written
-    assert entry.is_current(embeddings._fingerprint(store, PROFILE, CELL))
-    train(store, "lacdr")
-    assert not entry.is_current(embeddings._fingerprint(store, PROFILE, CELL))
+    assert entry.is_current(embeddings.embeddings_fingerprint(store, CATALOG, PROFILE, CELL))
+    other = changed("lacdr", lr=0.5)
+    assert not entry.is_current(embeddings.embeddings_fingerprint(store, CATALOG, other, CELL))
+    # Nor is it once there is one more model to show.
+    train(store, "ptupcdr")
+    assert not entry.is_current(embeddings.embeddings_fingerprint(store, CATALOG, PROFILE, CELL))
+    analyse(store)
+    assert "ptupcdr" in entry.require()["models"]
+
+
+def changed(name, **settings):
+    """The profile with other settings of a model."""
+    changed = dataclasses.replace(PROFILE.entries[name], settings=settings)
+    return dataclasses.replace(PROFILE, entries={**PROFILE.entries, name: changed})
+
+
+def test_a_model_of_other_settings_is_refused(store, entry):
+    """The analysis would carry a fingerprint that lies."""
+    before = entry.require()
+    with pytest.raises(NotMaterialized, match=r"lacdr.*out of date.*materialize"):
+        analyse(store, changed("lacdr", lr=0.5))
+    assert entry.require() == before
 
 
 def test_nothing_finite_gives_an_empty_figure():
@@ -167,7 +180,7 @@ def test_nothing_finite_gives_an_empty_figure():
 
 
 def test_the_asset_follows_every_model_of_its_profile():
-    asset = embeddings.embeddings_asset(PROFILE)
+    asset = embeddings.embeddings_asset(AXES, PROFILE)
     assert asset.key == dg.AssetKey(["strict", "embeddings"])
     upstream = {key.path[-1] for key in asset.dependency_keys}
     assert upstream == {*PROFILE.models, "source_factors", "target_factors"}

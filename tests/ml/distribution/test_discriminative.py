@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression
 from torch.testing import assert_close
 
@@ -26,6 +27,8 @@ from ml.distribution.discriminative import (
     shrunk_shares,
     star_description,
     training_rows,
+    trees_of,
+    trees_sum,
 )
 from ml.evaluation.distribution import crps, log_loss
 from ml.models.registry import build
@@ -335,6 +338,14 @@ def test_boosting_predicts_levels_however_they_are_spaced(lr):
     assert found.shape == (len(target),)
     assert len(found.unique()) > 1
     assert torch.isin(found, levels).all()
+
+
+def test_the_trees_kept_say_what_scikit_learns_say(world):
+    _, x, index = training_rows(world[0])
+    fitted = HistGradientBoostingRegressor(max_iter=30, max_leaf_nodes=9).fit(x.numpy(), index.numpy())
+    for rows in (x, 10 * torch.randn(500, x.shape[1], dtype=torch.float64)):
+        expected = torch.from_numpy(fitted.predict(rows.numpy()))
+        assert torch.equal(trees_sum(trees_of(fitted), rows), expected)
 
 
 def test_the_settings_are_those_of_the_trees(world):
