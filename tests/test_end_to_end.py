@@ -77,6 +77,19 @@ def test_every_model_has_both_errors_under_every_selection_rule(house):
             assert rules["best_on_test", "mae"] <= min(rules["last", "mae"], rules["validation", "mae"])
 
 
+def test_every_model_makes_lists_that_are_judged_under_every_selection_rule(house):
+    frame = house.results()
+    lists = frame[(frame["stage"] == "cold") & (frame["objective"] == "ranking")]
+    found = lists.set_index(["seed", "model", "metric", "selection"])["value"]
+    for seed in (0, 1):
+        for model in PAPER_MODELS:
+            for metric in ("ndcg@20", "recall@20", "hr@20"):
+                rules = found[seed, model, metric]
+                assert 0 <= max(rules["last"], rules["validation"]) <= rules["best_on_test"] <= 1
+    # Some training makes better lists on its way than at its end, and the rule sees that.
+    assert (found[:, :, "ndcg@20", "best_on_test"] > found[:, :, "ndcg@20", "last"]).any()
+
+
 def test_table2_is_the_mean_over_the_seeds(house):
     table = pd.read_parquet(house.store.report("strict", "table2") / "table2.parquet")
     results = house.results()
