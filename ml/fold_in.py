@@ -11,8 +11,9 @@ For plain factors, as `ml.factorization.adam` trains them, μ and Σ are those o
 σ² is the mean squared error in training: ridge regression that shrinks to the mean user, with a weight that
 is measured and not tuned. For biased ones (`ml.factorization.biased`) o is the items' offset, μ = 0, σ² = 1
 and Σ⁻¹ the penalties, which is the solve that training ends with: a user of the training with the same
-ratings gets the very vector that was trained. What models are given of biased users, (u − c) / s, is
-standardised.
+ratings gets the very vector that was trained. So it is for factors of choices (`ml.factorization.implicit`)
+with μ = 0, σ² = 1 / (c − 1), Σ⁻¹ = VᵀV + λI and every rating counted as c / (c − 1), c the confidence. What
+models are given of users of these two, (u − c) / s, is standardised.
 A user without ratings gets μ.
 """
 
@@ -30,12 +31,14 @@ from ml.factorization.biased import BiasedFactors, centre_and_scale
 
 # Ratings whose outer products v vᵀ are held at a time: 50 MB at k = 10.
 BLOCK = 1 << 16
+BY_VALUE = torch.tensor(float("nan"), dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class FoldIn:
     """item_factors: (items, k) and offset: (items,), float32; float64 are mean: (k,) and covariance: (k, k),
-    the prior μ and Σ of a user, noise: (), σ², and centre and scale: (k,), c and s."""
+    the prior μ and Σ of a user, noise: (), σ², centre and scale: (k,), c and s, and choice: (), what every
+    rating counts as, NaN where it counts as its value."""
 
     item_factors: Tensor
     offset: Tensor
@@ -44,6 +47,7 @@ class FoldIn:
     noise: Tensor
     centre: Tensor
     scale: Tensor
+    choice: Tensor
 
     @classmethod
     def of(cls, user_factors: Tensor, item_factors: Tensor, ratings: Ratings) -> Self:
@@ -73,6 +77,7 @@ class FoldIn:
             noise.clamp(1e-6),
             torch.zeros(width, dtype=torch.float64),
             torch.ones(width, dtype=torch.float64),
+            BY_VALUE,
         )
 
     @classmethod
@@ -90,6 +95,25 @@ class FoldIn:
             torch.ones((), dtype=torch.float64),
             centre,
             scale,
+            BY_VALUE,
+        )
+
+    @classmethod
+    def of_choices(cls, factors: BiasedFactors, penalty: float, confidence: float, rows: Tensor) -> Self:
+        """The solve of `ImplicitFactorization` with its settings, standardised over the users `rows`; the
+        offset of `factors` is 0. Raises ValueError as `standardize` does."""
+        items, width = factors.items.double(), factors.users.shape[1]
+        centre, scale = centre_and_scale(factors, rows)
+        more = confidence - 1
+        return cls(
+            factors.items,
+            factors.offset,
+            torch.zeros(width, dtype=torch.float64),
+            torch.linalg.inv(items.T @ items + penalty * torch.eye(width, dtype=torch.float64)),
+            torch.tensor(1 / more, dtype=torch.float64),
+            centre,
+            scale,
+            torch.tensor(confidence / more, dtype=torch.float64),
         )
 
     @property
@@ -107,7 +131,8 @@ class FoldIn:
         right = (precision @ self.mean).repeat(n, 1)
         for users, items, values in _blocks(ratings):
             factors = self.item_factors[items].double()
-            residual = values.double() - self.offset[items].double()
+            counted = values.double() if self.choice.isnan() else self.choice
+            residual = counted - self.offset[items].double()
             outer = (factors[:, :, None] * factors[:, None, :]).view(len(users), k * k)
             left.view(n, k * k).index_add_(0, users, outer / self.noise)
             right.index_add_(0, users, factors * residual[:, None] / self.noise)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ml.data import History, Predicted, Ratings, SourceUsers, Users
 from ml.encoder import SourceEncoder
-from ml.models.contract import LISTS, Model
+from ml.models.contract import ORDERS, Model
 from ml.models.registry import build
 
 BLOCK = 1 << 12  # users who are answered at a time
@@ -193,14 +193,14 @@ class Recommender:
 
     def check_order(self, order: str) -> None:
         """Raise ValueError where the list model cannot order lists so."""
-        if order not in self.lists.model.lists:
-            known = ", ".join(self.lists.model.lists)
+        if order not in self.lists.model.orders:
+            known = ", ".join(self.lists.model.orders)
             raise ValueError(f"list {order[:60]!r} is none that {self.lists.name} makes; it makes {known}")
 
-    def recommend(self, asked: Asked, k: int, order: str = LISTS[0], include_rated: bool = False) -> Listed:
+    def recommend(self, asked: Asked, k: int, order: str = ORDERS[0], include_rated: bool = False) -> Listed:
         """The k best allowed items of each user, without those that the user has rated unless asked for.
 
-        order: see `ml.models.contract.LISTS`. Raises ValueError for an order that the model does not make.
+        order: see `ml.models.contract.ORDERS`. Raises ValueError for an order that the model does not make.
         """
         self.check_order(order)
         blocks = torch.arange(len(asked)).split(BLOCK)
@@ -223,7 +223,7 @@ class Recommender:
             users = asked.lists if whole else asked.lists.take(rows)
             barred = exclude if whole or exclude is None else _of_rows(exclude, rows, len(asked))
             model = self.lists.model
-            ask = model.top if order == LISTS[0] else model.covering
+            ask = model.top if order == ORDERS[0] else model.covering
             items[rows], scores[rows] = ask(users, k, barred, among=self.allowed)
         mean, median = self._expected(asked, items)
         return items, scores, mean, median, known
@@ -271,13 +271,14 @@ class Recommender:
         if len(history) == 0 or len(items) == 0:
             return [[] for _ in items]
         model, encoder = self.lists.model, self.lists.encoder
-        said = model.because(encoder(history, 1), items) if "ratings" in encoder.needs else None
-        if said is None:
-            kept = len(history) - min(len(history), LEFT_OUT)
-            users = encoder(without_each(history, kept), len(history) - kept + 1)
-            scores = model.scores(users, items)
-            said = torch.full((len(history), len(items)), -torch.inf)
-            said[kept:] = scores[0] - scores[1:]
+        own = model.because(encoder(history, 1), items[None], REASONS)
+        if own is not None:
+            return [[row for row in rows if row >= 0] for rows in own[0][0].tolist()]
+        kept = len(history) - min(len(history), LEFT_OUT)
+        users = encoder(without_each(history, kept), len(history) - kept + 1)
+        scores = model.scores(users, items)
+        said = torch.full((len(history), len(items)), -torch.inf)
+        said[kept:] = scores[0] - scores[1:]
         loss, order = said.sort(dim=0, descending=True, stable=True)
         return [
             [int(history.items[row]) for row, lost in zip(rows, lose, strict=True) if lost > 0]

@@ -203,12 +203,12 @@ def list_names(debug: Debug = False) -> None:
         )
         axes = [["β", *map(str, catalog.betas)], ["seed", *map(str, catalog.seeds)]]
         _print_rows(["axis", "values"], [[name, ", ".join(values)] for name, *values in axes], 2, "Axes")
-        _print_rows(
-            ["profile", "models"],
-            [[profile.name, ", ".join(profile.trained)] for profile in load_profiles().values()],
-            2,
-            "Profiles",
-        )
+        models = [
+            [profile.name, name, profile.title_of(name)]
+            for profile in load_profiles().values()
+            for name in profile.trained
+        ]
+        _print_rows(["profile", "model", "title"], models, 3, "Models")
 
 
 @app.command()
@@ -531,9 +531,3 @@ def _refuse_unknown(task: str | None, profile: str | None) -> None:
     for kind, asked, known in (("task", task, load_catalog().tasks), ("profile", profile, load_profiles())):
         if asked is not None and asked not in known:
             raise ValueError(f"unknown {kind}: {asked}; known are {', '.join(known)}")
-
-
-if __name__ == "__main__":
-    from pipeline.main import main as command
-
-    command()

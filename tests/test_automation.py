@@ -9,14 +9,17 @@ from pathlib import Path
 import dagster as dg
 import fsspec
 import pytest
+import yaml
 
 from assets.data.reviews import change, obtain, source_state
-from assets.settings.axes import CATALOG
+from assets.settings.axes import Axes
+from assets.settings.catalog import load_catalog
 from assets.state.store import Store
 from ml import synthetic
-from pipeline.automation import changed_domains, watch_sources, weekly_refresh
+from pipeline.automation import change_sensor, changed_domains, weekly_schedule
 from pipeline.chain import Chain
-from pipeline.definitions import defs
+from pipeline.definitions import build_defs, defs
+from tests.assets.axes import CATALOG
 
 CELL = "tiny|b20-s0"
 FACTORS = [dg.AssetKey(["strict", name]) for name in ("source_factors", "target_factors")]
@@ -29,23 +32,26 @@ class House:
     def __init__(self, home: Path, files: dict[str, Path], instance: dg.DagsterInstance) -> None:
         self.home, self.files, self.instance = home, files, instance
         self.store, self.cursor = Store(home=str(home)), None
+        self.catalog = load_catalog()
+        self.defs = build_defs(Axes(self.catalog))
 
     def tick(self) -> dict[str, set]:
         """The partitions that one evaluation requests, by asset."""
-        result = dg.evaluate_automation_conditions(defs, self.instance, cursor=self.cursor)
+        result = dg.evaluate_automation_conditions(self.defs, self.instance, cursor=self.cursor)
         self.cursor = result.cursor
         asked = {
             key.to_user_string(): result.get_requested_partitions(key)
-            for key in defs.resolve_asset_graph().materializable_asset_keys
+            for key in self.defs.resolve_asset_graph().materializable_asset_keys
         }
         return {key: partitions for key, partitions in asked.items() if partitions}
 
     def polled(self) -> list[tuple[str, str]]:
         context = dg.build_sensor_context(self.instance, resources={"store": self.store})
-        return [(request.partition_key, request.run_key) for request in watch_sources(context)]
+        sensor = change_sensor(self.catalog)
+        return [(request.partition_key, request.run_key) for request in sensor(context)]
 
     def run(self, job: str, partition: str, assets: list[dg.AssetKey] | None = None) -> None:
-        job_def = defs.resolve_job_def(job)
+        job_def = self.defs.resolve_job_def(job)
         assert job_def.execute_in_process(
             partition_key=partition, instance=self.instance, asset_selection=assets
         ).success
@@ -61,12 +67,13 @@ def house(tmp_path_factory):
     home = tmp_path_factory.mktemp("house")
     with pytest.MonkeyPatch.context() as patch, dg.DagsterInstance.ephemeral() as instance:
         patch.setenv("DIFFCDR_HOME", str(home))
-        files = {}
-        for name in ("tiny_video", "tiny_music"):
-            files[name] = home / f"{name}.json.gz"
-            synthetic.write_reviews(name.removeprefix("tiny_"), "tiny", files[name], seed=0)
-            local = CATALOG.domains[name].model_copy(update={"url": str(files[name])})
-            patch.setitem(CATALOG.domains, name, local)
+        files = {name: home / f"{name}.json.gz" for name in ("tiny_video", "tiny_music")}
+        written = yaml.safe_load(Path(os.environ["DIFFCDR_CATALOG"]).read_text())
+        for name, file in files.items():
+            synthetic.write_reviews(name.removeprefix("tiny_"), "tiny", file, seed=0)
+            written["domains"][name]["url"] = str(file)
+        (home / "catalog.yaml").write_text(yaml.safe_dump(written))
+        patch.setenv("DIFFCDR_CATALOG", str(home / "catalog.yaml"))
         for _, step in Chain(instance, ["tiny"], [0.2], [0], ["strict"], ["emcdr"]).steps():
             step()
         yield House(home, files, instance)
@@ -129,7 +136,8 @@ def test_a_failed_run_is_not_asked_for_again(house):
 def test_the_weekly_schedule_asks_for_the_same_as_the_sensor(house):
     os.utime(house.files["tiny_music"])
     context = dg.build_schedule_context(house.instance, resources={"store": house.store})
-    assert [(r.partition_key, r.run_key) for r in weekly_refresh(context)] == house.polled() != []
+    schedule = weekly_schedule(house.catalog)
+    assert [(r.partition_key, r.run_key) for r in schedule(context)] == house.polled() != []
 
 
 def test_nothing_runs_by_itself_until_it_is_switched_on():
@@ -141,7 +149,7 @@ def test_nothing_runs_by_itself_until_it_is_switched_on():
 
 def test_a_source_that_was_never_read_is_not_asked(house, monkeypatch):
     monkeypatch.setattr("assets.data.reviews.source_state", lambda url: pytest.fail(f"asked {url}"))
-    assert list(changed_domains(Store(home=str(house.home / "other")))) == []
+    assert list(changed_domains(Store(home=str(house.home / "other")), CATALOG)) == []
 
 
 def test_a_source_that_is_gone_leaves_its_copy_valid(tmp_path):

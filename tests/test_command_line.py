@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from assets.settings.profile import load_profiles
+
 ROOMS = ("pipeline", "assets", "ml")
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -36,14 +38,14 @@ def test_help_waits_for_no_library():
 
 
 def test_the_module_is_the_command():
-    done = python("-m", "pipeline.cli", "--help")
+    done = python("-m", "pipeline.main", "--help")
     assert done.returncode == 0
     assert "recommend" in done.stdout
 
 
 def test_unknown_names_come_with_the_known_ones():
     for option, known in (("--task", "tiny"), ("--profile", "tuned")):
-        done = python("-m", "pipeline.cli", "results", option, "nope")
+        done = python("-m", "pipeline.main", "results", option, "nope")
         assert done.returncode == 1
         assert done.stderr.startswith(f"error: ValueError: unknown {option[2:]}: nope; known are ")
         assert known in done.stderr
@@ -51,13 +53,17 @@ def test_unknown_names_come_with_the_known_ones():
 
 
 def test_list_names_tasks_profiles_and_models():
-    done = python("-m", "pipeline.cli", "list")
-    assert {"tiny", "tiny_video", "paper", "diffcdr,"} <= set(done.stdout.split())
+    done = python("-m", "pipeline.main", "list")
+    assert {"tiny", "tiny_video", "paper", "diffcdr"} <= set(done.stdout.split())
+    listed = [line.split()[:2] for line in done.stdout.splitlines() if line.strip()]
+    for profile in load_profiles().values():
+        for model in profile.trained:
+            assert [profile.name, model] in listed
 
 
 def test_a_dead_tracking_server_is_said_before_anything_is_done(home):
     dead = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "DIFFCDR_HOME": str(home)}
-    done = python("-m", "pipeline.cli", "run", "-t", "tiny", **dead)
+    done = python("-m", "pipeline.main", "run", "-t", "tiny", **dead)
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
     assert "http://127.0.0.1:9 does not answer" in line
@@ -68,10 +74,11 @@ def test_a_dead_tracking_server_is_said_before_anything_is_done(home):
 def test_without_tracking_a_cell_is_trained_and_mlflow_not_asked(home):
     dead = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "DIFFCDR_HOME": str(home)}
     one_cell = ["-t", "tiny", "-p", "strict", "-b", "0.2", "-s", "0", "-m", "emcdr", "--no-tracking"]
-    done = python("-m", "pipeline.cli", "run", *one_cell, **dead)
+    done = python("-m", "pipeline.main", "run", *one_cell, **dead)
     assert done.returncode == 0, done.stderr
-    [manifest] = home.glob("artifacts/models/**/manifest.json")
-    assert "mlflow" not in manifest.read_text()
+    trained = [path.read_text() for path in home.glob("artifacts/models/**/manifest.json")]
+    assert len(trained) == 2  # for ratings and for lists
+    assert not any("mlflow" in manifest for manifest in trained)
     assert not (home / "mlflow").exists()
     assert "leaked" not in done.stderr
 
@@ -102,7 +109,7 @@ def test_an_installed_command_keeps_its_state_in_the_working_folder(installed, t
     work.mkdir()
 
     def diffcdr(*arguments: str) -> str:
-        command = [sys.executable, "-m", "pipeline.cli", *arguments]
+        command = [sys.executable, "-m", "pipeline.main", *arguments]
         done = subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout

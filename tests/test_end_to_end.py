@@ -14,7 +14,8 @@ import pytest
 from dagster import DagsterInstance
 from typer.testing import CliRunner
 
-from assets.report.results import COLUMNS, read_results
+from assets.report.results import COLUMNS, read_results, source
+from assets.settings.catalog import load_catalog
 from assets.settings.profile import load_profiles
 from assets.state.store import Store
 from assets.state.tracking import MlflowTracking
@@ -37,6 +38,9 @@ class House:
         for _, step in Chain(self.instance, **asked).steps():
             step()
 
+    def results(self, profile: str = "strict") -> pd.DataFrame:
+        return read_results([source(self.store, load_catalog(), load_profiles()[profile])])
+
     def manifests(self) -> dict[str, dict]:
         return {str(p): json.loads(p.read_text()) for p in self.home.glob("artifacts/**/manifest.json")}
 
@@ -57,7 +61,7 @@ def home(house, monkeypatch):
 
 
 def test_every_model_has_both_errors_under_every_selection_rule(house):
-    frame = read_results(house.store)
+    frame = house.results()
     assert list(frame.columns) == COLUMNS
     cold = frame[(frame["stage"] == "cold") & (frame["objective"] == "rating")]
     for seed in (0, 1):
@@ -73,9 +77,22 @@ def test_every_model_has_both_errors_under_every_selection_rule(house):
             assert rules["best_on_test", "mae"] <= min(rules["last", "mae"], rules["validation", "mae"])
 
 
+def test_every_model_makes_lists_that_are_judged_under_every_selection_rule(house):
+    frame = house.results()
+    lists = frame[(frame["stage"] == "cold") & (frame["objective"] == "ranking")]
+    found = lists.set_index(["seed", "model", "metric", "selection"])["value"]
+    for seed in (0, 1):
+        for model in PAPER_MODELS:
+            for metric in ("ndcg@20", "recall@20", "hr@20"):
+                rules = found[seed, model, metric]
+                assert 0 <= max(rules["last"], rules["validation"]) <= rules["best_on_test"] <= 1
+    # Some training makes better lists on its way than at its end, and the rule sees that.
+    assert (found[:, :, "ndcg@20", "best_on_test"] > found[:, :, "ndcg@20", "last"]).any()
+
+
 def test_table2_is_the_mean_over_the_seeds(house):
     table = pd.read_parquet(house.store.report("strict", "table2") / "table2.parquet")
-    results = read_results(house.store)
+    results = house.results()
     row = table.set_index(["model", "metric", "selection"]).loc[("diffcdr", "mae", "validation")]
     values = results[
         (results["model"] == "diffcdr")
@@ -89,7 +106,7 @@ def test_table2_is_the_mean_over_the_seeds(house):
 
 
 def test_an_untrained_user_vector_is_worse_than_a_mapped_one(house):
-    frame = read_results(house.store)
+    frame = house.results()
     last = frame[(frame["selection"] == "last") & (frame["metric"] == "mae") & (frame["stage"] == "cold")]
     by_model = last.groupby("model")["value"].mean()
     assert by_model["tgt"] > by_model.drop("tgt").max()
@@ -142,10 +159,11 @@ def test_another_beta_adds_cells_and_reuses_the_source_factors(house):
     house.run(betas=[0.5], seeds=[1], models=["emcdr"])
     new = {Path(path).parent.relative_to(house.home / "artifacts").as_posix() for path in house.manifests()}
     new -= {Path(path).parent.relative_to(house.home / "artifacts").as_posix() for path in before}
+    place, objectives = "task=tiny/beta=0.5/seed=1", ("rating", "ranking")
     assert new == {
-        "split/task=tiny/beta=0.5/seed=1",
-        "target_factors/profile=strict/objective=rating/task=tiny/beta=0.5/seed=1",
-        "models/profile=strict/model=emcdr/objective=rating/task=tiny/beta=0.5/seed=1",
+        f"split/{place}",
+        *(f"target_factors/profile=strict/objective={each}/{place}" for each in objectives),
+        *(f"models/profile=strict/model=emcdr/objective={each}/{place}" for each in objectives),
     }
 
 
@@ -234,7 +252,7 @@ def test_a_run_killed_in_training_ends_with_the_same_tables(house, tmp_path):
     from io import StringIO
 
     resumed = pd.read_csv(StringIO(csv))
-    whole = read_results(house.store, profile="strict")
+    whole = house.results()
     whole = whole[whole["beta"] == 0.2].reset_index(drop=True)
     pd.testing.assert_frame_equal(resumed, whole, rtol=1e-4, check_dtype=False)
 

@@ -1,7 +1,8 @@
-"""The example of docs/extending.md: one file and one line of YAML, and the model is everywhere."""
+"""What docs/extending.md shows is done here, file by file, on a copy of the project; one run shows it all."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,50 +11,108 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, "-c", "from pipeline.cli import app; app()"]
+MODELS = ("shift", "emcdr", "mean_and_bias")
 LOOK = """
 from pipeline.definitions import defs
 from assets.state.tracking import MlflowTracking
-keys = {key.to_user_string() for key in defs.resolve_asset_graph().materializable_asset_keys}
-print("in the graph:", "mine/shift" in keys)
+for key in defs.resolve_asset_graph().materializable_asset_keys:
+    print("asset", key.to_user_string())
 client, experiment = MlflowTracking().connect()
-runs = client.search_runs([experiment], "tags.model = 'shift'")
-print("in MLflow:", sorted(run.info.run_name for run in runs), runs[0].data.params["lr"])
+for run in client.search_runs([experiment], "tags.model = 'shift'"):
+    print("run", run.info.run_name, run.data.params["lr"], run.data.params["epochs"])
 """
 
 
-@pytest.fixture
-def environment(tmp_path):
-    text = (ROOT / "docs" / "extending.md").read_text()
-    python, profile = (
-        re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL).group(1) for kind in ("python", "yaml")
-    )
-    (tmp_path / "shift.py").write_text(python)
-    (tmp_path / "profiles").mkdir()
-    (tmp_path / "profiles" / "mine.yaml").write_text(profile)
-    (tmp_path / "dagster").mkdir()
-    (tmp_path / "dagster" / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    return {
-        **os.environ,
-        "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
-        "DIFFCDR_PROFILES": str(tmp_path / "profiles"),
-        "DIFFCDR_HOME": str(tmp_path / "home"),
-        "DAGSTER_HOME": str(tmp_path / "dagster"),
-    }
+class House:
+    """A copy of the project with all that the page adds, in which its profile was run on the tiny task."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.reports = folder, folder / "home" / "reports"
+        for package in ("pipeline", "assets", "ml"):
+            shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "profiles").mkdir()
+        follow((ROOT / "docs" / "extending.md").read_text(), folder)
+        asked = ["run", "--task", "tiny", "--beta", "0.2", "--profile", "mine"]
+        self.python(*COMMAND[1:], *asked, *(word for name in MODELS for word in ("--model", name)))
+
+    def python(self, *arguments: str) -> str:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(self.folder),
+            "DIFFCDR_PROFILES": str(self.folder / "profiles"),
+            "DIFFCDR_HOME": str(self.folder / "home"),
+        }
+        done = subprocess.run(
+            [sys.executable, *arguments], env=environment, cwd=self.folder, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def table(self, name: str) -> pd.DataFrame:
+        return pd.read_csv(self.reports / "mine" / name / f"{name}.csv")
 
 
-def test_the_documented_model_is_in_the_tables_the_ui_and_mlflow(environment, tmp_path):
-    run = "from pipeline.cli import app; app()"
-    asked = ["run", "--task", "tiny", "--beta", "0.2", "--seed", "0", "--profile", "mine"]
-    command = [sys.executable, "-c", run, *asked, "--model", "shift", "--model", "emcdr"]
-    subprocess.run(command, env=environment, check=True, capture_output=True, cwd=ROOT)
+def follow(page: str, folder: Path) -> None:
+    """Write the page's files, and apply its changes; both are blocks that begin with the name of a file."""
+    for kind, name, text in re.findall(r"```(\w+)\n# ([\w/]+\.\w+)(.*?)```", page, re.DOTALL):
+        file, lines = folder / name, text.splitlines()[1:]
+        old = file.read_text() if file.exists() else ""
+        file.write_text(changed(old, lines) if kind == "diff" else "\n".join([old, *lines, ""]))
 
-    table = pd.read_csv(tmp_path / "home" / "reports" / "mine" / "table2" / "table2.csv")
+
+def changed(text: str, change: list[str]) -> str:
+    """`text` with each line of `change` that begins with + put behind the line that stands before it."""
+    before = ""
+    for line in change:
+        sign, content = line[0], f"{line[1:]}\n"
+        if sign == "+":
+            text = text.replace(before, before + content)
+        assert text.count(content) == 1, content
+        before = content
+    return text
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    return House(tmp_path_factory.mktemp("extended"))
+
+
+def test_the_documented_model_is_in_the_tables_the_ui_and_mlflow(house):
+    table = house.table("table2")
     mae = table[(table["metric"] == "mae") & (table["selection"] == "last")].set_index("model")["mean"]
-    assert set(mae.index) >= {"shift", "emcdr"}
+    assert set(mae.index) == set(MODELS)
     assert (mae > 0).all()
+    seen = house.python("-c", LOOK).splitlines()
+    assert {"asset mine/shift", "asset mine/mean_and_bias", "asset mine/spread"} <= set(seen)
+    runs = sorted(line for line in seen if line.startswith("run "))
+    assert runs == ["run shift/tiny/b20-s0 0.05 5", "run shift/tiny/b20-s1 0.05 5"]
 
-    look = subprocess.run(
-        [sys.executable, "-c", LOOK], env=environment, check=True, capture_output=True, text=True, cwd=ROOT
-    )
-    assert "in the graph: True" in look.stdout
-    assert "in MLflow: ['shift/tiny/b20-s0'] 0.05" in look.stdout
+
+def test_the_documented_control_is_what_models_are_held_to(house):
+    table = house.table("table2")
+    trained = table[table["model"].isin(["shift", "emcdr"]) & (table["metric"] == "rmse")]
+    assert set(trained["control"]) == {"mean_and_bias"}
+    assert trained["control_mean"].gt(0).all()
+    assert "Mean + bias" in (house.reports / "mine" / "table2" / "table2.md").read_text()
+
+
+def test_the_documented_table_is_a_chapter_of_the_report(house):
+    spread = house.table("spread").set_index("model")
+    results = house.python(*COMMAND[1:], "results", "--profile", "mine", "--format", "csv")
+    (house.folder / "results.csv").write_text(results)
+    cells = pd.read_csv(house.folder / "results.csv")
+    cells = cells[cells["metric"].eq("rmse") & cells["selection"].eq("last") & cells["stage"].eq("cold")]
+    by_model = cells.groupby("model")["value"]
+    for name in MODELS:
+        assert spread.loc[name, "low"] == pytest.approx(by_model.get_group(name).min())
+        assert spread.loc[name, "high"] == pytest.approx(by_model.get_group(name).max())
+    report = (house.reports / "report" / "report.html").read_text()
+    assert '<section id="spread">' in report
+    assert report.index('<section id="table2">') < report.index('<section id="spread">')
+
+
+def test_the_documented_metric_is_in_table_2(house):
+    table = house.table("table2")
+    assert (table.loc[table["metric"] == "mae_macro", "mean"] > 0).sum() >= len(MODELS)
+    assert "MAE, by user" in (house.reports / "mine" / "table2" / "table2.md").read_text()

@@ -47,6 +47,7 @@ def test_dagsters_own_commands_find_the_history_of_the_default_home(tmp_path, mo
     """They read dagster.yaml of the current folder, here the checkout's, and make a throw-away home."""
     shutil.copy(PROJECT / "dagster.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("assets.state.store._STARTED_IN", tmp_path)
     monkeypatch.delenv("DIFFCDR_HOME")
     reference = InstanceRef.from_dir(str(tmp_path / "thrown-away"), config_dir=str(tmp_path))
     with DagsterInstance.from_ref(reference) as made:

@@ -68,7 +68,7 @@ def diffcdr(home):
     started = []
 
     def begin(*arguments: str) -> subprocess.Popen:
-        started.append(start(home, "-m", "pipeline.cli", *arguments))
+        started.append(start(home, "-m", "pipeline.main", *arguments))
         return started[-1]
 
     yield begin

@@ -22,8 +22,9 @@ from assets.data.ingest import ingest
 from assets.data.own_data import Options, OwnDataError, enter, examine, read_head, read_pair
 from assets.data.ratings import ingest_domain
 from assets.data.reviews import obtain
-from assets.report.results import read_results
+from assets.report.results import read_results, source
 from assets.settings.catalog import Domain, load_catalog
+from assets.settings.profile import load_profiles
 from assets.state.store import Store
 from pipeline.cli import app
 
@@ -378,7 +379,8 @@ def test_two_files_end_in_results(tmp_path):
     catalog = Store().root / "own_data.yaml"
     assert f"see it: DIFFCDR_CATALOG={catalog} make ui" in done.stdout
     assert load_catalog(catalog).tasks["movies_songs"].source == "movies"
-    cells = read_results(Store())[["task", "beta", "seed", "model"]].drop_duplicates()
+    made = read_results([source(Store(), load_catalog(catalog), load_profiles()["paper"])])
+    cells = made[["task", "beta", "seed", "model"]].drop_duplicates()
     assert cells.values.tolist() == [["movies_songs", 0.5, 1, "tgt"]]
 
 

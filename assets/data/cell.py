@@ -56,7 +56,7 @@ def inputs(
 
 def source_factors(store: Store, profile: Profile, cell: Cell, objective: str = "rating") -> Entry:
     """The source factors of a cell: shared by all tasks and β that train the domain alike."""
-    config = fingerprint(**profile.factors(cell.task))[:8]
+    config = fingerprint(**profile.factors(cell.task, objective))[:8]
     return store.source_factors(profile.name, cell.source.name, config, cell.seed, objective)
 
 
@@ -411,6 +411,8 @@ def _problem(gate: Gate) -> "Problem":
     source, target = gate.factors["source"], gate.factors["target"]
     train = np.flatnonzero(gate.roles == TRAIN)
     ratings = _ratings_of(store, cell, train)
+    if gate.profile.implicit(gate.objective):
+        ratings = replace(ratings, values=torch.ones_like(ratings.values))
     if gate.objective == "ranking":
         ratings = _with_negatives(store, cell, train, ratings)
     alone = {}

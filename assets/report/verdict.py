@@ -23,7 +23,7 @@ from assets.report.significance import RESAMPLES, pooled_users, user_errors
 from assets.report.summaries import groups, task_betas
 from assets.report.table import Interval, Number, Table, digits, table
 from assets.settings.profile import Profile
-from assets.training.choose import best, candidates, role
+from assets.training.choose import best, candidates, compared, role
 
 METRICS = shown_in("verdict")
 COLUMNS = ["task", "beta", "metric", "question", "model", "against", "value", "value_against", "difference"]
@@ -42,7 +42,7 @@ class Families:
 def families(profile: Profile) -> dict[str, Families]:
     """The comparison of each question, of the models that a profile has."""
     by_role: dict[str, list[str]] = {"learned": [], "simple": [], "blind": []}
-    for name in candidates(profile):
+    for name in compared(profile):
         by_role[role(profile, name)].append(name)
     learned, simple, ours = by_role["learned"], by_role["simple"], list(profile.ours)
     return {

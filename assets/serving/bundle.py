@@ -210,11 +210,12 @@ def encoder_of(gate: Gate) -> "SourceEncoder":
 
 
 def _fold_in(gate: Gate) -> "FoldIn":
-    """Of the source factors; biased ones by the penalties that were chosen for them, standardised over the
-    training users as the gate gives them."""
+    """Of the source factors; those of choices by their settings and biased ones by the penalties that were
+    chosen for them, standardised over the training users as the gate gives them."""
     import torch
 
     from ml.factorization.biased import BiasedFactors
+    from ml.factorization.implicit import ImplicitFactorization
     from ml.fold_in import FoldIn
 
     entry = source_entry(gate.store, gate.profile, gate.cell, gate.objective)
@@ -222,11 +223,14 @@ def _fold_in(gate: Gate) -> "FoldIn":
     if "offset" not in held:
         ratings = domain_ratings(gate.store, gate.cell.source.name).tensors()
         return FoldIn.of(held["users"], held["items"], ratings)
+    rows = torch.from_numpy(gate.overlap["source_user"].to_numpy(dtype=np.int64)[gate.members("train")])
+    if gate.profile.implicit(gate.objective):
+        trained = ImplicitFactorization(**gate.profile.factors(gate.cell.task, gate.objective))
+        return FoldIn.of_choices(BiasedFactors(**held), trained.penalty, trained.confidence, rows)
     tried = entry.table("trials.parquet")
     chosen = tried.loc[tried["rmse"].idxmin()]
-    rows = gate.overlap["source_user"].to_numpy(dtype=np.int64)[gate.members("train")]
     return FoldIn.of_biased(
-        BiasedFactors(**held), float(chosen["penalty"]), float(chosen["bias_penalty"]), torch.from_numpy(rows)
+        BiasedFactors(**held), float(chosen["penalty"]), float(chosen["bias_penalty"]), rows
     )
 
 

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from assets.serving.bundle import Bundle
-from assets.serving.choice import LISTS, STARS, Chosen
+from assets.serving.choice import LISTS, STARS, Chosen, current
 from assets.serving.gate import METRICS, Judged, counted
 from assets.settings.axes import Axes, Cell
 from assets.settings.profile import Profile
 from assets.state.store import Store
-from assets.training.candidates import current
-from assets.training.fingerprints import Fingerprints
 
 # Test metrics by objective; what only some models have is shown where any has it.
 SHOWN = {
@@ -99,7 +97,7 @@ def _domains(store: Store, domains: Mapping[str, str]) -> list[str]:
 def _metrics(store: Store, axes: Axes, profile: Profile, task: str, judged: Judged) -> list[str]:
     """A section of an objective: means over the compared cells, the best first."""
     cells = [cell for cell in axes.of_task(task) if cell.key in set(judged.scores.index)]
-    tested = _tested(Fingerprints(store, axes.catalog, profile), cells, judged)
+    tested = _tested(store, axes, profile, cells, judged)
     shown = {name: title for name, title in SHOWN[judged.objective].items() if name in tested}
     validation = METRICS[judged.objective]
     lines = [f"## {TITLES[judged.objective]}", "", f"Means of {counted(judged.scores)}.", ""]
@@ -118,12 +116,14 @@ def _metrics(store: Store, axes: Axes, profile: Profile, task: str, judged: Judg
     return [*lines, ""]
 
 
-def _tested(fingerprints: Fingerprints, cells: Sequence[Cell], judged: Judged) -> pd.DataFrame:
+def _tested(
+    store: Store, axes: Axes, profile: Profile, cells: Sequence[Cell], judged: Judged
+) -> pd.DataFrame:
     """Test metrics (columns) of each model (rows), at the epoch that validation chose."""
     parts = []
     for name in judged.scores:
         for cell in cells:
-            entry = current(fingerprints, cell, name, judged.objective)
+            entry = current(store, axes.catalog, profile, cell, name, judged.objective)
             if entry is not None and entry.has("metrics.parquet"):
                 parts.append(entry.table("metrics.parquet").assign(model=name))
     if not parts:

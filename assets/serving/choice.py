@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
+from assets.report.results import source
 from assets.settings.axes import Axes, Cell, span
 from assets.settings.catalog import Catalog
 from assets.settings.profile import Profile
-from assets.state.store import NotMaterialized, Store
-from assets.training.candidates import best, candidates, current, validated
-from assets.training.fingerprints import Fingerprints
+from assets.state.store import Entry, NotMaterialized, Store
+from assets.training.choose import best, candidates
+from assets.training.fingerprints import expected_fingerprint
 
 # What makes the lists, where a profile trains for it, and what says the stars.
 LISTS, STARS = "ranking", "rating"
@@ -56,15 +59,17 @@ def choose(store: Store, catalog: Catalog, profile: Profile, cells: Sequence[Cel
     task, asked = cells[0].task, objectives(profile)
     if not asked:
         raise ValueError(f"profile {profile.name} has no model that can answer for new users; add one")
-    fingerprints, found = Fingerprints(store, catalog, profile), {}
+    found = {}
     for objective in asked:
         names, rule = candidates(profile, objective), OBJECTIVES[objective]
         if profile.validation:
-            values = validated(fingerprints, cells, names, objective)
+            values = validated(store, catalog, profile, cells, objective)
             name = best(values, names, rule.criterion, rule.higher_is_better)
         else:
             own = [n for n in profile.ours if n in names]
-            trained = (n for n in own if any(current(fingerprints, c, n, objective) for c in cells))
+            trained = (
+                n for n in own if any(current(store, catalog, profile, c, n, objective) for c in cells)
+            )
             name = next(trained, None)
         if name is None:
             raise NotMaterialized(
@@ -80,12 +85,36 @@ def complete(
     store: Store, catalog: Catalog, profile: Profile, cells: Sequence[Cell], chosen: Chosen
 ) -> list[Cell]:
     """The cells in which all chosen models are current."""
-    fingerprints = Fingerprints(store, catalog, profile)
     return [
         cell
         for cell in cells
-        if all(current(fingerprints, cell, each.name, each.objective) for each in chosen.all)
+        if all(current(store, catalog, profile, cell, each.name, each.objective) for each in chosen.all)
     ]
+
+
+def current(
+    store: Store, catalog: Catalog, profile: Profile, cell: Cell, name: str, objective: str
+) -> Entry | None:
+    """A model's entry, where what is there is what today's settings, code and inputs give."""
+    entry = store.model(profile.name, name, cell, objective)
+    if entry.manifest() is None:
+        return None
+    expected = expected_fingerprint(store, catalog, profile, name, cell, objective)
+    return entry if expected is not None and entry.is_current(expected) else None
+
+
+def validated(
+    store: Store, catalog: Catalog, profile: Profile, cells: Sequence[Cell], objective: str
+) -> pd.DataFrame:
+    """Validation values at the epoch that validation chose, of the current ones of these cells: columns seed
+    (the cell's key, as `best` takes it), model and the objective's criterion; NaN where one has diverged."""
+    from ml.evaluation.selection import OBJECTIVES
+
+    keys = {(cell.task, cell.beta, cell.seed): cell.key for cell in cells}
+    found = source(store, catalog, profile).validated(objective)
+    named = [keys.get(key) for key in found[["task", "beta", "seed"]].itertuples(index=False, name=None)]
+    rows = found.assign(seed=pd.Series(named, dtype=object, index=found.index)).dropna(subset="seed")
+    return rows[["seed", "model", OBJECTIVES[objective].criterion]]
 
 
 def choose_at(store: Store, axes: Axes, profile: Profile, cell: Cell) -> Chosen:

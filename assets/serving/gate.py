@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from assets.serving.choice import LISTS, STARS, Chosen
+from assets.serving.choice import LISTS, STARS, Chosen, validated
 from assets.settings.axes import Axes
 from assets.settings.profile import Profile
 from assets.state.store import Store
-from assets.training.candidates import candidates, role, validated
-from assets.training.fingerprints import Fingerprints
+from assets.training.choose import candidates, role
 
 # What a promoted model is compared with: it knows nothing of the user, or statistics of the source alone.
 RIVALS = ("blind", "simple")
@@ -75,7 +74,8 @@ def judge(store: Store, axes: Axes, profile: Profile, task: str, chosen: Chosen)
         best = (chosen.lists if objective == chosen.lists.objective else chosen.stars).name
         simple = tuple(name for name in rivals(profile, objective) if name != best)
         names = dict.fromkeys([best, *simple, *candidates(profile, objective)])
-        rows = validated(Fingerprints(store, axes.catalog, profile), axes.of_task(task), names, objective)
+        rows = validated(store, axes.catalog, profile, axes.of_task(task), objective)
+        rows = rows[rows["model"].isin(names)]
         metric = OBJECTIVES[objective].criterion
         values = rows.pivot(index="seed", columns="model", values=metric)
         # A NaN is a model that has diverged, not one that is missing.

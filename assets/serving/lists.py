@@ -51,7 +51,7 @@ def described() -> dg.TableSchema:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of a list: k items, in an order of `ml.models.contract.LISTS`; with include_rated also
+    """What is asked of a list: k items, in an order of `ml.models.contract.ORDERS`; with include_rated also
     what the user has rated."""
 
     k: int = 20

@@ -24,7 +24,7 @@ from assets.settings.axes import Axes, Cell
 from assets.settings.profile import Profile
 from assets.state.code import code_of
 from assets.state.store import Store, fingerprint
-from assets.training.candidates import candidates
+from assets.training.choose import candidates
 from ml.splits import TEST
 
 log = logging.getLogger("diffcdr")

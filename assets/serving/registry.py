@@ -12,14 +12,13 @@ from typing import Any
 
 from assets.serving.bundle import Bundle
 from assets.serving.card import model_card
-from assets.serving.choice import Chosen, choose, complete
+from assets.serving.choice import Chosen, choose, complete, validated
 from assets.serving.gate import NotPromoted, judge, refuse
 from assets.settings.axes import Axes, Cell
 from assets.settings.profile import Profile
-from assets.state.store import PROJECT, NotMaterialized, Store
+from assets.state.code import OURS
+from assets.state.store import NotMaterialized, Store
 from assets.state.tracking import MlflowTracking
-from assets.training.candidates import validated
-from assets.training.fingerprints import Fingerprints
 from ml.models.registry import MODELS
 
 log = logging.getLogger("diffcdr")
@@ -106,8 +105,8 @@ def _best_cell(store: Store, axes: Axes, profile: Profile, cells: list[Cell], ch
 
     smallest = [cell for cell in there if cell.beta == min(each.beta for each in there)]
     name, rule = chosen.lists.name, OBJECTIVES[chosen.lists.objective]
-    fingerprints = Fingerprints(store, axes.catalog, profile)
-    values = validated(fingerprints, smallest, [name], rule.name).set_index("seed")[rule.criterion]
+    rows = validated(store, axes.catalog, profile, smallest, rule.name)
+    values = rows[rows["model"] == name].set_index("seed")[rule.criterion]
     key = values.idxmax() if rule.higher_is_better else values.idxmin()
     return next(cell for cell in smallest if cell.key == key)
 
@@ -195,9 +194,9 @@ def save_pyfunc(folder: Path, bundle: Bundle, card: str, about: Any = None) -> P
         (folder / name).write_bytes(content)
     mlflow.pyfunc.save_model(
         path=str(folder / "model"),
-        python_model=str(PROJECT / "assets" / "serving" / "pyfunc_recommender.py"),
+        python_model=str(OURS / "assets" / "serving" / "pyfunc_recommender.py"),
         artifacts={name.partition(".")[0]: str(folder / name) for name in files},
-        code_paths=[str(PROJECT / "ml"), *_code_of_others(bundle)],
+        code_paths=[str(OURS / "ml"), *_code_of_others(bundle)],
         # Inferring the requirements would load the model in a new process, for half a minute.
         pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
         input_example=example(bundle),

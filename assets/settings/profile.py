@@ -8,6 +8,7 @@ Built-in profiles lie beside this file; a user's own in the folder that `DIFFCDR
     objectives: [rating]
     ours: wide                           # the model, or models, that all others are compared with
     factors: {k: 16}                     # with `trials`: biased and regularised, else the paper's
+    list_factors: {k: 32}                # of choices, for ranking; without it ranking uses `factors`
     models:
       emcdr: {lr: 0.02, clip_predictions: true}
       wide: {model: diffcdr, hidden: 256}                           # a variant starts from diffcdr's settings
@@ -34,6 +35,8 @@ from ml.models.registry import MODELS, facts
 
 # The factorizations whose settings `factors` are.
 PLAIN, BIASED = "ml.factorization.adam:MatrixFactorization", "ml.factorization.biased:BiasedFactorization"
+# And the one whose settings `list_factors` are.
+IMPLICIT = "ml.factorization.implicit:ImplicitFactorization"
 # Whom all others are compared with, unless the profile says so.
 OURS = "diffcdr"
 # The model whose λ and s `search` looks for.
@@ -64,8 +67,10 @@ class Profile:
     validation: whether validation users' target ratings are hidden from training, so that choices are made on
     them. objectives: what is trained for. models, ablations, controls: names of the compared models, of the
     variants that show a part's worth, and of what a model must beat. ours: the models that all others are
-    compared with. search: the paper's grid of λ and s, without a count. entries: the models by name. facts:
-    of their classes, by kind. overrides: settings by task, of `factors` and by model.
+    compared with. search: the paper's grid of λ and s, without a count. list_factors: settings of the
+    factorizations of choices that ranking starts from, None where it starts from those of ratings. entries:
+    the models by name. facts: of their classes, by kind. overrides: settings by task, of `factors` and by
+    model.
     """
 
     name: str
@@ -78,17 +83,24 @@ class Profile:
     ours: tuple[str, ...]
     search: Space | None
     base_factors: Settings
+    list_factors: Settings | None
     entries: Mapping[str, Entry]
     facts: Mapping[str, Facts]
     overrides: Mapping[str, Mapping[str, Mapping]]
 
-    def factors(self, task: str) -> dict[str, object]:
-        """Hyper-parameters of the matrix factorizations of a task."""
+    def factors(self, task: str, objective: str = "rating") -> dict[str, object]:
+        """Hyper-parameters of the matrix factorizations that models of a task start from for an objective."""
+        if self.implicit(objective):
+            return dict(self.list_factors)
         return {**self.base_factors, **self.overrides.get(task, {}).get("factors", {})}
+
+    def implicit(self, objective: str) -> bool:
+        """Whether factors for an objective are of choices, where every rating counts as 1."""
+        return objective == "ranking" and self.list_factors is not None
 
     @property
     def biased(self) -> bool:
-        """Whether factors carry biases: the last number of a user's, and an offset beside an item's."""
+        """Whether factors of ratings carry biases: the last number of a user's, and an item's offset."""
         return "trials" in self.base_factors
 
     def kind(self, name: str) -> str:
@@ -216,6 +228,7 @@ def _profile(
         ours=content.get("ours") or tuple(model for model in known if model == OURS),
         search=search and Space({axis: tuple(sorted(set(values))) for axis, values in search.items()}),
         base_factors=content["factors"],
+        list_factors=content.get("list_factors"),
         entries=entries,
         facts=dict(_facts(file, where, entries)),
         overrides=content["tasks"],
@@ -333,6 +346,11 @@ def _check_trials(file: SettingsFile, where: str, profile: Profile, name: str, t
 
 
 def _check_factors(file: SettingsFile, profile: Profile) -> None:
+    for key, value in (profile.list_factors or {}).items():
+        try:
+            check("list_factors", defaults(IMPLICIT), {key: value})
+        except ValueError as error:
+            raise file.wrong(f"list_factors.{key}", error) from error
     allowed = defaults(BIASED if profile.biased else PLAIN)
     for task in ("", *profile.overrides):
         where = f"tasks.{task}.factors" if task else "factors"

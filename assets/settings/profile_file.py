@@ -42,6 +42,7 @@ class _File(Section):
     objectives: tuple[Literal["rating", "ranking"], ...] | None = Field(None, min_length=1)
     ours: tuple[str, ...] | None = None
     factors: dict[str, Any] = Field(default_factory=dict)
+    list_factors: dict[str, Any] | None = None
     models: _Models = Field(default_factory=dict)
     ablations: _Models = Field(default_factory=dict)
     controls: _Models = Field(default_factory=dict)
@@ -98,6 +99,8 @@ def whole(
     # Settings of plain factors mean nothing to biased ones, those of one kind of model nothing to another.
     other = "trials" in own["factors"] and "trials" not in base["factors"]
     out["factors"] = own["factors"] if other else {**base["factors"], **own["factors"]}
+    if own.get("list_factors") is not None:
+        out["list_factors"] = {**(base.get("list_factors") or {}), **own["list_factors"]}
     changed = {name for group in GROUPS for name in own[group] if _other(base[group], own[group], name)}
     out["tasks"] = {
         task: {

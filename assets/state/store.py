@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger("diffcdr")
-PROJECT = Path(__file__).resolve().parents[2]
 # A later change of folder does not move the home.
 _STARTED_IN = Path.cwd()
 MANIFEST = "manifest.json"
@@ -100,16 +99,6 @@ def fingerprint(**parts: object) -> str:
     """A digest of JSON-able parts, equal on every machine."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def code_version(*sources: str) -> str:
-    """A digest of project source files or folders, given relative to the project root."""
-    digest = hashlib.sha256()
-    for source in sorted(sources):
-        path = PROJECT / source
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def parquet(frame: pd.DataFrame) -> bytes:

@@ -13,11 +13,21 @@ def role(profile: Profile, name: str) -> str:
     return profile.facts[profile.kind(name)].role
 
 
-def candidates(profile: Profile, objective: str = "rating") -> list[str]:
-    """The models and controls of a profile that may be used: what only probes another model may not."""
+def compared(profile: Profile, objective: str = "rating") -> list[str]:
+    """The models and controls of a profile that comparisons are about: all but what only probes another."""
     names = (*profile.models, *profile.controls)
     trained = [name for name in names if objective in profile.objectives_of(name)]
     return [name for name in trained if role(profile, name) != "probe"]
+
+
+def candidates(profile: Profile, objective: str = "rating") -> list[str]:
+    """Those of them that may be used: they answer for anyone with source ratings, and by themselves."""
+    return [
+        name
+        for name in compared(profile, objective)
+        if not profile.of(name)
+        and all(profile.facts[kind].serves == "anyone" for kind in profile.kinds(name))
+    ]
 
 
 def best(

@@ -1,7 +1,7 @@
 """The base models: source and target matrix factorizations of each profile, trained once and shared.
 
-All pending cells of a task are trained together as replicas. A profile with biased factors has them from
-alternating least squares instead, one cell after another, and an item's bias as `offset` beside its factors.
+All pending cells of a task are trained together as replicas. Biased factors, and those of choices, are from
+alternating least squares instead, one cell after another, with an item's bias as `offset` beside its factors.
 """
 
 import logging
@@ -24,7 +24,13 @@ from assets.state.code import code_of
 from assets.state.compute import Compute
 from assets.state.progress import epochs
 from assets.state.store import Entry, Store, parquet, tensors
-from assets.training.fingerprints import FACTORS, Fingerprints, clips_tgt, objectives_with_factors
+from assets.training.fingerprints import (
+    FACTORS,
+    Fingerprints,
+    clips_tgt,
+    judges_factors,
+    objectives_with_factors,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,9 +106,11 @@ def train_source(
         pending = [seed for seed, entry in entries.items() if not entry.is_current(expected)]
         if pending:
             store.ratings(domain.name).require_current(ratings_fingerprint(store, domain))
-            tables = [source_table(store, domain.name, seed, objective) for seed in pending]
+            kind = table_objective(profile, objective)
+            tables = [source_table(store, domain.name, seed, kind) for seed in pending]
             work = Work(tables, f"source/{domain.name}", f"{title} seeds {pending}")
-            for seed, table, fitted in zip(pending, tables, _fit(compute, profile, task, work), strict=True):
+            trained = _fit(compute, profile, task, objective, work)
+            for seed, table, fitted in zip(pending, tables, trained, strict=True):
                 _write(entries[seed], expected, table, fitted)
         else:
             log.info("%s seeds %s: up to date", title, sorted(entries))
@@ -123,10 +131,12 @@ def train_target(
         return
     for cell in pending:
         store.split(cell).require_current(split_fingerprint(store, catalog, cell))
-    tables = [target_table(store, profile, cell, objective) for cell in pending]
-    judges = [target_judge(store, profile, cell, objective) for cell in pending]
+    tables = [target_table(store, profile, cell, table_objective(profile, objective)) for cell in pending]
+    judged = pending if judges_factors(profile, objective) else []
+    judges = [target_judge(store, profile, cell, objective) for cell in judged]
     work = Work(tables, f"target/{task}", f"{title} {span(pending)}", judges)
-    for cell, table, fitted in zip(pending, tables, _fit(compute, profile, task, work), strict=True):
+    trained = _fit(compute, profile, task, objective, work)
+    for cell, table, fitted in zip(pending, tables, trained, strict=True):
         _write(entries[cell], expected[cell], table, fitted)
 
 
@@ -150,8 +160,15 @@ class Fitted:
     trials: list[dict] = field(default_factory=list)
 
 
-def _fit(compute: Compute, profile: Profile, task: str, work: Work) -> list[Fitted]:
-    settings = profile.factors(task)
+def table_objective(profile: Profile, objective: str) -> str:
+    """Whose table is factorized: that of ratings also for factors of choices, which need no negatives."""
+    return "rating" if profile.implicit(objective) else objective
+
+
+def _fit(compute: Compute, profile: Profile, task: str, objective: str, work: Work) -> list[Fitted]:
+    settings = profile.factors(task, objective)
+    if profile.implicit(objective):
+        return _fit_implicit(settings, work)
     return _fit_biased(settings, work) if profile.biased else _fit_plain(settings, work, compute.torch_device)
 
 
@@ -186,6 +203,22 @@ def _fit_biased(settings: dict, work: Work) -> list[Fitted]:
                 "items": trainer.item_factors_,
                 "offset": trainer.item_offset_,
             }
+            judged = work.judges[r](*joined(each.factors)) if work.judges else {}
+            each.curve.append({"epoch": epoch.number, "loss": epoch.losses["loss"][0], **judged})
+    return fitted
+
+
+def _fit_implicit(settings: dict, work: Work) -> list[Fitted]:
+    """The offset is 0: as with biased factors, what models are given is then standardised, and the offset
+    becomes the score that the mean user gives an item."""
+    from ml.factorization.implicit import ImplicitFactorization
+
+    trainer, fitted = ImplicitFactorization(**settings), [Fitted() for _ in work.tables]
+    for r, (table, each) in enumerate(zip(work.tables, fitted, strict=True)):
+        training = trainer.train(table, work.purpose)
+        for epoch in epochs(training, trainer.sweeps, f"{work.title} {r + 1}/{len(fitted)}"):
+            users, items = trainer.user_factors_, trainer.item_factors_
+            each.factors = {"users": users, "items": items, "offset": items.new_zeros(len(items))}
             judged = work.judges[r](*joined(each.factors)) if work.judges else {}
             each.curve.append({"epoch": epoch.number, "loss": epoch.losses["loss"][0], **judged})
     return fitted

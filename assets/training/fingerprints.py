@@ -15,6 +15,7 @@ from assets.state.store import NotMaterialized, Store, fingerprint
 # How the factorizations and effects are fitted, and how any model is trained and judged.
 FACTORS = (
     "assets.training.factors:_fit",
+    "assets.training.factors:table_objective",
     "assets.training.factors:target_judge",
     "assets.data.cell:source_table",
     "assets.data.cell:target_table",
@@ -50,7 +51,7 @@ class Fingerprints:
     def source_factors(self, cell: Cell, objective: str) -> str:
         return fingerprint(
             code=code_of(*FACTORS),
-            settings=self.profile.factors(cell.task),
+            settings=self.profile.factors(cell.task, objective),
             objective=objective,
             ratings=ratings_fingerprint(self.store, cell.source),
         )
@@ -59,7 +60,7 @@ class Fingerprints:
         return fingerprint(
             code=code_of(*FACTORS),
             objective=objective,
-            settings=self.profile.factors(cell.task),
+            settings=self.profile.factors(cell.task, objective),
             clips=clips_tgt(self.profile),
             validation=self.profile.validation,
             split=split_fingerprint(self.store, self.catalog, cell),
@@ -81,7 +82,7 @@ class Fingerprints:
             objective=objective,
             validation=profile.validation,
             # Fine-tuning uses the settings of the factorizations.
-            factors=profile.factors(cell.task) if warms(profile, name) else None,
+            factors=profile.factors(cell.task) if warms(profile, name, objective) else None,
             split=split_fingerprint(self.store, self.catalog, cell),
             inputs={need: self._input(need, name, cell, objective) for need in sorted(needs)},
         )
@@ -118,10 +119,18 @@ class Fingerprints:
             store.model(profile.name, other, cell, objective).require_current(expected)
 
 
-def warms(profile: Profile, name: str) -> bool:
-    """Whether test users are fine-tuned: the vectors that the paper's warm start moves. Biases and
+def judges_factors(profile: Profile, objective: str) -> bool:
+    """Whether some model is the target factorization itself, as TGT is, so that each epoch of it is judged."""
+    return any(
+        objective in profile.objectives_of(name) and "target_factors" in needs_of(profile, name)
+        for name in profile.trained
+    )
+
+
+def warms(profile: Profile, name: str, objective: str) -> bool:
+    """Whether test users are fine-tuned: the vectors that the paper's warm start moves. Biases, choices and
     distributions warm up without training."""
-    return not profile.biased and name not in profile.controls
+    return not profile.biased and not profile.implicit(objective) and name not in profile.controls
 
 
 def expected_fingerprint(

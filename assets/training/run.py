@@ -102,7 +102,7 @@ class Training:
 
     def _warms(self, gate: Gate) -> bool:
         timed = self.store.overlap(gate.cell.task).require()["timed"]
-        return timed and warms(self.profile, self.name)
+        return timed and warms(self.profile, self.name, self.objective.name)
 
     # Fitting and judging.
 
@@ -236,7 +236,7 @@ class Training:
 
     def _parameters(self, cell: Cell) -> dict[str, object]:
         """Every hyper-parameter with its value, defaults included, as MLflow shows it."""
-        factors = {f"factors.{k}": v for k, v in self.profile.factors(cell.task).items()}
+        factors = {f"factors.{k}": v for k, v in self.profile.factors(cell.task, self.objective.name).items()}
         trials = self._plan(cell)
         # Of several trials the chosen one's are added when it is known.
         settings = hyperparameters(trials.ask()) if len(trials) == 1 else {}

@@ -20,9 +20,10 @@ from assets.settings.axes import Axes, Cell
 from assets.settings.catalog import Catalog
 from assets.settings.profile import SEARCHED, Profile
 from assets.state import plots
+from assets.state.code import code_of
 from assets.state.compute import Compute
 from assets.state.progress import epochs
-from assets.state.store import Entry, Store, code_version, fingerprint, parquet
+from assets.state.store import Entry, Store, fingerprint, parquet
 from assets.state.tracking import CellRun, MlflowTracking
 from assets.training.fingerprints import Fingerprints
 from assets.training.run import dataset_records
@@ -32,16 +33,7 @@ if TYPE_CHECKING:
     from ml.data import HeldOut, Problem
 
 log = logging.getLogger("diffcdr")
-CODE = code_version(
-    "assets/training/search.py",
-    "assets/data/cell.py",
-    "ml/replicas.py",
-    "ml/models/transfer.py",
-    "ml/models/diffcdr.py",
-    "ml/diffusion",
-    "ml/evaluation/cold_start.py",
-    "ml/evaluation/ratings.py",
-)
+CODE = code_of("assets.training.search:Search", "ml.models.diffcdr:DiffCDR")
 GRID = ("task_weight", "guidance")
 SYMBOLS = {"task_weight": "λ", "guidance": "s"}
 # What the paper's own search ended with: λ in its code, s in section 4.1.

@@ -15,9 +15,11 @@ from benchmarks.textbook import table2 as textbook
 from ml.data import Ratings
 from ml.evaluation.ratings import predict, rating_errors
 from ml.factorization.adam import MatrixFactorization
-from ml.models.registry import PAPER
+from ml.models.registry import build
 
 BETAS, SEEDS, EPOCHS = (0.2, 0.5, 0.8), (0, 1, 2, 3, 4), 10
+
+TRANSFER_MODELS = ("emcdr", "sscdr", "lacdr", "ptupcdr", "diffcdr")
 
 Cell = tuple[float, int]
 
@@ -77,10 +79,10 @@ def ours(data: Table) -> Callable[[], Result]:
         target_factors = target.user_factors_[index], target.item_factors_[index]
         problems.append(domains.problem(beta, seed, factors, target_factors))
         test_users.append(domains.source_users(members[index], factors))
-    for kind in PAPER:
-        model = kind(epochs=data.epochs)
+    for name in TRANSFER_MODELS:
+        model = build(name, epochs=data.epochs)
         for _ in model.train(problems):
-            judge(kind.name, model.transfer(test_users), [p.target_items for p in problems])
+            judge(name, model.transfer(test_users), [p.target_items for p in problems])
     return lambda: _sampled(values, data)
 
 

@@ -30,7 +30,7 @@ NEEDS = ("ratings", "factors", "target_factors", "effects", "stars", "model")
 # alone, `learned` is trained, `probe` shows something of another model and is never used.
 ROLES = ("blind", "simple", "learned", "probe")
 # By falling score, item by item; or as a set that as many samples of the user as can be find something in.
-LISTS = ("probability", "coverage")
+ORDERS = ("probability", "coverage")
 
 
 class Model(ABC):
@@ -52,8 +52,8 @@ class Model(ABC):
     serves: ClassVar[str] = "anyone"
     # What its scores are to a reader: a `probability`, or a `score` that only orders.
     scored_by: ClassVar[str] = "score"
-    # How lists can be made, see `LISTS`; `coverage` needs `covering`.
-    lists: ClassVar[tuple[str, ...]] = ("probability",)
+    # How its lists can be ordered, see `ORDERS`; `coverage` needs `covering`.
+    orders: ClassVar[tuple[str, ...]] = ("probability",)
     # Names of the attributes that `bind` sets: lists of tensors, one a replica.
     binds: ClassVar[tuple[str, ...]] = ()
 
@@ -135,9 +135,12 @@ class Model(ABC):
         """As `top`, a list that is best as a set. Raises LookupError for a model that makes none."""
         raise LookupError(f"{self.name} makes no lists by coverage; ask for lists by probability")
 
-    def because(self, users: Users, items: Tensor, replica: int = 0) -> Tensor | None:
-        """What each of the r rows of `users.ratings` adds to its user's scores of `items` (m,): (r, m)
-        float32, exactly and for less than leaving each rating out takes; None where that is the only way."""
+    def because(
+        self, users: Users, items: Tensor, most: int = 3, replica: int = 0
+    ) -> tuple[Tensor, Tensor] | None:
+        """The source items that speak most for each of `items` (n, k): up to `most`, −1 where there are
+        fewer, and what the item's score loses without them, (n, k, most) each; for less than encoding users
+        without each of their ratings takes. None where that is the only way."""
         return None
 
     @abstractmethod

@@ -6,6 +6,7 @@ is named as `module:Class`. Nothing is imported before it is asked for.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ml.models.facts import Facts, check_settings, construct, facts_of, imported, read
@@ -59,6 +60,7 @@ def path_of(name: str) -> str:
     return MODELS.get(name, name)
 
 
+@lru_cache
 def facts(name: str) -> Facts:
     """What a model says of itself, by its name here or as `module:Class`; neither it nor torch is imported.
 

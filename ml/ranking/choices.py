@@ -74,6 +74,8 @@ class ChoiceDiffusion(Ranker):
     summary: ClassVar[str] = "Draws tastes by diffusion, and lists what they would choose on average."
     source: ClassVar[str] = "DiffCDR, with the likelihood of choices as its task loss"
     role: ClassVar[str] = "learned"
+    scored_by: ClassVar[str] = "probability"
+    orders: ClassVar[tuple[str, ...]] = ("probability", "coverage")
     PARTS: ClassVar = DeepBlend.PARTS
     BASE: ClassVar[str] = "als"  # the part whose vectors describe users and items
 
@@ -130,17 +132,20 @@ class ChoiceDiffusion(Ranker):
 
     def _axes(self, state: State) -> State:
         """Centre (r + 1,) and axes (r + 1, D) of the items' columns [iALS vector, log popularity]: the
-        leading directions of the vectors and the last column, each of mean square 1 over the items with a
-        choice."""
-        popularity = state["popularity"]
-        known = popularity > 0
-        columns = self._columns(state, state[f"{self.BASE}.target_vectors"])[known]
-        centre = columns.mean(0)
+        leading directions of the vectors and the last column, each of mean square 1.
+
+        Means are over choices, not over items: most of a long tail lies at 0, and measured by it the vectors
+        of what is chosen would be many times too long.
+        """
+        share = state["popularity"] / state["popularity"].sum()
+        columns = self._columns(state, state[f"{self.BASE}.target_vectors"])
+        centre = share @ columns
         rank = columns.shape[1] - 1
-        directions = torch.linalg.svd(columns[:, :rank] - centre[:rank], full_matrices=False)[2]
+        apart = share.sqrt()[:, None] * (columns - centre)
+        directions = torch.linalg.svd(apart[:, :rank], full_matrices=False)[2]
         axes = torch.block_diag(directions[: self.width].T, torch.ones(1, 1))
-        spread = ((columns - centre) @ axes).square().mean(0).sqrt()
-        return {"centre": centre, "axes": torch.where(spread > 1e-9, axes / spread.clamp(min=1e-9), 0.0)}
+        spread = (apart @ axes).square().sum(0).sqrt()
+        return {"centre": centre, "axes": torch.where(spread > 1e-6, axes / spread.clamp(min=1e-6), 0.0)}
 
     def _columns(self, state: State, vectors: Tensor) -> Tensor:
         return torch.cat([vectors, (state["popularity"] + 0.5).log()[:, None]], 1)
@@ -275,6 +280,28 @@ class ChoiceDiffusion(Ranker):
         seen = present(observed, candidates.items)
         return candidates, logp, (logp @ seen[:, :, None])[:, :, 0].softmax(1)
 
+    def top(
+        self,
+        users: Users,
+        k: int,
+        exclude: Ratings | None = None,
+        replica: int = 0,
+        among: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As every model's, scored by p(i | u) in place of its logarithm."""
+        items, scores = super().top(users, k, exclude, replica, among)
+        return items, scores.exp()
+
+    def covering(
+        self,
+        users: Users,
+        k: int,
+        exclude: Ratings | None = None,
+        replica: int = 0,
+        among: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return self.lists(users, k, "coverage", exclude=exclude, replica=replica, among=among)
+
     @torch.no_grad()
     def lists(
         self,
@@ -284,6 +311,7 @@ class ChoiceDiffusion(Ranker):
         observed: Ratings | None = None,
         exclude: Ratings | None = None,
         replica: int = 0,
+        among: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """k items of each user, best first, −1 where there are fewer, and p(i | u) of each: (n, k).
 
@@ -292,7 +320,7 @@ class ChoiceDiffusion(Ranker):
         1 − 1/e of the best (Nemhauser et al., 1978). A sample wants item i with 1 − (1 − p_i)ᶜ, c the mean
         number of choices of a training user. observed: first choices of these users in the target domain; the
         samples are weighed by their likelihood. exclude: items that are not to be listed; observed ones never
-        are. k is at most the number of candidates.
+        are. among: items (a,) int64 that may be; all where not given.
         """
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
@@ -307,7 +335,7 @@ class ChoiceDiffusion(Ranker):
         for begin in range(0, len(users), BLOCK):
             rows = slice(begin, begin + BLOCK)
             seen = None if observed is None else hidden[0][rows]
-            parts.append(self._lists(state, source[rows], k, kind, seen, [h[rows] for h in hidden]))
+            parts.append(self._lists(state, source[rows], k, kind, seen, [h[rows] for h in hidden], among))
         return torch.cat([items for items, _ in parts]), torch.cat([p for _, p in parts])
 
     def _lists(
@@ -318,12 +346,16 @@ class ChoiceDiffusion(Ranker):
         kind: str,
         observed: csr_matrix | None,
         hidden: list[csr_matrix],
+        among: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         candidates, logp, weights = self._samples(state, source, observed, observed)
         p = logp.exp()
         free = torch.ones(candidates.items.shape, dtype=torch.bool)
         for matrix in hidden:
             free &= present(matrix, candidates.items) == 0
+        if among is not None:
+            free &= torch.isin(candidates.items, among)
+        lacking, k = max(0, k - free.shape[1]), min(k, free.shape[1])
         marginal = (weights[:, None] @ p)[:, 0]
         if kind == "probability":
             order = marginal.masked_fill(~free, -1).topk(k, dim=1).indices
@@ -331,7 +363,9 @@ class ChoiceDiffusion(Ranker):
             order = greedy_cover(1 - (1 - p).pow(state["choices"]), weights, free, k)
         allowed = free.gather(1, order)
         items = torch.where(allowed, candidates.items.gather(1, order), -1)
-        return items, torch.where(allowed, marginal.gather(1, order), 0.0)
+        p = torch.where(allowed, marginal.gather(1, order), 0.0)
+        pad = torch.nn.functional.pad
+        return pad(items, (0, lacking), value=-1), pad(p, (0, lacking))
 
 
 def base_items(state: State) -> Tensor:

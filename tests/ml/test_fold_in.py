@@ -11,7 +11,8 @@ from ml.data import Problem, Ratings, SourceUsers
 from ml.encoder import history_of, liked
 from ml.evaluation.ranking import top_k
 from ml.factorization.adam import MatrixFactorization, RatingTable
-from ml.factorization.biased import BiasedFactorization, standardize
+from ml.factorization.biased import BiasedFactorization, BiasedFactors, standardize
+from ml.factorization.implicit import ImplicitFactorization
 from ml.fold_in import FoldIn
 from ml.models.registry import build
 
@@ -171,3 +172,18 @@ def test_histories_of_sorted_rows():
     history = history_of(torch.tensor([0, 0, 2]), torch.tensor([5, 6, 7]), 4)
     assert history.offsets.tolist() == [0, 2, 2, 3, 3]
     assert history.items.tolist() == [5, 6, 7]
+
+
+def test_a_user_of_a_factorization_of_choices_gets_the_vector_that_was_trained():
+    """Whatever the values of the ratings are."""
+    generator = torch.Generator().manual_seed(3)
+    users, items = (torch.rand(60, 25, generator=generator) < 0.3).nonzero(as_tuple=True)
+    values = torch.randint(1, 6, (len(users),), generator=generator).float()
+    model = ImplicitFactorization(k=4, penalty=2.0, confidence=6.0, sweeps=3)
+    model.fit(RatingTable(users, items, values, 60, 25, seed=0), "source")
+    factors = BiasedFactors(model.user_factors_, model.item_factors_, torch.zeros(25))
+    rows = torch.arange(0, 60, 2)
+    fold = FoldIn.of_choices(factors, model.penalty, model.confidence, rows)
+    expected = standardize(factors, rows)
+    torch.testing.assert_close(fold(Ratings(users, items, values), 60), expected.users, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(fold.standardized_items, expected.items)

@@ -31,7 +31,7 @@ class Linear(Model):
     title: ClassVar[str] = "Linear"
     summary: ClassVar[str] = "a sum."
     scored_by: ClassVar[str] = "probability"
-    lists: ClassVar[tuple[str, ...]] = ("probability", "coverage")
+    orders: ClassVar[tuple[str, ...]] = ("probability", "coverage")
     exact: bool = False
 
     def __post_init__(self) -> None:
@@ -54,9 +54,13 @@ class Linear(Model):
         items, scores = self.top(users, k, exclude, replica, among)
         return items.flip(1), scores.flip(1)
 
-    def because(self, users: Users, items: torch.Tensor, replica: int = 0) -> torch.Tensor | None:
+    def because(self, users: Users, items: torch.Tensor, most: int = 3, replica: int = 0):
+        if not self.exact:
+            return None
         rows = self.table[users.ratings.items] * users.ratings.values[:, None]
-        return rows[:, items] if self.exact else None
+        loss, order = rows[:, items[0]].T.sort(dim=1, descending=True)
+        found = torch.where(loss > 0, users.ratings.items[order], -1)
+        return found[None, :, :most], loss[None, :, :most]
 
     def items_of(self, replica: int = 0) -> int:
         return TARGET_ITEMS

@@ -142,9 +142,9 @@ def test_the_tables_say_which_model_to_use(store):
 
 
 def test_two_models_are_named_where_the_metrics_disagree(store):
-    cell(store, "cmf", (0.75, 0.5), 0.72)
+    cell(store, "ptupcdr", (0.75, 0.5), 0.72)
     (row,) = verdict_of_tasks(source_of(TUNED, store), ["tiny"])[0].frame.to_dict("records")
-    assert row["Use"] == f"{OURS} (MAE), CMF (RMSE)"
+    assert row["Use"] == f"{OURS} (MAE), PTUPCDR (RMSE)"
 
 
 def test_without_validation_users_there_is_no_verdict(tmp_path):

@@ -14,8 +14,9 @@ from assets.serving.choice import Choice, Chosen
 from assets.serving.gate import Judged, NotPromoted, judge, refuse, rivals
 from assets.serving.registry import REQUIREMENTS, champion, register
 from assets.settings.profile import load_profiles
-from assets.state.store import PROJECT, NotMaterialized, Store, parquet
-from assets.training.candidates import best, candidates
+from assets.state.code import OURS
+from assets.state.store import NotMaterialized, Store, parquet
+from assets.training.choose import best, candidates
 from assets.training.fingerprints import Fingerprints
 from tests.assets.axes import AXES, CATALOG, CELL
 from tests.assets.house import MODELS, STRICT
@@ -236,7 +237,7 @@ UNSAFE = {"pickle", "cloudpickle", "joblib", "shelve", "marshal", "dill"}
 
 def test_nothing_is_read_back_that_can_run_code():
     found = []
-    files = [path for room in ("ml", "assets", "pipeline") for path in (PROJECT / room).rglob("*.py")]
+    files = [path for room in ("ml", "assets", "pipeline") for path in (OURS / room).rglob("*.py")]
     for path in files:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -244,7 +245,7 @@ def test_nothing_is_read_back_that_can_run_code():
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             unsafe = called in ("torch.load", "eval", "exec") or called.endswith("read_pickle")
             if unsafe or {name.split(".")[0] for name in names} & UNSAFE:
-                found.append(f"{path.relative_to(PROJECT)}:{node.lineno}")
+                found.append(f"{path.relative_to(OURS)}:{node.lineno}")
     assert len(files) > 50
     assert not found
 
@@ -252,7 +253,7 @@ def test_nothing_is_read_back_that_can_run_code():
 def test_all_that_is_served_is_pinned():
     """What `ml` and the served file import is in the requirements of a registered version."""
     names = set()
-    for file in [*(PROJECT / "ml").rglob("*.py"), PROJECT / "assets/serving/pyfunc_recommender.py"]:
+    for file in [*(OURS / "ml").rglob("*.py"), OURS / "assets/serving/pyfunc_recommender.py"]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
                 names |= {alias.name.split(".")[0] for alias in node.names}

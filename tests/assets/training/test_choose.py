@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assets.training.choose import best, candidates
+from assets.training.choose import best, candidates, compared
 from tests.assets.report.sources import PAPER, TUNED
 
 
@@ -75,11 +75,13 @@ def test_what_fails_never_gains(values, data):
     assert means[after] == min(means.values())
 
 
-def test_probes_are_no_candidates_and_all_others_are():
+def test_what_answers_for_anyone_is_a_candidate_and_all_but_probes_are_compared():
     for profile in (PAPER, TUNED):
         rated = {
             name for name in (*profile.models, *profile.controls) if "rating" in profile.objectives_of(name)
         }
-        assert rated - set(candidates(profile)) == {"permuted_source"}
+        assert rated - set(compared(profile)) == {"permuted_source"}
+        # Users who come later are in no table of theirs.
+        assert set(compared(profile)) - set(candidates(profile)) == {"tgt", "cmf"}
     assert "popularity" in candidates(PAPER, "ranking")
     assert "ridge_source" not in candidates(PAPER, "ranking")

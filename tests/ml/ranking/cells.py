@@ -54,5 +54,6 @@ def cell(seed: int = 0, n: int = 160, cold: int = 40) -> tuple[Data, HeldOut]:
         n_items=ITEMS + 1,  # the last item has no training rating
         train=users(rows[:n]),
         training=ratings_of(target, rows[:n], total),
+        source_user=torch.cat([rows, torch.tensor([-1])]),
     )
     return data, HeldOut(users(rows[n:]), ratings_of(target, rows[n:], total))
