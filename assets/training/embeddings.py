@@ -169,7 +169,7 @@ def cell_inputs(store: Store, profile: Profile, cell: Cell) -> Inputs:
 
 
 def _require_current(store: Store, catalog: Catalog, profile: Profile, cell: Cell) -> None:
-    """Raise NotMaterialized, naming it, where a model that is shown, or what it is made from, is out of date."""
+    """Raise NotMaterialized, naming it, where a model that is shown, or what made it, is out of date."""
     fingerprints = Fingerprints(store, catalog, profile)
     for name, entry in cell_inputs(store, profile, cell).models.items():
         fingerprints.require_inputs(name, cell, "rating")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ml.data import Predicted, Ratings, Users
-from ml.models.contract import LISTS, NEEDS, ROLES, Model
+from ml.models.contract import NEEDS, ORDERS, ROLES, Model
 from ml.models.registry import MODELS, facts, find
 from tests.ml.cells import ITEMS, Cell, cell, small
 
@@ -55,6 +55,11 @@ def answers(model: Model, given: Cell, replica: int = 0) -> list[Tensor]:
     return found
 
 
+def shown(model: Model, scores: Tensor) -> Tensor:
+    """What a list says of scores: who gives probabilities scores by their logarithm."""
+    return scores.exp() if model.scored_by == "probability" else scores
+
+
 @every_model
 def test_its_facts_are_there(name):
     kind = find(name)
@@ -68,7 +73,7 @@ def test_its_facts_are_there(name):
     assert kind.role in ROLES
     assert kind.serves in ("anyone", "known", "")
     assert kind.scored_by in ("probability", "score")
-    assert set(kind.lists) <= set(LISTS)
+    assert set(kind.orders) <= set(ORDERS)
     assert kind.settings_from in ("", "factors")
     assert kind.warms_by in ("", "samples")
     assert set(small(name).hyperparameters()) == set(facts(name).defaults)
@@ -128,8 +133,8 @@ def test_lists_are_the_best_scores_in_falling_order(name):
         assert (scores.shape, scores.dtype) == ((len(users), ITEMS), torch.float32)
         items, found = model.top(users, 6, replica=replica)
         assert (items.shape, items.dtype, found.dtype) == ((len(users), 6), torch.int64, torch.float32)
-        assert_close(found, scores.topk(6).values)
-        assert_close(found, scores.gather(1, items))
+        assert_close(found, shown(model, scores.topk(6).values))
+        assert_close(found, shown(model, scores.gather(1, items)))
         assert all(len(set(row)) == 6 for row in items.tolist())
 
 
@@ -145,7 +150,7 @@ def test_scores_are_of_the_items_that_are_asked_for(name):
 def test_lists_leave_out_what_is_excluded_and_name_only_what_is_allowed(name):
     [given] = cells(name, [0])
     model, users, among = of_two(name), given.test.users, torch.arange(1, ITEMS, 2)
-    scores = model.scores(users, ALL)
+    scores = shown(model, model.scores(users, ALL))
     barred = given.test.ratings
     items, found = model.top(users, len(among), barred, among=among)
     for user, (row, values) in enumerate(zip(items.tolist(), found, strict=True)):
@@ -153,6 +158,21 @@ def test_lists_leave_out_what_is_excluded_and_name_only_what_is_allowed(name):
         assert set(row) - {-1} == allowed
         assert_close(values[: len(allowed)], scores[user, row[: len(allowed)]])
         assert row[len(allowed) :] == [-1] * (len(among) - len(allowed))
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "coverage" in find(name).orders])
+def test_lists_by_coverage_show_the_same_scores_of_what_may_be_listed(name):
+    [given] = cells(name, [0])
+    model, users, among = of_two(name), given.test.users, torch.arange(1, ITEMS, 2)
+    scores = shown(model, model.scores(users, ALL))
+    barred = given.test.ratings
+    items, found = model.covering(users, 3, barred, among=among)
+    assert items.shape == found.shape == (len(users), 3)
+    for user, row in enumerate(items.tolist()):
+        allowed = set(among.tolist()) - set(barred.items[barred.users == user].tolist())
+        assert set(row) <= allowed
+        assert len(set(row)) == 3
+    assert_close(found, scores.gather(1, items))
 
 
 @pytest.mark.parametrize("name", BY_USER)
