@@ -18,7 +18,8 @@ from ml.evaluation.ratings import rating_errors
 from tests.assets.axes import AXES, CATALOG, CELL
 from tests.assets.tiny import measured, prepare, train, training_of
 
-STRICT, PAPER = (load_profiles()[name] for name in ("strict", "paper"))
+PAPER = load_profiles()["paper"]
+STRICT = dataclasses.replace(load_profiles()["strict"], objectives=("rating",))
 CONTROLS = [name for name in STRICT.controls if STRICT.objectives_of(name)]
 RULES = ("validation", "last", "best_on_test")
 
