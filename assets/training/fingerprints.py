@@ -120,7 +120,7 @@ class Fingerprints:
 
 
 def judges_factors(profile: Profile, objective: str) -> bool:
-    """Whether some model is the target factorization itself, as TGT is, so that each epoch of it is judged."""
+    """Whether some model is the target factorization itself, as TGT is, so that each epoch is judged."""
     return any(
         objective in profile.objectives_of(name) and "target_factors" in needs_of(profile, name)
         for name in profile.trained

@@ -27,8 +27,8 @@ from ml.replicas import Epoch, replica_generator
 
 @dataclass
 class ImplicitFactorization:
-    """k: width of p and q; penalty, confidence: as in the objective at the head of this module; sweeps: solves
-    of either side.
+    """k: width of p and q; penalty, confidence: as in the objective at the head of this module; sweeps:
+    solves of either side.
 
     After every sweep of `train`, and after `fit`: `user_factors_` (n_users, k), `item_factors_` (n_items, k),
     float32. A user or an item without choices is 0.
@@ -58,8 +58,8 @@ class ImplicitFactorization:
         return self
 
     def train(self, table: RatingTable, purpose: str) -> Iterator[Epoch]:
-        """Solve items, then users, and yield {"loss": [the objective, by pair and confidence]} after each such
-        sweep. The values of the ratings are not read; a pair given twice is one choice.
+        """Solve items, then users, and yield {"loss": [the objective, by pair and confidence]} after each
+        such sweep. The values of the ratings are not read; a pair given twice is one choice.
 
         The first vectors are drawn from `replica_generator(table.seed, purpose)`; one thread, so equal calls
         give equal bits. Raises ValueError, naming the row, for an empty table and an id out of range.
