@@ -22,7 +22,9 @@ from assets.training.models import model_asset
 from tests.assets.axes import AXES, CATALOG, CELL
 
 MODELS = ("emcdr", "ptupcdr")
-STRICT = dataclasses.replace(load_profiles()["strict"], models=MODELS, ablations=(), controls=())
+STRICT = dataclasses.replace(
+    load_profiles()["strict"], objectives=("rating",), models=MODELS, ablations=(), controls=()
+)
 
 
 class House:
