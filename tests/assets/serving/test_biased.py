@@ -40,6 +40,7 @@ def quick() -> dict:
 PROFILE = dataclasses.replace(
     TUNED,
     name="served",
+    objectives=("rating",),
     models=("emcdr", "diffcdr", "star_diffusion"),
     ablations=(),
     controls=("star_logit", "ridge_source"),
