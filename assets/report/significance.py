@@ -44,7 +44,8 @@ def significance_frame(source: Source) -> pd.DataFrame:
     difference is the mean over seeds of ours − baseline; t_p, wilcoxon_seeds_p test it over seeds. For
     metrics that are known by user, wilcoxon_users_p tests each user's own, and low..high is the 95 % paired
     bootstrap interval of user_difference, the pooled one, when whole users are drawn again. A user's errors
-    are summed, and the metrics of their lists averaged, over the seeds in which they are a test user. Columns *_holm are Holm-corrected over the baselines.
+    are summed, and the metrics of their lists averaged, over the seeds in which they are a test user.
+    Columns *_holm are Holm-corrected over the baselines.
     A test that is undefined is null, and `undefined` says why.
     """
     profile = source.profile
@@ -112,7 +113,7 @@ def _over_users(errors: pd.DataFrame, ours: str, baseline: str, metric: Metric) 
         return {}
     pairs = pooled_users(errors, ours, baseline, metric.sums)
     if pairs.empty:
-        return {"undefined": "over users: nothing known by user"}
+        return {"undefined": "over users: no errors by user"}
     means = pairs[["ours", "other"]].div(pairs["count"], axis=0)
     means = means**0.5 if metric.root else means
     test = wilcoxon_signed_rank(means["ours"], means["other"])
