@@ -58,7 +58,13 @@ METRICS = (
     Metric(
         "mae",
         "MAE",
-        tables={"table2": "MAE", "errors": "MAE", "verdict": "MAE", "distribution": "MAE of the median"},
+        tables={
+            "table2": "MAE",
+            "errors": "MAE",
+            "verdict": "MAE",
+            "warming": "MAE",
+            "distribution": "MAE of the median",
+        },
         paper="mae",
         sums="absolute",
     ),
@@ -66,13 +72,21 @@ METRICS = (
     Metric(
         "rmse",
         "RMSE",
-        tables={"table2": "RMSE", "errors": "RMSE", "verdict": "RMSE", "distribution": "RMSE of the mean"},
+        tables={
+            "table2": "RMSE",
+            "errors": "RMSE",
+            "verdict": "RMSE",
+            "warming": "RMSE",
+            "distribution": "RMSE of the mean",
+        },
         paper="rmse",
         sums="squared",
         root=True,
     ),
     # A distribution's CRPS is compared with that of other distributions alone.
-    Metric("crps", "CRPS", tables={"verdict": "CRPS", "distribution": "CRPS"}, sums="crps"),
+    Metric(
+        "crps", "CRPS", tables={"verdict": "CRPS", "warming": "CRPS", "distribution": "CRPS"}, sums="crps"
+    ),
     Metric("log_loss", "Log loss", tables={"distribution": "Log loss"}),
     Metric("calibration_error", "Calibration error", tables={"distribution": "Calibration error"}),
     Metric(

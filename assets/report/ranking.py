@@ -72,7 +72,7 @@ def ranking_tables(frame: pd.DataFrame, of_groups: pd.DataFrame, names: Names) -
         for head, metric, part in groups(whole, names, shown_in("ranking"))
     ]
     notes = (BEATEN_NOTE,) if whole["model"].isin(controls).any() else ()
-    tables = table_by_model("Cold start, all held-out ratings", rows, names, both, notes)
+    tables = table_by_model(_WHOLE, rows, names, both, notes)
     return [*tables, *_later(of_rule, names)]
 
 
@@ -91,7 +91,7 @@ def _later(of_rule: pd.DataFrame, names: Names) -> list[Table]:
 def list_tables(whole: pd.DataFrame, of_groups: pd.DataFrame, names: Names) -> list[Table]:
     """Rows task × β × model, best nDCG@20 first: metrics and what lists are beyond accuracy; by popularity of
     the item; by length of the user's history."""
-    tables = {"Cold start, all held-out ratings": [], _BY_THIRD: [], _BY_HISTORY: []}
+    tables = {_WHOLE: [], _BY_THIRD: [], _BY_HISTORY: []}
     simple = [n for n in names.profile.trained if role(names.profile, n) in ("simple", "blind")]
     for head, part, groups_of in _places(whole, of_groups, names):
         means = part.pivot(index="model", columns="metric", values="mean")
@@ -104,21 +104,24 @@ def list_tables(whole: pd.DataFrame, of_groups: pd.DataFrame, names: Names) -> l
             kind = "ablation" if model in names.profile.ablations else ROLES[role(names.profile, model)]
             cells = _metric_cells(model, means, spread, simple)
             beyond = _group_cells(values, "all", BEYOND, {"all": ""})
-            others = {"Kind": kind, "Seeds": counted(seeds.get_group(model))}
-            tables["Cold start, all held-out ratings"].append({**row, **cells, **beyond, **others})
+            count = {"Seeds": counted(seeds.get_group(model))}
+            tables[_WHOLE].append({**row, "Kind": kind, **cells, **beyond, **count})
             lengths = sorted(mine.loc[mine["by"] == "history", "group"].unique(), key=_start)
             thirds = _group_cells(values, "popularity", OF_THIRDS, THIRDS)
             histories = _group_cells(values, "history", OF_HISTORY, {name: name for name in lengths})
             tables[_BY_THIRD] += [{**row, **thirds}] if thirds else []
             tables[_BY_HISTORY] += [{**row, **histories}] if histories else []
-    notes = {"Cold start, all held-out ratings": (_BEATEN,)}
     return [
-        table(caption, rows, keys=2, sections=True, notes=notes.get(caption, ()))
+        # Words are leading columns: what kind of model it is, too.
+        table(
+            caption, rows, keys=3 + (caption == _WHOLE), sections=True, notes=[_BEATEN][: caption == _WHOLE]
+        )
         for caption, rows in tables.items()
         if rows
     ]
 
 
+_WHOLE = "Cold start, all held-out ratings"
 _BY_THIRD, _BY_HISTORY = "By popularity of the item", "By length of the user's source history"
 _BEATEN = "‡ Not better than the best row that is simple or knows no user."
 

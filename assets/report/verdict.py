@@ -109,7 +109,7 @@ def recommended(source: Source) -> pd.DataFrame:
 
 
 def _best(judged: pd.DataFrame, names: Iterable[str], metric: Metric) -> str | None:
-    chosen_by = metric.chosen_by or metric.name
+    chosen_by = _chosen_by(metric.name)
     return best(judged, names, chosen_by, metric.higher_is_better) if chosen_by in judged else None
 
 
@@ -167,7 +167,7 @@ def verdict_tables(frame: pd.DataFrame, use: pd.DataFrame, names: Names) -> list
         for row in part.itertuples()
     ]
     answers = _answers(frame, use, names)
-    tables = [table("", answers, keys=2, sections=True)] if answers else []
+    tables = [table("", answers, keys=4, sections=True)] if answers else []
     return [*tables, *([table("The numbers behind it", rows, keys=4, sections=True)] if rows else [])]
 
 
@@ -193,7 +193,7 @@ def _answer_in_words(begin: str, chosen: Mapping[str, str], frame: pd.DataFrame,
     """`Show lists by X: nDCG@20 …; …. Does knowing the user help? …`"""
     sentences = []
     for model, metrics in _by_model(chosen).items():
-        mine = frame[frame["metric"].map(lambda name: (BY_NAME[name].chosen_by or name) in metrics)]
+        mine = frame[frame["metric"].map(_chosen_by).isin(metrics)]
         gain = mine[(mine["question"] == "gain") & (mine["model"] == model)]
         learning = mine[(mine["question"] == "learning") & (mine["against"] == model)]
         title = names.model(model)
@@ -208,6 +208,10 @@ def _answer_in_words(begin: str, chosen: Mapping[str, str], frame: pd.DataFrame,
     transfer = frame[frame["question"] == "transfer"].itertuples()
     helps = [_helps(BY_NAME[row.metric].title, row) for row in transfer]
     return " ".join([*sentences, *([f"Does knowing the user help? {'; '.join(helps)}."] if helps else [])])
+
+
+def _chosen_by(metric: str) -> str:
+    return BY_NAME[metric].chosen_by or metric
 
 
 def _gains(frame: pd.DataFrame, names: Names) -> str:
