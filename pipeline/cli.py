@@ -228,7 +228,7 @@ def verdict(
     profile: OneProfile = "tuned",
     debug: Debug = False,
 ) -> None:
-    """Say whether transfer helps, by how much, and which model to use, from the cells that are finished."""
+    """Say which model to use for stars and for lists, what it gains, and whether knowing the user helps."""
     with _errors_in_one_line(debug):
         from assets.report.verdict import verdict_of_tasks
         from assets.settings.catalog import load_catalog

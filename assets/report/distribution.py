@@ -98,7 +98,7 @@ def distribution_part(source: Source) -> Part:
         "and log loss score the distribution itself; the CRPS of a point would be its MAE. Calibration "
         "error: mean distance between stated and observed P(r ≥ level). Gaussian and mean vector: the same "
         "model with the diffusion replaced by the Gaussian it starts from, or by that Gaussian's mean alone; "
-        f"what {names.our_title} gains over them is what diffusion adds.",
+        f"what {names.our_title()} gains over them is what diffusion adds.",
     )
     pictures = reliability_pictures(source.table("calibration.parquet", CALIBRATION), names)
     gaps = source.gaps(_distributions(profile), ("rating",))

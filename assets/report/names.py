@@ -41,10 +41,18 @@ class Names:
         mine = (name for name in self.profile.ours if objective in self.profile.objectives_of(name))
         return next(mine, None)
 
+    def our_title(self, objective: str = "rating") -> str:
+        """The title of the profile's own model for an objective."""
+        name = self.ours(objective)
+        return self.model(name) if name else "our model"
+
     @property
-    def our_title(self) -> str:
-        """The titles of the profile's own models."""
-        return ", ".join(map(self.model, self.profile.ours)) or "our model"
+    def our_titles(self) -> str:
+        """The titles of the profile's own models, and for what they are where they are several."""
+        rating, ranking = self.our_title(), self.our_title("ranking")
+        if not self.ours("ranking") or rating == ranking:
+            return rating
+        return f"{rating} (of lists: {ranking})" if self.ours() else ranking
 
     @cached_property
     def _titles(self) -> dict[str, str]:

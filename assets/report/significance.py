@@ -4,21 +4,28 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from assets.report.metrics import BY_NAME, Metric, shown_in
+from assets.report.metrics import BY_NAME, METRICS, Metric, of_table2
 from assets.report.names import Names, compared
 from assets.report.part import Chapter, Part
 from assets.report.results import Source
 from assets.report.summaries import SELECTIONS, groups, headline, of_metrics, paired_seeds, strict_mean
 from assets.report.table import UNDEFINED, Interval, Number, PValue, Table, digits, table
 
-METRICS = shown_in("table2")
 USER_ERRORS = ["task", "beta", "seed", "model", "user", "absolute", "squared", "crps", "count"]
+LIST_SCORES = [metric.sums for metric in METRICS if metric.sums and metric.objective == "ranking"]
 RESAMPLES = 1000
 
 
 def user_errors(source: Source, task: str) -> pd.DataFrame:
     """Each test user's sums of errors and number of ratings: columns USER_ERRORS."""
     return source.table("user_errors.parquet", USER_ERRORS, task=task)
+
+
+def user_sums(source: Source, task: str) -> dict[str, pd.DataFrame]:
+    """What is summed over test users, by objective, each with its number in `count`: a user's errors, one for
+    each rating, and the metrics of a user's list, one for each seed in which they are a test user."""
+    lists = source.table("list_scores.parquet", [*USER_ERRORS[:5], *LIST_SCORES], "ranking", task)
+    return {"rating": user_errors(source, task), "ranking": lists.assign(count=1)}
 
 
 def pooled_users(errors: pd.DataFrame, ours: str, other: str, column: str) -> pd.DataFrame:
@@ -35,21 +42,23 @@ def significance_frame(source: Source) -> pd.DataFrame:
     """Our model against each other one: one row for each task, beta, metric and baseline.
 
     difference is the mean over seeds of ours − baseline; t_p, wilcoxon_seeds_p test it over seeds. For
-    MAE and RMSE, wilcoxon_users_p tests each user's own error, and low..high is the 95 % paired bootstrap
-    interval of user_difference, the pooled one, when whole users are drawn again. A user's errors are summed
-    over the seeds in which they are a test user. Columns *_holm are Holm-corrected over the baselines.
+    metrics that are known by user, wilcoxon_users_p tests each user's own, and low..high is the 95 % paired
+    bootstrap interval of user_difference, the pooled one, when whole users are drawn again. A user's errors
+    are summed, and the metrics of their lists averaged, over the seeds in which they are a test user.
+    Columns *_holm are Holm-corrected over the baselines.
     A test that is undefined is null, and `undefined` says why.
     """
     profile = source.profile
-    chosen = of_metrics(source.results, METRICS, [*profile.models, *profile.controls])
+    chosen = of_metrics(source.results, of_table2(profile), [*profile.models, *profile.controls])
     chosen = chosen[chosen["selection"] == headline(profile)]
     rows = []
     for task, of_task in chosen.groupby("task"):
-        errors = user_errors(source, str(task))
+        sums = user_sums(source, str(task))
         for (beta, metric), part in of_task.groupby(["beta", "metric"]):
-            head = {"task": task, "beta": beta, "metric": metric}
-            ours = source.names.ours(BY_NAME[metric].objective)
-            rows += _comparisons(part, errors[errors["beta"] == beta], head, ours)
+            head, objective = {"task": task, "beta": beta, "metric": metric}, BY_NAME[metric].objective
+            of_users = sums[objective]
+            ours = source.names.ours(objective)
+            rows += _comparisons(part, of_users[of_users["beta"] == beta], head, ours)
     columns = ["task", "beta", "metric", "baseline", "difference", "seeds", "t_p", "wilcoxon_seeds_p"]
     columns += ["wilcoxon_seeds_holm", "users", "wilcoxon_users_p", "wilcoxon_users_holm"]
     frame = pd.DataFrame(rows, columns=[*columns, "user_difference", "low", "high", "undefined"])
@@ -124,13 +133,14 @@ def _over_users(errors: pd.DataFrame, ours: str, baseline: str, metric: Metric) 
 def significance_tables(frame: pd.DataFrame, names: Names) -> list[Table]:
     """Rows task × β × metric × baseline."""
     rows, order = [], [*names.profile.models, *names.profile.controls]
-    for head, metric, part in groups(frame, names, METRICS):
+    ours = f"{names.our_titles} against"
+    for head, metric, part in groups(frame, names, of_table2(names.profile)):
         style = digits(metric.digits, signed=True)
         for record in part.sort_values("baseline", key=lambda column: column.map(order.index)).itertuples():
             rows.append(
                 {
                     **head,
-                    f"{names.our_title} against": names.model(record.baseline),
+                    ours: names.model(record.baseline),
                     ("Over seeds", "difference"): Number(record.difference, style),
                     ("Over seeds", "t-test p"): PValue(record.t_p),
                     ("Over seeds", "Wilcoxon p"): PValue(record.wilcoxon_seeds_p),
@@ -154,17 +164,20 @@ def _user_cells(record, style: str) -> dict[tuple[str, str], object]:
 
 
 def significance_part(source: Source) -> Part:
-    profile, ours = source.profile, source.names.our_title
+    profile, ours = source.profile, source.names.our_titles
     frame = significance_frame(source)
+    metrics = of_table2(profile)
+    low, high = (
+        " and ".join(m.title for m in metrics if m.higher_is_better == higher) for higher in (False, True)
+    )
     notes = (
-        f"Difference: {ours} − baseline, mean over seeds; for MAE and RMSE a negative one favours "
-        f"{ours}, for N@20 and H@20 a positive one. Epochs: {SELECTIONS[headline(profile)]}. Over "
-        "seeds: paired t-test as in the paper, and Wilcoxon's signed-rank test (with five seeds its p "
-        "cannot go below 0.0625).",
-        "Over users: a user's errors are summed over the seeds in which they are a test user. Interval: "
-        f"paired bootstrap of whole users, {RESAMPLES:,} resamples. Wilcoxon: of each user's own "
-        "MAE or RMSE. Holm: the p to its left, corrected for comparing with several baselines. "
-        f"{UNDEFINED}: undefined, for example with one seed; blank: no errors by user.",
+        f"Difference: {ours} − baseline, mean over seeds; of {low} a negative one favours ours, of {high} a "
+        f"positive one. Epochs: {SELECTIONS[headline(profile)]}. Over seeds: paired t-test as in the paper, "
+        "and Wilcoxon's signed-rank test (with five seeds its p cannot go below 0.0625).",
+        "Over users: a user's errors are summed, and the metrics of their lists averaged, over the seeds in "
+        f"which they are a test user. Interval: paired bootstrap of whole users, {RESAMPLES:,} resamples. "
+        "Wilcoxon: of each user's own value. Holm: the p to its left, corrected for comparing with several "
+        f"baselines. {UNDEFINED}: undefined, for example with one seed; blank: not known by user.",
     )
     tables = significance_tables(frame, source.names)
     gaps = source.gaps((*profile.models, *profile.controls))

@@ -87,6 +87,10 @@ class PValue:
         return "< 0.001" if self.value < 0.001 else f"{self.value:.3f}"
 
 
+class Words(str):
+    """A text of sentences, which is broken into lines where there is no room for it."""
+
+
 def _written(style: str, value: float) -> str:
     """With the sign for minus, which is as wide as plus."""
     return style.format(value).replace("-", "−")
@@ -199,6 +203,7 @@ def html(part: Table, name: str) -> str:
         classes.iloc[row, :] = f"{escaping.escape(kind)} {'start' if start else ''}".strip()
         classes.iloc[row, : part.left] += " left"
         classes.iloc[row, : part.keys] += " key"
+    classes = classes + shown.map(lambda cell: " words" if isinstance(cell, Words) else "")
     style = _styler(cells).set_td_classes(classes).format_index(escaping.escape, axis=1).set_uuid(name)
     style.cell_ids = False
     return style.set_table_styles(css_class_names={"data": "", "row": "r", "col": "c"}).to_html(
@@ -238,7 +243,7 @@ def _latex_part(part: Table, caption: str) -> str:
         .format_index(latex_text, axis=1)
         .to_latex(
             hrules=True,
-            column_format="l" * part.left + "r" * (cells.shape[1] - part.left),
+            column_format="".join(_latex_column(part, position) for position in range(cells.shape[1])),
             multicol_align="c",
             position_float="centering",
             caption=latex_text(caption),
@@ -248,6 +253,16 @@ def _latex_part(part: Table, caption: str) -> str:
     notes = "".join(rf"\par\smallskip {latex_text(note)}" + "\n" for note in part.notes)
     head, tabular = written.split(r"\begin{tabular}")
     return head + small + r"\begin{tabular}" + tabular.replace(r"\end{table}", notes + r"\end{table}")
+
+
+def _latex_column(part: Table, position: int) -> str:
+    if _is_words(part, position):
+        return r"p{.6\linewidth}"
+    return "l" if position < part.left else "r"
+
+
+def _is_words(part: Table, position: int) -> bool:
+    return any(isinstance(cell, Words) for cell in part.frame.iloc[:, position])
 
 
 def latex_text(text: str) -> str:
@@ -271,7 +286,8 @@ def markdown(whole: Table) -> str:
     for heading, part in whole.parts():
         cells = part.without_repeats().map(_markdown_cell)
         cells.columns = [_flat(name).replace("|", r"\|") for name in cells.columns]
-        align = ["left"] * part.left + ["right"] * (cells.shape[1] - part.left)
+        left = [place < part.left or _is_words(part, place) for place in range(cells.shape[1])]
+        align = ["left" if is_left else "right" for is_left in left]
         blocks += [f"**{heading}**"] if heading else []
         blocks.append(cells.to_markdown(index=False, colalign=align, disable_numparse=True))
     return "\n\n".join(blocks)
@@ -295,8 +311,9 @@ def to_rich(whole: Table, title: str) -> "Iterator[RichTable]":
         said = Text(". ".join(text for text in (title, heading) if text))
         shown = RichTable(title=said, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for position, name in enumerate(part.frame.columns):
-            justify = "left" if position < part.left else "right"
-            shown.add_column(Text(_flat(name)), justify=justify, no_wrap=True)
+            words = _is_words(part, position)
+            justify = "left" if position < part.left or words else "right"
+            shown.add_column(Text(_flat(name)), justify=justify, no_wrap=not words)
         for row in part.without_repeats().itertuples(index=False, name=None):
             bold = ["bold" if getattr(cell, "best", False) else "" for cell in row]
             shown.add_row(*(Text(str(cell), style) for cell, style in zip(row, bold, strict=True)))

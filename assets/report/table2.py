@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from assets.report.metrics import BY_NAME, ERRORS, Metric, shown_in
+from assets.report.metrics import BY_NAME, ERRORS, Metric, of_table2, shown_in
 from assets.report.names import Names, compared
 from assets.report.part import Chapter, Part, Picture
 from assets.report.results import Source
@@ -25,9 +25,9 @@ from assets.report.summaries import (
     table_by_model,
 )
 from assets.report.table import KIND, UNDEFINED, Number, PValue, Table, counted, digits
+from assets.settings.profile import Profile
 from assets.state import plots
 
-METRICS = shown_in("table2")
 INFERRED_NOTE = (
     "† Inferred. The paper does not define N@20 and H@20; its numbers fit DCG@20 (not normalised) and the "
     "mean recall@20 over users, and rule out standard nDCG and hit rate. These models are trained apart, "
@@ -46,8 +46,9 @@ def table2_frame(results: pd.DataFrame, names: Names) -> pd.DataFrame:
     t-test over the seeds both have) or, where that is undefined, why (undefined).
     """
     profile, keys = names.profile, ["task", "beta", "metric", "selection"]
-    ours = {metric.name: names.ours(metric.objective) for metric in METRICS}
-    everything = of_metrics(results, METRICS, [*profile.models, *profile.controls])
+    metrics = of_table2(profile)
+    ours = {metric.name: names.ours(metric.objective) for metric in metrics}
+    everything = of_metrics(results, metrics, [*profile.models, *profile.controls])
     chosen = everything[everything["model"].isin(profile.models)]
     frame = summary(everything, [*keys, "model"])
     frame = _with_optimism(_with_best_control(frame, keys, profile.controls))
@@ -101,41 +102,61 @@ def _against_the_best(part: pd.DataFrame, ours: str, metric: Metric) -> dict[str
 
 def table2_tables(frame: pd.DataFrame, names: Names) -> list[Table]:
     """One table for each selection rule: rows task × β × metric, columns models, as in the paper; then the
-    controls, and the optimism."""
+    controls, and the optimism. Lists have tables of their own where other models make them."""
     profile, tables = names.profile, []
     for selection, caption in SELECTIONS.items():
-        chosen = frame[(frame["selection"] == selection) & frame["model"].isin(profile.models)]
-        rows = [row for group in groups(chosen, names, METRICS) for row in _rows(*group, names)]
         caption = caption[0].upper() + caption[1:]
-        tables += table_by_model(caption, rows, names, profile.models, _notes(chosen))
+        of_rule = frame[(frame["selection"] == selection) & frame["model"].isin(profile.models)]
+        for what, metrics in _divided(profile):
+            chosen = of_rule[of_rule["metric"].isin([metric.name for metric in metrics])]
+            rows = [row for group in groups(chosen, names, metrics) for row in _rows(*group, names)]
+            tables += table_by_model(what + caption, rows, names, profile.models, _notes(chosen))
     return [*tables, *_controls(frame, names), *_optimism(frame, names)]
+
+
+def _divided(profile: Profile) -> list[tuple[str, list[Metric]]]:
+    """The metrics of one table under what its caption begins with; two where other models make the lists."""
+    metrics = of_table2(profile)
+    trained = {
+        objective: {name for name in profile.models if objective in profile.objectives_of(name)}
+        for objective in profile.objectives
+    }
+    if len(set(map(frozenset, trained.values()))) == 1:
+        return [("", list(metrics))]
+    captions = {"rating": "", "ranking": "Lists. "}
+    return [(captions[o], [metric for metric in metrics if metric.objective == o]) for o in trained]
 
 
 def _controls(frame: pd.DataFrame, names: Names) -> list[Table]:
     controls = names.profile.controls
     # Without epochs there is nothing to select: every rule has the same values.
     chosen = frame[frame["model"].isin(controls) & (frame["selection"] == "last")]
-    rows = [
-        {**head, **model_cells(part, names, controls, metric), "Seeds": counted(part["seeds"])}
-        for head, metric, part in groups(chosen, names, METRICS)
-    ]
-    return table_by_model("Controls, the same under every rule", rows, names, controls)
+    tables = []
+    for what, metrics in _divided(names.profile):
+        rows = [
+            {**head, **model_cells(part, names, controls, metric), "Seeds": counted(part["seeds"])}
+            for head, metric, part in groups(chosen, names, metrics)
+        ]
+        tables += table_by_model(f"{what}Controls, the same under every rule", rows, names, controls)
+    return tables
 
 
 def _optimism(frame: pd.DataFrame, names: Names) -> list[Table]:
-    models = names.profile.models
+    models, tables = names.profile.models, []
     chosen = frame[frame["model"].isin(models) & (frame["selection"] == "validation")]
-    rows = [
-        {**head, **{names.model(r.model): Number(r.optimism, digits(metric.digits, True)) for r in rows}}
-        for head, metric, part in groups(chosen, names, METRICS)
-        for rows in [list(part.itertuples())]
-    ]
     caption = "Optimism: best epoch on the test users minus the epoch selected on validation users"
-    return table_by_model(caption, rows, names, models)
+    for what, metrics in _divided(names.profile):
+        rows = [
+            {**head, **{names.model(r.model): Number(r.optimism, digits(metric.digits, True)) for r in rows}}
+            for head, metric, part in groups(chosen, names, metrics)
+            for rows in [list(part.itertuples())]
+        ]
+        tables += table_by_model(what + caption, rows, names, models)
+    return tables
 
 
 def _notes(chosen: pd.DataFrame) -> list[str]:
-    inferred = [metric.name for metric in METRICS if metric.title.endswith("†")]
+    inferred = [metric.name for metric in shown_in("table2_paper")]
     notes = [INFERRED_NOTE] if chosen["metric"].isin(inferred).any() else []
     notes += [BEATEN_NOTE] if chosen["control"].notna().any() else []
     reasons = chosen["undefined"].dropna().unique()
@@ -208,7 +229,8 @@ def optimism_pictures(frame: pd.DataFrame, names: Names) -> list[Picture]:
 
 
 def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:
-    betas, models = sorted(frame["beta"].unique()), names.profile.models
+    betas, present = sorted(frame["beta"].unique()), set(frame["model"])
+    models = [model for model in names.profile.models if model in present]
     figure = plots.new_figure(7.2, 2.8)
     for axes, metric in zip(figure.subplots(1, len(ERRORS)), ERRORS, strict=True):
         for position, beta in enumerate(betas):
@@ -236,11 +258,13 @@ def table2_of_tasks(source: Source, tasks: Sequence[str]) -> list[Table]:
 def table2_part(source: Source) -> Part:
     names, profile = source.names, source.profile
     frame = table2_frame(source.results, names)
+    ours = names.our_titles
+    higher = " and ".join(m.title.rstrip("†") for m in of_table2(profile) if m.higher_is_better)
     notes = (
         "Means ± sample standard deviation over seeds; bold is the best of a row. MAE and RMSE: lower is "
-        f"better; N@20 and H@20: higher is better. Improve: {names.our_title} against the best other model, "
-        f"positive where {names.our_title} is better. p: paired t-test over seeds between the two; * where "
-        f"{names.our_title} is better with p < 0.05. Difference: ours − paper.",
+        f"better; {higher}: higher is better. Improve: {ours} against the best other model, positive where "
+        "ours is better. p: paired t-test over seeds between the two; * where ours is better with p < 0.05. "
+        "Difference: ours − paper.",
     )
     gaps = source.gaps((*profile.models, *profile.controls))
     title = f"Table 2. Cold start. {profile.title}"

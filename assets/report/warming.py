@@ -11,7 +11,7 @@ from assets.report.table import Number, Table, table
 from assets.state import plots
 from assets.training.warming import sampling_models
 
-METRICS = shown_in("verdict")
+METRICS = shown_in("warming")
 COLUMNS = ["task", "beta", "seed", "method", "n", "users", "ratings", "mae", "rmse", "crps"]
 METHODS = {
     "fine_tuned": "Fine-tuning",
