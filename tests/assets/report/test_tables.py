@@ -313,7 +313,7 @@ def test_the_papers_names_are_those_of_its_protocol_alone():
     frame = table2.table2_frame(
         pd.concat([stars, of_lists(LISTS), of_lists(LISTS, metric="dcg@20")]), OF_TUNED
     )
-    first, lists, _ = table2.table2_tables(frame, OF_TUNED)
+    first, lists, *_ = table2.table2_tables(frame, OF_TUNED)
     assert lists.caption == "Lists. Selected on validation users"
     assert [row["Metric"] for row in records(first)] == ["MAE"]
     (row,) = records(lists)
