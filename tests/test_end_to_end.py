@@ -191,7 +191,7 @@ def test_a_run_makes_only_what_its_models_need(house):
 def test_the_verdict_is_on_the_command_line(house):
     done = CliRunner().invoke(app, ["verdict", "--task", "tiny", "--profile", "strict"])
     assert done.exit_code == 0, done.output
-    assert "Does transfer help?" in done.output
+    assert "Which stars would this user give?" in done.output
     assert "95 % interval" in done.output
 
 

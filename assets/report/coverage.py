@@ -117,10 +117,12 @@ def _rated(profile: Profile) -> list[str]:
 def coverage_part(source: Source) -> Part:
     profile, names = source.profile, source.names
     frame = coverage_frame(source.table("coverage.parquet", COLUMNS))
+    listed = profile.validation and "ranking" in profile.objectives
     notes = (
         "Pooled over seeds, test users' ratings. Training ratings of the item: those that the cell's models "
         "may learn from. Best control: the lowest of each row apart. Epochs: "
         f"{SELECTIONS[headline(profile)]}.",
+        *(["Lists by popularity of the item and length of the history: in the chapter on ranking."] * listed),
     )
     tables, pictures = coverage_tables(frame, names), calibration_pictures(frame, names)
     gaps = source.gaps(_rated(profile), ("rating",))

@@ -232,6 +232,10 @@ def ranking_part(source: Source) -> Part:
         *(_LIST_NOTES if profile.validation else _PAPER_NOTES),
     )
     tables, gaps = ranking_tables(frame, of_groups, names), source.gaps(models, ("ranking",))
+    frame = frame.assign(by="all", group="all")
+    if len(of_groups):
+        where = {"stage": "cold", "half": "all", "selection": headline(profile)}
+        frame = pd.concat([frame, of_groups.assign(**where)], ignore_index=True)
     return Part("ranking", f"Ranking. {profile.title}", frame, tables, notes, gaps)
 
 

@@ -136,7 +136,10 @@ class Table:
     def left(self) -> int:
         """How many leading columns are words."""
         first = self.frame.columns[self.keys : self.keys + 1]
-        return max(1, self.keys + (_flat(first[0]) == KIND if len(first) else 0))
+        left = max(1, self.keys + (_flat(first[0]) == KIND if len(first) else 0))
+        while left < len(self.frame.columns) and _is_words(self, left):
+            left += 1
+        return left
 
     @property
     def starts(self) -> np.ndarray:
@@ -286,8 +289,7 @@ def markdown(whole: Table) -> str:
     for heading, part in whole.parts():
         cells = part.without_repeats().map(_markdown_cell)
         cells.columns = [_flat(name).replace("|", r"\|") for name in cells.columns]
-        left = [place < part.left or _is_words(part, place) for place in range(cells.shape[1])]
-        align = ["left" if is_left else "right" for is_left in left]
+        align = ["left"] * part.left + ["right"] * (cells.shape[1] - part.left)
         blocks += [f"**{heading}**"] if heading else []
         blocks.append(cells.to_markdown(index=False, colalign=align, disable_numparse=True))
     return "\n\n".join(blocks)
@@ -311,9 +313,8 @@ def to_rich(whole: Table, title: str) -> "Iterator[RichTable]":
         said = Text(". ".join(text for text in (title, heading) if text))
         shown = RichTable(title=said, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for position, name in enumerate(part.frame.columns):
-            words = _is_words(part, position)
-            justify = "left" if position < part.left or words else "right"
-            shown.add_column(Text(_flat(name)), justify=justify, no_wrap=not words)
+            justify = "left" if position < part.left else "right"
+            shown.add_column(Text(_flat(name)), justify=justify, no_wrap=not _is_words(part, position))
         for row in part.without_repeats().itertuples(index=False, name=None):
             bold = ["bold" if getattr(cell, "best", False) else "" for cell in row]
             shown.add_row(*(Text(str(cell), style) for cell, style in zip(row, bold, strict=True)))

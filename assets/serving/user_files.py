@@ -108,9 +108,9 @@ class _File:
         """CHUNK users from number `start` on. With ratings, a code only says that an id is known as well."""
         rows = self._connection.execute(
             "SELECT user_id, code FROM asked WHERE n >= $1 AND n < $2 ORDER BY n", [start, start + CHUNK]
-        ).to_arrow_table()
-        codes = rows["code"].to_numpy().astype(np.int64)
-        ids = rows["user_id"].combine_chunks().cast(self.id_type)
+        ).fetchnumpy()
+        codes = np.asarray(rows["code"], np.int64)
+        ids = pa.array(rows["user_id"]).cast(self.id_type)
         asked = self._new(start, len(codes)) if self._with_ratings else self._known(codes)
         return Named(asked, codes, ids)
 

@@ -170,6 +170,8 @@ def test_assets_depend_on_what_they_show():
     assert deps["strict/table2"] == {
         dg.AssetKey(["strict", n]) for n in (*strict.models, *strict.controls) if n in strict.trained
     }
+    assert dg.AssetKey(["tuned", "choice_diffusion_mean"]) in deps["tuned/ranking"]
+    assert dg.AssetKey(["tuned", "choice_diffusion"]) in deps["tuned/verdict"]
     assert dg.AssetKey(["paper", "random"]) in deps["paper/ranking"]
     assert deps["paper/figure4"] == {dg.AssetKey(["paper", "embeddings"])}
     searched = {name for name, profile in profiles.items() if profile.search}

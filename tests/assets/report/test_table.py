@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from assets.report import table as writers
-from assets.report.table import Interval, Number, PValue, digits, table
+from assets.report.table import Interval, Number, PValue, Words, digits, table
 
 
 def two_tasks():
@@ -184,3 +184,16 @@ def test_columns_keep_the_order_that_is_asked_for():
     whole = table("", [{"b": "1"}, {"c": "2", "a": "3"}], order=["a", "z"])
     assert list(whole.frame.columns) == ["a", "b", "c"]
     assert whole.frame.iloc[0].tolist() == ["", "1", ""]
+
+
+def test_sentences_are_broken_into_lines_and_not_cut_off():
+    long = "A sentence that has no room in a narrow terminal. " * 4
+    part = table("", [{"β": "20%", "Answer": Words(long), "Value": Number(1.0)}])
+    console = Console(width=50, file=io.StringIO())
+    for each in writers.to_rich(part, ""):
+        console.print(each)
+    said = console.file.getvalue()
+    assert said.count("terminal.") == 4
+    assert "…" not in said
+    assert re.search(r'<td class="[^"]*words[^"]*"[^>]*>A sentence', writers.html(part, "x"))
+    assert r"lp{.6\linewidth}r" in writers.latex(part, "x")

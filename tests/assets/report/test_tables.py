@@ -10,7 +10,7 @@ from scipy import stats
 
 from assets.report import coverage, figure3, figure4, ranking, summaries, table2, table3, table4
 from assets.report import significance as tests
-from assets.report.metrics import BY_NAME, OF_THE_PAPER
+from assets.report.metrics import BY_NAME, OF_THE_PAPER, of_table2
 from assets.report.names import Names
 from assets.report.results import COLUMNS
 from assets.report.summary import summary_frame, summary_part
@@ -213,6 +213,13 @@ def test_significance_says_why_a_test_is_undefined():
     assert shown["", "DiffCDR against"] == "EMCDR"
 
 
+NO_GROUPS = ranking.groups_frame(
+    pd.DataFrame(columns=[*ranking.GROUPS, "recall", "listed"]).assign(
+        **dict.fromkeys([*ranking.BEYOND, *ranking.OF_HISTORY], 0.0)
+    )
+)
+
+
 def test_random_has_one_row_for_every_selection_rule():
     metric = "ndcg@20"
     rows = [
@@ -220,9 +227,124 @@ def test_random_has_one_row_for_every_selection_rule():
         for m, s, v in [("emcdr", "validation", 0.2), ("emcdr", "last", 0.1), ("random", "last", 0.01)]
     ]
     frame = ranking.ranking_frame(results(*rows, objective="ranking"), ["emcdr", "random"])
-    (table,) = ranking.ranking_tables(frame, Names(CATALOG, replace(PAPER, validation=True)))
-    (row,) = records(table)
-    assert (row["EMCDR"], row["Random"]) == ("**0.20000**", "0.01000")
+    (table,) = ranking.ranking_tables(frame, NO_GROUPS, Names(CATALOG, replace(PAPER, validation=True)))
+    assert [(row["Model"], row["nDCG@20"]) for row in records(table)] == [
+        ("EMCDR", "**0.2000**"),
+        ("Random", "0.0100"),
+    ]
+
+
+def of_lists(values, task="tiny", metric="ndcg@20"):
+    """Lists of tuned under the validation rule, by model."""
+    rows = [(task, 0.2, 0, model, "validation", metric, value) for model, value in values.items()]
+    return results(*rows, objective="ranking")
+
+
+LISTS = {"choice_diffusion": 0.26, "autoencoder": 0.24, "item_regression": 0.25, "popularity": 0.2}
+OF_TUNED = Names(CATALOG, TUNED)
+
+
+def test_lists_have_one_row_a_model_the_best_first():
+    groups = pd.DataFrame(
+        [
+            ("tiny", 0.2, 0, "choice_diffusion", "all", "all", 0.5, 0.25, 3.0, None, None, None, None),
+            (
+                "tiny",
+                0.2,
+                0,
+                "choice_diffusion",
+                "popularity",
+                "tail",
+                None,
+                None,
+                None,
+                0.1,
+                0.3,
+                None,
+                None,
+            ),
+            ("tiny", 0.2, 0, "choice_diffusion", "history", "10–19", None, None, None, None, None, 0.4, 1),
+            ("tiny", 0.2, 0, "choice_diffusion", "history", "5–9", None, None, None, None, None, 0.2, 0),
+        ],
+        columns=[*ranking.GROUPS, *ranking.BEYOND, *ranking.OF_THIRDS, *ranking.OF_HISTORY],
+    )
+    frame = ranking.ranking_frame(of_lists(LISTS), list(LISTS))
+    whole, thirds, lengths = ranking.ranking_tables(frame, ranking.groups_frame(groups), OF_TUNED)
+    rows = records(whole)
+    assert [(row["Model"], row["nDCG@20"], row["Kind"]) for row in rows] == [
+        ("DiffCDR for choices", "**0.2600**", "trained"),
+        ("Item regression", "0.2500", "simple"),
+        ("Auto-encoder", "0.2400‡", "trained"),
+        ("Popularity", "0.2000", "knows no user"),
+    ]
+    beyond = [rows[0][name] for name in ("Coverage", "Overlap of lists", "Self-information")]
+    assert beyond == ["50.0%", "25.0%", "3.00"]
+    (row,) = records(thirds)
+    assert (row["Recall@20", "Tail"], row["Share of places", "Tail"]) == ("0.1000", "30.0%")
+    (row,) = records(lengths)
+    # By length, not by letter.
+    assert [(name[1], row[name]) for name in row if name[0] == "nDCG@20"] == [
+        ("5–9", "0.2000"),
+        ("10–19", "0.4000"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"cmf": 0.01, "emcdr": 0.02}, "Every model of the profile (CMF, EMCDR) has a lower nDCG@20 than"),
+        ({"cmf": 0.4, "emcdr": 0.02}, "that were run: EMCDR (in 1 of 1)."),
+        ({"cmf": 0.4, "emcdr": 0.5}, "Every model of the profile has a higher nDCG@20 than popularity"),
+        ({}, ""),
+    ],
+)
+def test_who_loses_to_popularity_is_said_from_the_numbers(values, said):
+    frame = ranking.ranking_frame(of_lists({**values, "popularity": 0.1}), [*values, "popularity"])
+    sentence = ranking.against_popularity(frame, NAMES)
+    assert said in sentence
+    assert bool(sentence) == bool(values)
+
+
+def test_the_papers_names_are_those_of_its_protocol_alone():
+    titles = {p.name: [m.title for m in of_table2(p)] for p in (PAPER, TUNED)}
+    assert titles["paper"] == ["MAE", "RMSE", "N@20†", "H@20†"]
+    assert titles["tuned"] == ["MAE", "RMSE", "nDCG@20", "Hit rate@20"]
+    stars = results(("tiny", 0.2, 0, "star_diffusion", "validation", "mae", 1.0))
+    frame = table2.table2_frame(
+        pd.concat([stars, of_lists(LISTS), of_lists(LISTS, metric="dcg@20")]), OF_TUNED
+    )
+    first, lists, *_ = table2.table2_tables(frame, OF_TUNED)
+    assert lists.caption == "Lists. Selected on validation users"
+    assert [row["Metric"] for row in records(first)] == ["MAE"]
+    (row,) = records(lists)
+    assert (row["Metric"], row["Auto-encoder"], row["Best control"]) == (
+        "nDCG@20",
+        "0.24000‡",
+        "0.25000 Item regression",
+    )
+    assert "DiffCDR for stars" not in row
+
+
+def test_lists_are_tested_over_users_by_their_own_model():
+    store, users = Store(), range(6)
+    own = {
+        "choice_diffusion": [0.5, 0.6, 0.7, 0.4, 0.9, 0.8],
+        "popularity": [0.1, 0.2, 0.2, 0.1, 0.7, 0.3],
+        "autoencoder": [0.5, 0.5, 0.8, 0.4, 0.8, 0.9],
+    }
+    for model, values in own.items():
+        scores = pd.DataFrame({"user": users, "ndcg@20": values, "hr@20": 1.0})
+        cold = {("cold", "validation", name): scores[name].mean() for name in ("ndcg@20", "hr@20")}
+        files = {"list_scores.parquet": scores}
+        finish(store, model, "tiny|b20-s0", cold, "tuned", "ranking", files)
+    frame = tests.significance_frame(source_of(TUNED, store)).set_index(["metric", "baseline"])
+    row = frame.loc[("ndcg@20", "popularity")]
+    differences = np.subtract(own["choice_diffusion"], own["popularity"])
+    assert row["user_difference"] == pytest.approx(differences.mean())
+    assert row["wilcoxon_users_p"] == pytest.approx(stats.wilcoxon(differences).pvalue)
+    assert row["wilcoxon_users_holm"] == pytest.approx(2 * row["wilcoxon_users_p"])
+    assert 0 < row["low"] < row["user_difference"] < row["high"]
+    assert frame.loc[("hr@20", "popularity"), "user_difference"] == 0
 
 
 def test_ranking_sets_warm_beside_cold_on_the_later_half():
@@ -230,7 +352,7 @@ def test_ranking_sets_warm_beside_cold_on_the_later_half():
     warm = results(("tiny", 0.2, 0, "emcdr", "last", "hr@20", 0.2), objective="ranking", stage="warm")
     frame = ranking.ranking_frame(pd.concat([cold, warm]), ["emcdr"])
     assert set(frame["half"]) == {"later"}
-    (table,) = ranking.ranking_tables(frame, NAMES)
+    (table,) = ranking.ranking_tables(frame, NO_GROUPS, NAMES)
     assert [(row[""], row["EMCDR"]) for row in records(table)] == [
         ("cold", "**0.10000**"),
         ("warm", "**0.20000**"),
@@ -357,7 +479,7 @@ def test_the_best_control_of_a_ranking_is_the_highest():
     row = records(table2.table2_tables(frame, WITH_CONTROLS)[0])[0]
     assert (row["DiffCDR"], row["EMCDR"]) == ("**0.03000**", "0.01000‡")
     whole = ranking.ranking_frame(ranked, [*MODELS, *CONTROLS])
-    row = records(ranking.ranking_tables(whole, WITH_CONTROLS)[0])[0]
+    row = records(ranking.ranking_tables(whole, NO_GROUPS, WITH_CONTROLS)[0])[0]
     assert (row["EMCDR"], row["Item mean"]) == ("0.01000‡", "0.02000")
 
 
