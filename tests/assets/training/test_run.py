@@ -1,6 +1,7 @@
 """The training loop on the tiny task: what a cell leaves; all models are judged by the same rules."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from assets.data.cell import Gate, training_rows
 from assets.data.domain import domain_ratings
 from assets.settings.profile import load_profiles
+from assets.settings.space import Range, Space
 from assets.state.store import NotMaterialized, Store
 from assets.state.tracking import MlflowTracking
 from assets.training.fingerprints import Fingerprints, expected_fingerprint
@@ -212,3 +214,27 @@ def test_fingerprints_of_seeds_differ_and_of_betas_share_the_source(store):
     one, two = AXES.parse("tiny|b20-s0"), AXES.parse("tiny|b50-s0")
     assert prints.source_factors(one, "rating") == prints.source_factors(two, "rating")
     assert prints.target_factors(one, "rating") != prints.target_factors(two, "rating")
+
+
+def test_a_space_is_searched_by_optuna_each_trial_a_nested_run(tmp_path):
+    """Seeded by the cell, judged on validation users, the study kept beside the trials."""
+    made = prepare(Store(home=str(tmp_path / "home")))
+    space = Space({"lr": Range(low=1e-4, high=1e-2, log=True), "latent": (2, 4)}, count=3)
+    entry = dataclasses.replace(STRICT.entries["lacdr"], settings={"epochs": 2}, trials=space)
+    profile = dataclasses.replace(
+        STRICT, objectives=("rating",), entries={**STRICT.entries, "lacdr": entry}, controls=()
+    )
+    tracking = MlflowTracking(home=str(tmp_path / "home"))
+    train(made, profile, ["lacdr"], tracking=tracking)
+    written = made.model("strict", "lacdr", CELL)
+    trials, study = written.table("trials.parquet"), json.loads(written.read("study.json"))
+    assert len(trials) == study["trials"] == 3
+    assert study["seed"] == CELL.seed
+    assert trials.loc[trials["chosen"], "validation_rmse"].item() == trials["validation_rmse"].min()
+    assert trials["lr"].between(1e-4, 1e-2).all()
+    assert set(trials["latent"]) <= {2, 4}
+    client, experiment = tracking.connect()
+    parent = written.require()["mlflow_run_id"]
+    nested = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert {run.data.params["lr"] for run in nested} == {str(lr) for lr in trials["lr"]}
+    assert {run.info.status for run in nested} == {"FINISHED"}

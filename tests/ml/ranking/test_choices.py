@@ -10,7 +10,6 @@ from ml.ranking.choices import ChoiceDiffusion, fit_taste, greedy_cover, slopes
 from ml.ranking.first_choices import scores_by_n
 from ml.ranking.ials import CollectiveALS
 from ml.ranking.neighbourhood import UserNeighbourhood
-from ml.ranking.popularity import Popular
 from tests.ml.ranking.cells import ITEMS, cell
 from tests.ml.ranking.test_rankers import QUICK, fitted
 
@@ -132,7 +131,6 @@ def test_lists_after_first_choices_are_judged_on_the_same_later_choices(model, d
     train, held_out = data
     rankers = {
         "choices": model,
-        "popular": fitted(Popular(), train),
         "neighbourhood": fitted(UserNeighbourhood(neighbours=20), train),
         "als": fitted(CollectiveALS(rank=8, penalty=1.0), train),
     }

@@ -10,20 +10,20 @@ from sklearn.linear_model import Ridge
 
 from ml.data import Ratings
 from ml.evaluation.lists import list_scores
+from ml.models.statistics import Popularity
 from ml.ranking.autoencoder import AutoEncoder
 from ml.ranking.blend import Blend, BlendAutoEncoder, DeepBlend, shortlist
 from ml.ranking.choices import ChoiceDiffusion
 from ml.ranking.graph import GraphFilter
 from ml.ranking.ials import CollectiveALS
 from ml.ranking.neighbourhood import UserNeighbourhood
-from ml.ranking.popularity import Popular
 from ml.ranking.ranker import Choices, last, rare_rows, weighted
 from ml.ranking.regression import ItemRegression
 from tests.ml.ranking.cells import ITEMS, cell
 
 QUICK = dict(diffusion_steps=60, steps=20, samples=16)
 RANKERS = [
-    Popular(),
+    Popularity(),
     UserNeighbourhood(neighbours=20),
     ItemRegression(),
     CollectiveALS(rank=8, penalty=1.0),
@@ -56,7 +56,7 @@ def test_rankers_beat_popularity_and_come_back_from_their_state(model, data):
     assert not (lists == ITEMS).any(), "an item without a training rating is no candidate"
     assert (scores.diff(dim=1) <= 0).all()
     ndcg = list_scores(lists, held_out.ratings, ITEMS + 1).means()["ndcg@20"]
-    popular = fitted(Popular(), train).top(held_out.users, 20)[0]
+    popular = fitted(Popularity(), train).top(held_out.users, 20)[0]
     base = list_scores(popular, held_out.ratings, ITEMS + 1).means()["ndcg@20"]
     assert ndcg > 1.3 * base or model.name == "popular"
     again = type(model)(**vars_of(model)).load_state_dict(load(save(model.state_dict())))
@@ -144,7 +144,7 @@ def test_candidates_are_the_best_of_all_parts_and_those_asked_for():
 
 
 def test_predicting_ratings_is_refused(data):
-    model = fitted(Popular(), data[0])
+    model = fitted(Popularity(), data[0])
     with pytest.raises(TypeError, match="predicts no ratings"):
         model.predict(data[1].users, data[1].ratings)
     with pytest.raises(RuntimeError, match="learned nothing"):
