@@ -38,7 +38,8 @@ def cell(seed: int = 0, n: int = 160, cold: int = 40) -> tuple[Data, HeldOut]:
     rows = torch.arange(total)
 
     def users(chosen: torch.Tensor) -> Users:
-        return Users(chosen, chosen, ratings=ratings_of(source, chosen, total))
+        statistics = torch.zeros(len(chosen), 5, dtype=torch.float64)
+        return Users(chosen, chosen, ratings=ratings_of(source, chosen, total), statistics=statistics)
 
     data = Data(
         seed=seed,
