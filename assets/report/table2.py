@@ -34,6 +34,10 @@ INFERRED_NOTE = (
     "on ratings plus one negative for each."
 )
 PERCENT = "{:.1%}"
+UNEQUAL_NOTE = (
+    "Seeds given as a range: models of the row have finished different seeds, so bold and ‡ compare means "
+    "over different seeds. Improve and p are over the seeds that both models have."
+)
 
 
 def table2_frame(results: pd.DataFrame, names: Names) -> pd.DataFrame:
@@ -43,7 +47,7 @@ def table2_frame(results: pd.DataFrame, names: Names) -> pd.DataFrame:
     mean at its best epochs on the test users minus that at the epochs chosen on validation users. Rows of the
     profile's own model also say what it is compared with: baseline (the best other model by its mean),
     improvement (relative to it, positive where ours is better; paper_improve is the paper's), p_value (paired
-    t-test over the seeds both have) or, where that is undefined, why (undefined).
+    t-test) or, where that is undefined, why (undefined); both over the seeds that both models have.
     """
     profile, keys = names.profile, ["task", "beta", "metric", "selection"]
     metrics = of_table2(profile)
@@ -95,7 +99,7 @@ def _against_the_best(part: pd.DataFrame, ours: str, metric: Metric) -> dict[str
         return {"model": ours, "undefined": "every other model has diverged"}
     pairs = paired_seeds(part, ours, best)
     test = paired_t_test(pairs["ours"], pairs["other"])
-    gain = improvement(means[ours], means[best], metric)
+    gain = improvement(strict_mean(pairs["ours"]), strict_mean(pairs["other"]), metric)
     found = {"baseline": best, "improvement": gain, "p_value": test.p_value, "undefined": test.undefined}
     return {"model": ours, **found}
 
@@ -159,6 +163,8 @@ def _notes(chosen: pd.DataFrame) -> list[str]:
     inferred = [metric.name for metric in shown_in("table2_paper")]
     notes = [INFERRED_NOTE] if chosen["metric"].isin(inferred).any() else []
     notes += [BEATEN_NOTE] if chosen["control"].notna().any() else []
+    counts = chosen.groupby(["task", "beta", "metric"])["seeds"].nunique()
+    notes += [UNEQUAL_NOTE] if (counts > 1).any() else []
     reasons = chosen["undefined"].dropna().unique()
     return notes + ([f"{UNDEFINED}: undefined, for the test {'; '.join(reasons)}."] if len(reasons) else [])
 

@@ -63,11 +63,31 @@ def test_table2_by_hand():
     assert (emcdr["mean"], emcdr["seeds"], emcdr["paper"]) == (1.5, 2, 1.3596)
     assert emcdr["std"] == pytest.approx(0.5**0.5)
     assert (diffcdr["paper"], diffcdr["paper_improve"], diffcdr["baseline"]) == (1.0435, 0.06, "emcdr")
-    assert diffcdr["improvement"] == pytest.approx(0.2)
+    assert diffcdr["improvement"] == pytest.approx(-0.2)  # of seed 0, which both have
     assert pd.isna(diffcdr["std"])
     assert pd.isna(diffcdr["p_value"])
     assert diffcdr["undefined"] == "needs at least two pairs, got 1"
     assert pd.isna(frame.loc[("tiny", "diffcdr"), "paper"])
+
+
+def test_models_of_different_seeds_are_compared_over_those_both_have():
+    # By their means over all seeds DiffCDR would win; over the seed that both have it loses.
+    frame = table2.table2_frame(results(*seeds("emcdr", [1.0, 2.0]), *seeds("diffcdr", [1.2])), NAMES)
+    table = table2.table2_tables(frame, NAMES)[0]
+    assert (records(table)[0]["Improve"], records(table)[0]["Seeds"]) == ("−20.0%", "1–2")
+    assert table2.UNEQUAL_NOTE in table.notes
+
+
+def test_models_without_a_seed_in_common_are_not_compared():
+    later = [(*row[:2], 7, *row[3:]) for row in seeds("diffcdr", [1.2])]
+    frame = table2.table2_frame(results(*seeds("emcdr", [1.0]), *later), NAMES)
+    cell = records(table2.table2_tables(frame, NAMES)[0])[0]
+    assert (cell["Improve"], cell["p"]) == ("", "")
+
+
+def test_equal_seeds_need_no_note():
+    frame = table2.table2_frame(results(*seeds("emcdr", [1.0, 2.0]), *seeds("diffcdr", [1.2, 1.1])), NAMES)
+    assert table2.UNEQUAL_NOTE not in table2.table2_tables(frame, NAMES)[0].notes
 
 
 def test_the_star_is_the_paired_t_test_against_the_best_by_mean():
