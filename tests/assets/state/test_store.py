@@ -458,8 +458,11 @@ def test_a_home_below_a_file_is_said_to_be_none(use, tmp_path):
 # Locks
 
 HOLD = """
-    import logging, sys, time
+    import logging, signal, sys, time
     from assets.state.store import Store
+    # Jobs in the background ignore Ctrl-C, and so would this process; Dagster makes TERM like it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with Store().lock("work"):
         print("has it", flush=True)
