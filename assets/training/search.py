@@ -50,7 +50,7 @@ def search_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
         key_prefix=profile.name,
         partitions_def=axes.cells,
         deps=["split", *(dg.AssetKey([profile.name, key]) for key in ("source_factors", "target_factors"))],
-        group_name="search",
+        group_name=profile.group("analysis"),
         kinds={"pytorch", "mlflow"},
         owners=["team:recsys"],
         code_version=CODE,
