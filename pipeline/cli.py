@@ -249,7 +249,7 @@ def status(
         _print_frame(shown, format, left=2, title="Models, once for each objective")
         absent = overview.not_begun(store, catalog, profiles, shown, task)
         if absent and format is Format.table:
-            print(f"nothing of: {', '.join(absent)}")
+            print(f"nothing yet of {'; '.join(absent)}")
 
 
 @app.command()

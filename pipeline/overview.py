@@ -22,7 +22,8 @@ def status(
 ) -> pd.DataFrame:
     """One row for each profile, task, β and seed in which anything was trained.
 
-    Columns: CELL, how many models, once for each objective, are in each of STATES, and which are not finished.
+    Columns: CELL, how many models, once for each objective, are in each of STATES, and which are
+    not finished.
     """
     states = pd.concat([source(store, catalog, profile).states for profile in profiles])
     states = states if task is None else states[states["task"] == task]

@@ -163,8 +163,9 @@ class _File:
 
     def _all_numbers(self) -> bool:
         """Whether every user id is a whole number as it would be written again: `7`, and not `007`."""
+        number = "regexp_full_match(user_id, '0|-?[1-9][0-9]{0,17}')"
         [(others, count)] = self._connection.execute(
-            "SELECT count_if(NOT regexp_full_match(user_id, '0|-?[1-9][0-9]{0,17}')), count(user_id) FROM given"
+            f"SELECT count_if(NOT {number}), count(user_id) FROM given"
         ).fetchall()
         return count > 0 and others == 0
 
