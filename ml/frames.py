@@ -53,8 +53,8 @@ class Domain:
         item_rows, items = pd.factorize(rated["item"], sort=True)
         by_user = np.argsort(rows, kind="stable")
         table = DomainRatings(
-            rows[by_user].astype(np.int64),
-            item_rows[by_user].astype(np.int64),
+            rows[by_user].astype(np.int32),
+            item_rows[by_user].astype(np.int32),
             rated["rating"].to_numpy(dtype=np.float32)[by_user],
             len(users),
             len(items),
