@@ -1,6 +1,5 @@
 """A domain's ratings as arrays, read once a process, and what is drawn or counted from all of them."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,39 +13,18 @@ from assets.state.store import Store
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ml.data import Ratings
+    from ml.cold_start import DomainRatings
     from ml.factorization.negatives import Negatives
 
 
-@dataclass(frozen=True)
-class DomainRatings:
-    """A domain's ratings as arrays: users, items (m,) int64, values (m,) float32, sorted by user."""
-
-    users: np.ndarray
-    items: np.ndarray
-    values: np.ndarray
-    n_users: int
-    n_items: int
-
-    def tensors(self, rows: np.ndarray | slice = slice(None)) -> "Ratings":
-        """The ratings, or those `rows` of them, as a model takes them."""
-        import torch
-
-        from ml.data import Ratings
-
-        return Ratings(*(torch.from_numpy(x[rows]) for x in (self.users, self.items, self.values)))
-
-    def of_users(self, keep: np.ndarray) -> np.ndarray:
-        """Rows of the users that `keep` (n_users,) bool marks: (m,) bool."""
-        return keep[self.users]
-
-
-def domain_ratings(store: Store, domain: str) -> DomainRatings:
+def domain_ratings(store: Store, domain: str) -> "DomainRatings":
     return _read_ratings(store.database(domain), store.ratings(domain).require()["fingerprint"])
 
 
 @lru_cache(maxsize=4)
-def _read_ratings(database: Path, _fingerprint: str) -> DomainRatings:
+def _read_ratings(database: Path, _fingerprint: str) -> "DomainRatings":
+    from ml.cold_start import DomainRatings
+
     with duckdb.connect(str(database), read_only=True) as connection:
         columns = connection.execute('SELECT "user", item, rating FROM ratings ORDER BY rowid').fetchnumpy()
         n_users, n_items = (

@@ -62,7 +62,7 @@ def test_rows_of_a_problem_belong_together(store):
     gate = numbered_gate(store, "strict")
     problem, train = gate.data.problem, gate.data.train
     users = store.overlap("tiny").table("users.parquet")
-    rows = users[gate.roles == TRAIN].reset_index(drop=True)
+    rows = users[gate.cold_start.roles == TRAIN].reset_index(drop=True)
     row = 17
     assert problem.source.factors[row, 0] == rows.loc[row, "source_user"] == train.source_rows[row]
     assert problem.target_factors[row, 0] == rows.loc[row, "target_user"] == train.target_rows[row]
