@@ -7,7 +7,9 @@ something can be ranked for without training.
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +19,6 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ml.data import Data, Ratings, Users
 from ml.evaluation.ranking import top_by_scores
@@ -25,6 +26,7 @@ from ml.models.contract import Model, Predicted
 from ml.replicas import Epoch, replica_generator
 
 FOLDS = 4
+CELLS = 5  # whose choices are kept: the seeds that are trained together
 HISTORY = 50  # source items of a user that are asked for as reasons
 
 State = dict[str, Tensor]
@@ -50,11 +52,14 @@ class Choices:
 
     @classmethod
     def of(cls, data: Data) -> Choices:
-        """Those of one cell; the same object while its ratings are in memory, so that what several models of
-        a cell start from is learned once."""
-        if data.target.values not in CELLS:
-            CELLS[data.target.values] = cls._of(data)
-        return CELLS[data.target.values]
+        """Those of one cell; the same object for the same choices, while it is among the CELLS asked for last,
+        so that what several models of a cell start from is learned once."""
+        choices = cls._of(data)
+        kept = RECENT.pop(choices.digest, choices)
+        RECENT[choices.digest] = kept
+        while len(RECENT) > CELLS:
+            RECENT.popitem(last=False)
+        return kept
 
     @classmethod
     def _of(cls, data: Data) -> Choices:
@@ -72,6 +77,16 @@ class Choices:
 
     def __len__(self) -> int:
         return self.source.shape[0]
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Of all that a ranker can learn from; equal choices have equal ones."""
+        found = hashlib.blake2b(str(self.seed).encode(), digest_size=16)
+        for matrix in (self.source, self.target, self.source_alone, self.target_alone):
+            found.update(str(matrix.shape).encode())
+            for part in (matrix.indptr, matrix.indices):
+                found.update(part.astype(np.int64).tobytes())
+        return found.digest()
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gives, made the first time that `name` is asked for; it must not be changed."""
@@ -126,8 +141,8 @@ class Folds:
         return out
 
 
-# Choices of the cells in memory, by the tensor of their target ratings.
-CELLS = WeakTensorKeyDictionary()
+# The choices asked for last, by digest, with what was learned of them.
+RECENT: OrderedDict[bytes, Choices] = OrderedDict()
 
 
 def choice_matrix(ratings: Ratings, n_users: int, n_items: int) -> csr_matrix:
