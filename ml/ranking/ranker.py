@@ -52,8 +52,8 @@ class Choices:
 
     @classmethod
     def of(cls, data: Data) -> Choices:
-        """Those of one cell; the same object for the same choices, while it is among the CELLS asked for last,
-        so that what several models of a cell start from is learned once."""
+        """Those of one cell; the same object for the same choices while it is among the CELLS asked for last:
+        what several models of a cell start from is learned once."""
         choices = cls._of(data)
         kept = RECENT.pop(choices.digest, choices)
         RECENT[choices.digest] = kept
