@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ml.data import Data, Ratings, Users
 from ml.evaluation.ranking import top_by_scores
@@ -143,6 +144,8 @@ class Folds:
 
 # The choices asked for last, by digest, with what was learned of them.
 RECENT: OrderedDict[bytes, Choices] = OrderedDict()
+# Sparse matrices of states in memory with their transposes, by the tensor of their values.
+UNPACKED = WeakTensorKeyDictionary()
 
 
 def choice_matrix(ratings: Ratings, n_users: int, n_items: int) -> csr_matrix:
@@ -188,8 +191,24 @@ def packed(name: str, matrix: csr_matrix) -> State:
 
 
 def unpacked(name: str, state: State) -> csr_matrix:
-    parts = (state[f"{name}.{part}"].numpy() for part in ("values", "columns", "starts"))
-    return csr_matrix(tuple(parts), shape=tuple(state[f"{name}.shape"].tolist()))
+    """What was `packed`; the same object for the same state, not to be changed."""
+    return _unpacked(name, state)[0]
+
+
+def transposed(name: str, state: State) -> csr_matrix:
+    """Its transpose, by rows, so that a few of its columns are found without reading all."""
+    return _unpacked(name, state)[1]
+
+
+def _unpacked(name: str, state: State) -> tuple[csr_matrix, csr_matrix]:
+    key = state[f"{name}.values"]
+    if key not in UNPACKED:
+        # A copy: the matrix must not keep alive the tensor that it is forgotten with.
+        values = key.numpy().copy()
+        columns, starts = (state[f"{name}.{part}"].numpy() for part in ("columns", "starts"))
+        matrix = csr_matrix((values, columns, starts), shape=tuple(state[f"{name}.shape"].tolist()))
+        UNPACKED[key] = matrix, matrix.T.tocsr()
+    return UNPACKED[key]
 
 
 def part(state: State, name: str) -> State:
@@ -251,7 +270,7 @@ class Ranker(Model):
     def scores(self, users: Users, items: Tensor, replica: int = 0) -> Tensor:
         state = self.state(replica)
         found = torch.from_numpy(self.score(state, source_of(users, state, self.name)))
-        found = found.masked_fill(state["popularity"] == 0, -torch.inf)
+        found = found.masked_fill_(state["popularity"] == 0, -torch.inf)
         return found if len(items) == found.shape[1] and bool((items.diff() == 1).all()) else found[:, items]
 
     def score_after(self, state: State, source: csr_matrix, observed: csr_matrix) -> np.ndarray:
@@ -270,7 +289,7 @@ class Ranker(Model):
 
         def scores(rows: Tensor) -> Tensor:
             found = torch.from_numpy(self.score_after(state, source[rows.numpy()], seen[rows.numpy()]))
-            return found.masked_fill(state["popularity"] == 0, -torch.inf)
+            return found.masked_fill_(state["popularity"] == 0, -torch.inf)
 
         return top_by_scores(scores, len(users), len(state["popularity"]), k, observed)
 
@@ -300,7 +319,7 @@ class Ranker(Model):
         return reasons, losses
 
     def score_of(self, state: State, source: csr_matrix, items: np.ndarray) -> np.ndarray:
-        """Scores (m, k) of the same target items (k,) for users with the source rows (m, s)."""
+        """`score` of the target items (k,) alone, but for a constant: (m, k) of source rows (m, s)."""
         return self.score(state, source)[:, items]
 
     def items_of(self, replica: int = 0) -> int:
