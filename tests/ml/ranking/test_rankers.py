@@ -184,7 +184,7 @@ def test_a_few_items_are_scored_as_among_all(model, data):
     source = Choices.of(train).source[:1]
     apart = model.score(state, source)[:, listed] - model.score_of(state, source, listed)
     normalised = model.name == "choice_diffusion"
-    np.testing.assert_allclose(apart, apart.mean() if normalised else 0, atol=0.02 if normalised else 1e-4)
+    np.testing.assert_allclose(apart, apart.mean() if normalised else 0, atol=0.05 if normalised else 1e-4)
 
 
 def test_what_models_of_a_cell_share_is_learned_once_and_left_as_it_is(data):
