@@ -1,6 +1,7 @@
 """The command line: `run` chains the stages, `inspect` looks at data, `results` prints every number."""
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import logging
@@ -452,10 +453,34 @@ def register(
         if done.forced:
             errors.print("PROMOTED BY FORCE, with a warning on its card", style="bold red")
         print(f"{done.name} version {done.version}: {done.model} of {done.cell.key} is the {registry.ALIAS}")
-        print(
-            f"serve it: MLFLOW_TRACKING_URI={tracking.uri} mlflow models serve -m {done.uri} "
-            "--env-manager local --port 5001"
-        )
+        print(f"serve it: diffcdr serve --task {task}")
+
+
+@app.command()
+def serve(
+    task: OneTask,
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", "-p", help="Its latest version; default: the champion, of whichever."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, help="Port; 0 is any that is free.")] = 5001,
+    host: Annotated[str, typer.Option(help="Address to listen on; there is no login.")] = "127.0.0.1",
+    page: Annotated[
+        bool, typer.Option("--page/--no-page", help="With a page to try it, or MLflow's endpoints alone.")
+    ] = True,
+    debug: Debug = False,
+) -> None:
+    """Serve a registered version on this machine until Ctrl-C, with a page to try it.
+
+    diffcdr serve -t demo_video_music
+    """
+    with _errors_in_one_line(debug):
+        from assets.serving import server
+        from assets.state.tracking import MlflowTracking
+
+        _refuse_unknown(task, profile)
+        say = functools.partial(print, flush=True)
+        server.serve(MlflowTracking(), task, profile or "", host, port, page, say)
 
 
 class ListOrder(StrEnum):

@@ -181,6 +181,11 @@ class Domain(_Named):
         return self.url or "query"
 
     @property
+    def synthetic(self) -> bool:
+        """Whether the ratings are generated."""
+        return self.origin.startswith("synthetic:")
+
+    @property
     def liked_above(self) -> float:
         """A rating above it counts as liked: the middle of the scale, for 1 to 5 the 3 of PTUPCDR and of
         DiffCDR's code."""
