@@ -450,6 +450,8 @@ def register(
         tracking, axes = MlflowTracking(), Axes(load_catalog())
         settings = _known_profile(task, profile)
         done = registry.register(Store(), tracking, axes, task, settings, force)
+        for each in done.judged:
+            print(each)
         if done.forced:
             errors.print("PROMOTED BY FORCE, with a warning on its card", style="bold red")
         print(f"{done.name} version {done.version}: {done.model} of {done.cell.key} is the {registry.ALIAS}")

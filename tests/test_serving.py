@@ -207,8 +207,8 @@ def test_reasons_are_source_items_of_the_users_history(server, bundle):
     assert "because" not in server.predict({"history": HISTORY, "k": 1})[0]["items"][0]
 
 
-def test_who_rated_nothing_gets_popular_items_and_is_told_so(server):
-    for request in ({"user_id": "u0"}, {"history": []}):
+def test_of_whom_nothing_is_known_gets_popular_items_and_is_told_so(server):
+    for request in ({"user_id": "u0"}, {"user_id": "nobody"}, {"history": []}):
         [answer] = server.predict({**request, "k": 2, "because": True})
         assert (answer["model"], answer["note"]) == ("popularity", NOTE)
         shown = [(each["item"], each["rank"], each["score"]) for each in answer["items"]]
@@ -245,7 +245,6 @@ def test_one_call_answers_many_in_order(server):
 
 
 BAD = [
-    ({"user_id": "nobody"}, "inputs[0].user_id: unknown user 'nobody'"),
     ({"user_id": 7}, "inputs[0].user_id: Input should be a valid string"),
     ({}, "inputs[0]: give either user_id or history"),
     ({"user_id": "u1", "history": []}, "inputs[0]: give either user_id or history"),
@@ -278,7 +277,10 @@ BAD = [
         "inputs[0]: list 'coverage' is none that ptupcdr makes; it makes probability",
     ),
     ({"user_id": "u1", "k": 500, "because": True}, "inputs[0].k is 500, with because give 1 to 100"),
-    ({"user_id": "x" * 10**5}, f"inputs[0].user_id: unknown user '{'x' * 60}…'"),
+    (
+        {"user_id": "u1", "item_ids": ["x" * 10**5]},
+        f"inputs[0].item_ids[0]: unknown target item '{'x' * 60}…'",
+    ),
     (7, "inputs[0]: Input should be a valid dictionary or instance of Request"),
 ]
 

@@ -81,8 +81,8 @@ def register(
     except NotPromoted as refused:
         if not force:
             raise
-        forced = str(refused)
-        log.warning("FORCED PROMOTION. %s", forced)
+        forced = refused.reasons
+        log.warning("FORCED PROMOTION of %s: %s", chosen, forced)
     cell = _best_cell(store, axes, profile, cells, chosen)
     bundle = Bundle.of_cell(store, profile, cell, chosen)
     card = model_card(store, axes, profile, cell, chosen, bundle, judged, forced)

@@ -1,10 +1,12 @@
-"""`diffcdr serve`: a registered version behind MLflow's scoring server in this process, with a page to try it.
+"""`diffcdr serve`: a registered version behind MLflow's scoring server in this process, and a page to try it.
 
 The application is the one that `mlflow models serve` runs, with the checks that the model brings for it
 (`pyfunc_recommender.py`); beside its endpoints stand those of the page.
 """
 
 import asyncio
+import errno
+import gc
 import ipaddress
 import json
 import os
@@ -62,9 +64,13 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise NotServed(
+                f"port {port} of {host} is taken: stop what answers there, or give another with --port"
+            ) from None
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise NotServed(
-            f"cannot listen on {host} port {port}: {error.strerror or error}; stop what is there, or give "
-            "another with --port or --host"
+            f"cannot listen on {host} port {port}: {reason}; give another with --host or --port"
         ) from None
     except OverflowError:
         raise NotServed(f"there is no port {port}; give one from 1 to 65535 with --port") from None
@@ -112,7 +118,7 @@ def _scoring(model: Path):
 
 
 def _run(application, connection: socket.socket, started: Callable[[], None]) -> None:
-    """Answer until a signal; once the application listens, `started` runs beside it, and its error ends all."""
+    """Answer until a signal; once it listens, `started` runs beside it, and its error ends the server."""
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -138,7 +144,11 @@ def _run(application, connection: socket.socket, started: Callable[[], None]) ->
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=END_SECONDS,
     )
-    Server(config).run(sockets=[connection])
+    try:
+        Server(config).run(sockets=[connection])
+    finally:
+        # At its end the interpreter would look through half a million objects for seconds, to free nothing.
+        gc.freeze()
 
 
 def _announce(served: Served, address: str, page: bool, profile: str, say: Callable[[str], None]) -> None:
