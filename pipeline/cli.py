@@ -48,6 +48,7 @@ UserColumn = Annotated[list[str], typer.Option(help="Column of the user ids; onc
 ItemColumn = Annotated[list[str], typer.Option(help="Column of the item ids.")]
 RatingColumn = Annotated[list[str], typer.Option(help="Column of the ratings.")]
 TimeColumn = Annotated[list[str], typer.Option(help="Column of the times.")]
+TitleColumn = Annotated[list[str], typer.Option(help="Column of the items' titles, for readers.")]
 Scale = Annotated[tuple[float, float], typer.Option(help="Lowest and highest legal rating of own files.")]
 SideScale = Annotated[
     tuple[float, float] | None, typer.Option(help="The same of this file alone, where the two differ.")
@@ -100,6 +101,7 @@ def run(
     item_col: ItemColumn = [],  # noqa: B006
     rating_col: RatingColumn = [],  # noqa: B006
     time_col: TimeColumn = [],  # noqa: B006
+    title_col: TitleColumn = [],  # noqa: B006
     scale: Scale = (1.0, 5.0),
     source_scale: SideScale = None,
     target_scale: SideScale = None,
@@ -121,7 +123,7 @@ def run(
         files = _files(task, source, target)
         _check_tracking()
         if files:
-            columns = _columns(user_col, item_col, rating_col, time_col)
+            columns = _columns(user_col, item_col, rating_col, time_col, title_col)
             pair = _read_pair(files, columns, scale, source_scale, target_scale, on_bad_rows)
             task = [_enter(pair)]
         from pipeline.chain import Chain
@@ -144,6 +146,7 @@ def inspect(
     item_col: ItemColumn = [],  # noqa: B006
     rating_col: RatingColumn = [],  # noqa: B006
     time_col: TimeColumn = [],  # noqa: B006
+    title_col: TitleColumn = [],  # noqa: B006
     scale: Scale = (1.0, 5.0),
     source_scale: SideScale = None,
     target_scale: SideScale = None,
@@ -158,7 +161,7 @@ def inspect(
         if files:
             from assets.data.own_data import examine
 
-            columns = _columns(user_col, item_col, rating_col, time_col)
+            columns = _columns(user_col, item_col, rating_col, time_col, title_col)
             report = examine(_read_pair(files, columns, scale, source_scale, target_scale, on_bad_rows))
         else:
             report = _inspect_task(task)
@@ -260,8 +263,8 @@ def _files(tasks: Sequence[str], source: Path | None, target: Path | None) -> li
     return [file.absolute() for file in given]
 
 
-def _columns(users, items, ratings, times) -> dict[str, Sequence[str]]:
-    return {"user": users, "item": items, "rating": ratings, "timestamp": times}
+def _columns(users, items, ratings, times, titles) -> dict[str, Sequence[str]]:
+    return {"user": users, "item": items, "rating": ratings, "timestamp": times, "title": titles}
 
 
 def _read_pair(files, columns, scale, source_scale, target_scale, on_bad_rows):

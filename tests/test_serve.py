@@ -25,7 +25,7 @@ from tests.assets.house import house as trained_house
 
 PROJECT = Path(__file__).resolve().parent.parent
 # With a simple row that was never trained: only force promotes.
-PROFILE = dataclasses.replace(STRICT, controls=("item_mean",))
+PROFILE = dataclasses.replace(STRICT, controls=("ridge_source",))
 
 
 def command(house, *arguments: str) -> subprocess.Popen:
@@ -134,7 +134,7 @@ def test_the_page_knows_the_version_its_users_and_items(address, house):
     about = ask(address, "about")
     assert about["name"] == "diffcdr-tiny"
     assert about["synthetic"] is True
-    assert about["forced"].startswith("there is no validation RMSE of item_mean to compare")
+    assert about["forced"].startswith("there is no validation RMSE of ridge_source to compare")
     assert about["ratings"] == sorted(about["ratings"])
     [(users, items)] = house.query(
         "tiny_video", 'SELECT count(DISTINCT "user"), count(DISTINCT item) FROM ratings'

@@ -24,6 +24,8 @@ from ml.models.statistics import source_statistics
 from ml.recommender import Recommender, Served, UserRatings
 
 USERS, SOURCE_ITEMS, TARGET_ITEMS, WIDTH = 30, 12, 25, 4
+# Of every other item.
+TITLES = np.array([None if row % 2 else f"Title {row}" for row in range(TARGET_ITEMS)], dtype=object)
 NOTE = "nothing is known of this user: the most popular items"
 
 
@@ -80,7 +82,7 @@ def bundle() -> Bundle:
         scale=(1.0, 5.0),
     )
     ids = names("u", USERS), names("s", SOURCE_ITEMS), names("t", TARGET_ITEMS)
-    return Bundle("made up", "tiny|b20-s0", recommender, *ids, (1.0, 5.0))
+    return Bundle("made up", "tiny|b20-s0", recommender, *ids, (1.0, 5.0), target_titles=TITLES)
 
 
 class Server:
@@ -155,7 +157,9 @@ def server(bundle, tmp_path_factory):
 def expected(bundle: Bundle, asked, k: int, include_rated: bool = False) -> dict:
     listed = bundle.recommender.recommend(asked, k, include_rated=include_rated)
     items = [
-        {"item": f"t{item}", "rank": rank + 1} | {n: pytest.approx(v, rel=1e-4) for n, v in numbers.items()}
+        {"item": f"t{item}", "rank": rank + 1}
+        | ({"title": TITLES[item]} if TITLES[item] else {})
+        | {n: pytest.approx(v, rel=1e-4) for n, v in numbers.items()}
         for rank, item in enumerate(listed.items[0].tolist())
         if item >= 0
         for numbers in [

@@ -23,7 +23,15 @@ PAGE = Path(__file__).with_suffix(".html")
 FOUND = 20  # names that a search gives
 MOST_LEVELS = 21  # ratings to choose from
 # The page holds all that it needs, and runs nothing from elsewhere.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "style-src 'unsafe-inline'",
+        "script-src 'unsafe-inline'",
+        "connect-src 'self'",
+        "img-src data:",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,7 @@ def _matching(texts: Sequence[Sequence[str]], text: str, weight: np.ndarray) -> 
     """Rows any of whose texts holds `text`, whole matches first, then by falling weight."""
     wanted = text.strip().lower()
     rows = {row for column in texts for row, each in enumerate(column) if wanted in each}
-    whole = {row for row in rows if any(column[row] == wanted for column in texts)}
+    whole = {row for row in rows if wanted and any(column[row] == wanted for column in texts)}
     return sorted(rows, key=lambda row: (row not in whole, -int(weight[row]), row))[:FOUND]
 
 

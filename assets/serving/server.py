@@ -176,7 +176,7 @@ def _announce(served: Served, address: str, page: bool, profile: str, say: Calla
     what = f"the latest of profile {profile}" if profile else f"the {ALIAS}"
     say(f"{about['name']} version {about['version']}, {what}: {models} of {about['cell']}")
     if about["forced"]:
-        say("PROMOTED BY FORCE: it does not beat the simple rows; its card says which")
+        say("PROMOTED BY FORCE: it did not pass the comparison with the simple rows, as its card says")
     if about["synthetic"]:
         say("the data are synthetic")
     say(f"it answers at {address}/invocations (Ctrl-C stops)")
