@@ -98,6 +98,7 @@ def test_types_of_the_tables(run):
         "ratings": [("user", "INTEGER"), ("item", "INTEGER"), ("rating", "FLOAT"), ("timestamp", "BIGINT")],
         "users": [("user", "INTEGER"), ("user_id", "VARCHAR")],
         "items": [("item", "INTEGER"), ("item_id", "VARCHAR")],
+        "titles": [("item", "INTEGER"), ("title", "VARCHAR")],
         "quarantine": [
             ("line", "BIGINT"),
             ("field", "VARCHAR"),
