@@ -68,8 +68,8 @@ def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:
     devices = " and ".join(sorted(set(frame["device"])))
     beyond = f" Off the scale: {', '.join(off)}." if off else ""
     caption = (
-        f"{names.task(task)}, β = {leading(frame):.0%}, on {devices}. Red: ours; blue: trained; grey: simple. "
-        f"Of several settings that were tried the time of the chosen one.{beyond}"
+        f"{names.task(task)}, β = {leading(frame):.0%}, on {devices}. Red: ours; blue: trained; grey: "
+        f"simple. Of several settings that were tried the time of the chosen one.{beyond}"
     )
     return Picture(f"cost-{task}", caption, plots.formats(figure))
 

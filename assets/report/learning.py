@@ -90,8 +90,8 @@ def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:
     users = "validation" if names.profile.validation else "test"
     beta = frame["beta"].iloc[0]
     caption = (
-        f"{names.task(task)}, β = {beta:.0%}: error or nDCG on {users} users by epoch, mean over seeds; a dot "
-        "is the best epoch. What has a closed form has no curve."
+        f"{names.task(task)}, β = {beta:.0%}: error or nDCG on {users} users by epoch, mean over seeds; a "
+        "dot is the best epoch. What has a closed form has no curve."
     )
     return Picture(f"learning-{task}", caption, plots.formats(figure))
 

@@ -158,26 +158,34 @@ def _count(count: int, what: str) -> str:
 
 
 def said(frame: pd.DataFrame, names: Names) -> list[str]:
-    """`Of these ten users X shows 6 something that they did choose among its first 20, …`"""
+    """`Something that they did choose is in the list of 20 for 6 of these 10 users by X, for 4 by Y.`"""
     sentences = []
     for task in names.in_order(frame["task"]):
         lists = frame[(frame["task"] == task) & (frame["side"] != HISTORY)]
         happy = lists.assign(hit=lists["hit"].astype(bool)).groupby(["side", "user"], sort=False)["hit"].any()
-        users = lists["user"].nunique()
-        each = [f"{names.model(m)} to {happy[m].sum() or 'none'}" for m in dict.fromkeys(lists["side"])]
-        where = f"{names.task(task)}: of" if frame["task"].nunique() > 1 else "Of"
-        cell = lists.iloc[0]
-        sentences.append(
-            f"{where} these {users} users of β = {cell['beta']:.0%}, seed {cell['seed']}, something that "
-            f"they did choose is among the {lists['place'].max()} items shown by {', by '.join(each)}."
-        )
+        models, users = list(dict.fromkeys(lists["side"])), lists["user"].nunique()
+        first, *others = [(names.model(m), happy[m].sum() or "none") for m in models]
+        each = [
+            f"for {first[1]} of these {users} users by {first[0]}",
+            *(f"for {n} by {m}" for m, n in others),
+        ]
+        where = f"{names.task(task)}: something" if frame["task"].nunique() > 1 else "Something"
+        length = lists["place"].max()
+        sentences.append(f"{where} that they did choose is in the list of {length} {', '.join(each)}.")
     return sentences
+
+
+def _of_cells(frame: pd.DataFrame) -> str:
+    """` of β = 20%, seed 0`, of each task's cell; empty where there is none."""
+    cells = frame[["beta", "seed"]].drop_duplicates().itertuples()
+    said = " and ".join(f"β = {cell.beta:.0%}, seed {cell.seed}" for cell in cells)
+    return f" of {said}" if said else ""
 
 
 def people_part(source: Source) -> Part:
     frame, names = people_frame(source), source.names
     notes = (
-        f"Test users, drawn by chance and always the same ones. {HIT}: the user did rate that item in the "
+        f"Test users{_of_cells(frame)}, drawn by chance and always the same ones. {HIT}: the user did rate that item in the "
         "target domain, which no model was told. Histories begin with what was rated best; of each list the "
         f"first {SHOWN} items are here, the files of this chapter have all.",
     )
