@@ -6,7 +6,7 @@ PARTS.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from assets.report.figure3 import FIGURE3
 from assets.report.figure4 import FIGURE4
 from assets.report.forest import FOREST
 from assets.report.learning import LEARNING
-from assets.report.part import Chapter, Part, html, markdown, page, write_part
+from assets.report.part import NOTHING, Chapter, Part, html, markdown, page, write_part
 from assets.report.people import PEOPLE
 from assets.report.ranking import RANKING
 from assets.report.results import MISSING, Source, source
@@ -174,6 +174,11 @@ class Item:
     folded: bool = False
 
     @property
+    def empty(self) -> bool:
+        """Whether it was made when nothing of it had been computed."""
+        return NOTHING in self.html
+
+    @property
     def hint(self) -> str:
         return f"Not made yet: materialize {self.place} (the job `tables` makes all)."
 
@@ -192,20 +197,20 @@ class Shown:
 @dataclass(frozen=True)
 class Report:
     """The report as it is shown. warning: what must be known of the data before anything else; opening: the
-    first item, which is no chapter; groups: chapters by the title of their group."""
+    first item, which is no chapter; groups: chapters by the title of their group; empty: titles of the
+    chapters that are left out, for nothing of them has been computed."""
 
     title: str
     lead: str
     warning: str
     opening: Item
     groups: dict[str, list[Shown]]
+    empty: list[str]
 
     @property
     def items(self) -> list[Item]:
-        return [
-            self.opening,
-            *(i for group in self.groups.values() for chapter in group for i in chapter.items),
-        ]
+        chapters = [chapter for group in self.groups.values() for chapter in group]
+        return [self.opening, *(item for chapter in chapters for item in chapter.items)]
 
 
 STORY, OF_PAPER, RECORD = "What it is worth", "The paper's tables and figures", "For the record"
@@ -221,23 +226,33 @@ def report_of(store: Store, catalog: Catalog, profiles: Mapping[str, Profile]) -
     begun = {name: one for name, one in sources.items() if (one.states["state"] != MISSING).any()}
     sources = begun or sources
     leading = _leading(one.profile for one in sources.values())
-    reproducing = next((one.profile for one in sources.values() if not one.profile.validation), leading)
-    groups: dict[str, list[Shown]] = {STORY: [], OF_PAPER: [], RECORD: [_run(catalog, sources)]}
-    for chapter in (chapter for chapter in PARTS if chapter is not FOREST):
-        group = RECORD if chapter.folded else OF_PAPER if chapter.reproduces else STORY
-        if chapter is LEARNING:
-            groups[STORY].append(_data(store))
-        first = reproducing if chapter.reproduces else leading
-        items = _items(store, chapter, sources, first)
-        if items:
-            groups[group].append(Shown(chapter.name, chapter.title, chapter.lead, items, chapter.folded))
-    opening = next(iter(_items(store, FOREST, {leading.name: sources[leading.name]}, leading)))
-    others = _items(store, FOREST, {n: o for n, o in sources.items() if n != leading.name}, leading)
-    if others:
-        groups[STORY].append(Shown(FOREST.name, "The same of other profiles", FOREST.lead, others))
+    (opening,) = _items(store, FOREST, {leading.name: sources[leading.name]}, leading)
+    groups, empty = _grouped(store, sources, leading), []
+    groups[RECORD].insert(0, _run(catalog, sources))
+    for title, chapters in groups.items():
+        empty += [chapter.title for chapter in chapters if all(item.empty for item in chapter.items)]
+        groups[title] = [chapter for chapter in chapters if chapter.title not in empty]
     groups = {title: chapters for title, chapters in groups.items() if chapters}
     lead, warning = _made_from(sources.values(), leading), _warning(catalog, sources)
-    return Report("DiffCDR: results", lead, warning, opening, groups)
+    return Report("DiffCDR: results", lead, warning, opening, groups, empty)
+
+
+def _grouped(store: Store, sources: Mapping[str, Source], leading: Profile) -> dict[str, list[Shown]]:
+    """The chapters that any of the profiles has, by the title of their group."""
+    reproducing = next((one.profile for one in sources.values() if not one.profile.validation), leading)
+    groups: dict[str, list[Shown]] = {STORY: [], OF_PAPER: [], RECORD: []}
+    for chapter in (chapter for chapter in PARTS if chapter is not FOREST):
+        if chapter is LEARNING:
+            groups[STORY].append(_data(store))
+        items = _items(store, chapter, sources, reproducing if chapter.reproduces else leading)
+        group = RECORD if chapter.folded else OF_PAPER if chapter.reproduces else STORY
+        if items:
+            groups[group].append(Shown(chapter.name, chapter.title, chapter.lead, items, chapter.folded))
+    others = {name: one for name, one in sources.items() if name != leading.name}
+    if others:
+        items = _items(store, FOREST, others, leading)
+        groups[STORY].append(Shown(FOREST.name, "The same of other profiles", FOREST.lead, items))
+    return groups
 
 
 def _leading(profiles: Iterable[Profile]) -> Profile:
@@ -246,13 +261,12 @@ def _leading(profiles: Iterable[Profile]) -> Profile:
 
 
 def _items(store: Store, chapter: Chapter, sources: Mapping[str, Source], first: Profile) -> list[Item]:
-    """A chapter's part of each profile that has it; that of `first` comes first, and is not folded."""
+    """A chapter's part of each profile that has it; the first one's stands open, unless nothing is in it."""
     wanted = [one.profile for one in sources.values() if chapter.wanted(one.profile)]
     wanted.sort(key=lambda profile: profile.name != first.name)
-    return [
-        _item(store, profile.title, profile.name, chapter.name, folded=position > 0 and not chapter.folded)
-        for position, profile in enumerate(wanted)
-    ]
+    items = [_item(store, profile.title, profile.name, chapter.name) for profile in wanted]
+    items.sort(key=lambda item: item.empty)
+    return [replace(item, folded=place > 0 and not chapter.folded) for place, item in enumerate(items)]
 
 
 def _data(store: Store) -> Shown:
@@ -300,11 +314,11 @@ def _synthetic(catalog: Catalog, task: Task) -> bool:
     )
 
 
-def _item(store: Store, heading: str, *place: str, folded: bool = False) -> Item:
+def _item(store: Store, heading: str, *place: str) -> Item:
     folder = store.report(*place)
     texts = [folder / f"fragment.{ending}" for ending in ("html", "md")]
     found = (file.read_text() if file.exists() else "" for file in texts)
-    return Item(heading, "/".join(place), *found, folded=folded)
+    return Item(heading, "/".join(place), *found)
 
 
 def _report_markdown(shown: Report) -> str:
@@ -315,4 +329,5 @@ def _report_markdown(shown: Report) -> str:
         for chapter in chapters:
             blocks += [f"## {chapter.title}", chapter.lead]
             blocks += [item.markdown.rstrip() or item.hint for item in chapter.items]
+    blocks += [f"Nothing has been computed for: {', '.join(shown.empty)}."] if shown.empty else []
     return "\n\n".join(blocks) + "\n"

@@ -185,9 +185,9 @@ def _of_cells(frame: pd.DataFrame) -> str:
 def people_part(source: Source) -> Part:
     frame, names = people_frame(source), source.names
     notes = (
-        f"Test users{_of_cells(frame)}, drawn by chance and always the same ones. {HIT}: the user did rate that item in the "
-        "target domain, which no model was told. Histories begin with what was rated best; of each list the "
-        f"first {SHOWN} items are here, the files of this chapter have all.",
+        f"Test users{_of_cells(frame)}, drawn by chance and always the same ones. {HIT}: the user did rate "
+        "that item in the target domain, which no model was told. Histories begin with what was rated best; "
+        f"of each list the first {SHOWN} items are here, the files of this chapter have all.",
     )
     title = f"People. {source.profile.title}"
     tables = people_tables(frame, names) if len(frame) else []
