@@ -225,6 +225,20 @@ def ui(debug: Debug = False) -> None:
 
 
 @app.command()
+def report(debug: Debug = False) -> None:
+    """Make every table, every picture and the report anew from what is finished; nothing is trained."""
+    _log_to_terminal()
+    with _errors_in_one_line(debug):
+        from assets.state.store import Store
+        from pipeline.chain import Chain
+
+        with _opened_instance() as instance:
+            _perform(Chain(instance, [], [], [], [], []).report_steps())
+        for file in sorted(Store().report("report").iterdir()):
+            print(f"wrote {_short(file)}")
+
+
+@app.command()
 def verdict(
     task: Annotated[
         list[str], typer.Option("--task", "-t", help="Task of the catalogue; default: all with results.")
