@@ -77,7 +77,7 @@ class Chain:
         yield from self.data_steps()
         for profile in self.profiles:
             yield from self._training_steps(profile)
-        yield "tables, figures and the report", self._step("tables")
+        yield from self.report_steps()
 
     def data_steps(self) -> Iterator[Step]:
         """The stages before anything is trained: domains and tasks."""
@@ -86,6 +86,10 @@ class Chain:
             yield f"reviews and ratings of {domain}", self._step("ingest", domain, domain)
         for task in wanted:
             yield f"overlap of {task.name}", self._step("pair", task.name, task.name)
+
+    def report_steps(self) -> Iterator[Step]:
+        """The last stage, from what is finished."""
+        yield "tables, figures and the report", self._step("tables")
 
     def _training_steps(self, profile: str) -> Iterator[Step]:
         settings, models = self.known[profile], self.models[profile]

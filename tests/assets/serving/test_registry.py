@@ -153,7 +153,9 @@ def test_the_champion_is_registered_with_its_card(house):
     assert version.run_id == trained["mlflow_run_id"]
     tags = dict(version.tags)
     logged = tags.pop("logged_model")
-    assert tags == {"model": chosen, "stars": chosen, "profile": "strict", "cell": CELL.key}
+    about = {"model": chosen, "stars": chosen, "profile": "strict", "cell": CELL.key}
+    assert tags == about | {"synthetic": "true"}
+    assert "**The data are synthetic**" in done.card
     assert version.description == done.card
 
     facts = house.store.ratings("tiny_video").require()
