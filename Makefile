@@ -5,7 +5,7 @@ BIN := .venv/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: demo serve test torture ui check audit bench bench-growth lock clean
+.PHONY: demo serve test torture ui check audit bench bench-growth bench-gpu lock clean
 
 demo: .venv/ready ## the whole pipeline on generated data, ending with Tables 1 and 2
 	$(BIN)/diffcdr run --task demo_video_music --profile paper --profile strict
@@ -39,6 +39,9 @@ bench: .venv/ready ## the hot paths against textbook versions of them, about ten
 
 bench-growth: .venv/ready ## time and memory as ratings, users, seeds and NFE grow, with plots
 	$(BIN)/python -m benchmarks.growth
+
+bench-gpu: .venv/ready ## a GPU against the CPU: results, training steps, throughput, five minutes
+	$(BIN)/python -m benchmarks.gpu benchmarks/gpu.json
 
 lock: ## pin what is installed now into requirements.lock
 	$(BIN)/python -m pip freeze --exclude-editable --exclude diffcdr | sed 's/+cpu$$//' > requirements.lock

@@ -237,7 +237,7 @@ def _fold_in(gate: Gate) -> "FoldIn":
     if "offset" not in held:
         ratings = domain_ratings(gate.store, gate.cell.source.name).tensors()
         return FoldIn.of(held["users"], held["items"], ratings)
-    rows = torch.from_numpy(gate.overlap["source_user"].to_numpy(dtype=np.int64)[gate.members("train")])
+    rows = torch.from_numpy(gate.cold_start.source_rows[gate.members("train")])
     if gate.profile.implicit(gate.objective):
         trained = ImplicitFactorization(**gate.profile.factors(gate.cell.task, gate.objective))
         return FoldIn.of_choices(BiasedFactors(**held), trained.penalty, trained.confidence, rows)

@@ -234,7 +234,7 @@ def _write(entry: Entry, expected: str, table: "RatingTable", fitted: Fitted) ->
     entry.write(
         files,
         expected,
-        ratings=len(table.users),
+        ratings=len(table),
         users=table.n_users,
         items=table.n_items,
         final_loss=fitted.curve[-1]["loss"],
