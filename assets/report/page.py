@@ -16,6 +16,7 @@ from assets.report.coverage import COVERAGE
 from assets.report.distribution import DISTRIBUTION
 from assets.report.figure3 import FIGURE3
 from assets.report.figure4 import FIGURE4
+from assets.report.first_choices import FIRST_CHOICES
 from assets.report.part import Chapter, Part, html, markdown, page, write_part
 from assets.report.ranking import RANKING
 from assets.report.results import MISSING, source
@@ -45,6 +46,7 @@ PARTS = (
     COVERAGE,
     FIGURE3,
     WARMING,
+    FIRST_CHOICES,
     TABLE3,
     FIGURE4,
     TABLE4,
