@@ -15,6 +15,7 @@ from dagster._core.workspace.load_target import WorkspaceFileTarget
 from assets.settings.axes import Axes, Cell
 from assets.settings.catalog import load_catalog
 from assets.settings.profile import load_profiles
+from assets.training.first_choices import list_models
 from assets.training.models import BASES, upstream
 from assets.training.warming import sampling_models
 from pipeline import processes, stopping
@@ -95,6 +96,7 @@ class Chain:
         bases = {asset for assets in BASES.values() for asset in assets}
         needed = [key for model in models for key in upstream(settings, model) if key in bases]
         warming = ["warming_up"] if self.whole and sampling_models(settings) else []
+        warming += ["first_choices"] if self.whole and list_models(settings) else []
         keys = dict.fromkeys([*needed, *models, *warming])
         assets = [dg.AssetKey("split"), *(dg.AssetKey([profile, key]) for key in keys)]
         for task in self.tasks:

@@ -136,7 +136,7 @@ class Source:
         return cells.merge(chosen, how="left", on=KEYS).sort_values(KEYS, ignore_index=True)
 
     def analysis(self, kind: str, name: str, columns: Sequence[str]) -> pd.DataFrame:
-        """The table `name` of each cell's `kind`: embeddings, search or warming, where it is up to date."""
+        """The table `name` of each cell's `kind`, such as embeddings or warming, where it is up to date."""
         # What a row is of, the table says itself.
         frame = self._read(self._analyses(kind), name, columns, KEYS[:3])
         return frame.sort_values(list(columns), ignore_index=True)
@@ -244,11 +244,13 @@ def _expected(
 ) -> str | None:
     from assets.training.embeddings import embeddings_fingerprint
     from assets.training.fingerprints import expected_fingerprint
+    from assets.training.first_choices import first_choices_fingerprint
     from assets.training.search import search_fingerprint
     from assets.training.warming import warming_fingerprint
 
     of_analyses = {
         "embeddings": embeddings_fingerprint,
+        "first_choices": first_choices_fingerprint,
         "search": search_fingerprint,
         "warming_up": warming_fingerprint,
     }

@@ -494,6 +494,10 @@ class Store(dg.ConfigurableResource):
             "warming", _hint(f"{profile}/warming_up", cell.key), profile=profile, **_keys(cell)
         )
 
+    def first_choices(self, profile: str, cell) -> Entry:
+        hint = _hint(f"{profile}/first_choices", cell.key)
+        return self._entry("first_choices", hint, profile=profile, **_keys(cell))
+
     def recommendations(self, profile: str, cell) -> Entry:
         hint = _hint(f"{profile}/recommendations", cell.key)
         return self._entry("recommendations", hint, profile=profile, **_keys(cell))
