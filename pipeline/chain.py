@@ -39,12 +39,13 @@ class UnknownName(ValueError):
 class Chain:
     """What `diffcdr run` was asked for, checked, and the steps that do it.
 
-    Empty betas, seeds or models mean all of them. Raises UnknownName before anything is run.
+    instance: where its runs are recorded; None where it is only asked what it would do. Empty betas, seeds or
+    models mean all of them. Raises UnknownName before anything is run.
     """
 
     def __init__(
         self,
-        instance: dg.DagsterInstance,
+        instance: dg.DagsterInstance | None,
         tasks: Sequence[str],
         betas: Sequence[float],
         seeds: Sequence[int],

@@ -1,7 +1,7 @@
 """`diffcdr recommend`: lists for the users of a file, known ones and new ones with a history.
 
 Files are Parquet or CSV by their ending, read and written alike. Ids of users keep the type that they have in
-the file.
+the file; in CSV, which has none, they are numbers where all are written as such: `7`, and not `007`.
 """
 
 import csv
@@ -153,11 +153,21 @@ class _File:
                 f"CREATE TABLE given AS SELECT row_number() OVER () AS row, {given} FROM reader"
             )
             self._connection.unregister("reader")
+            if _ending(self._path) == CSV and self._all_numbers():
+                kind = pa.int64()
         except (pa.ArrowException, duckdb.Error, UnicodeDecodeError, OSError) as error:
             reason = str(error).splitlines()[0]
             what = "CSV" if _ending(self._path) == CSV else "Parquet"
             raise RecommendationError(f"{self._path} is not a readable {what} file: {reason}") from None
         return (kind if pa.types.is_integer(kind) else pa.string()), columns
+
+    def _all_numbers(self) -> bool:
+        """Whether every user id is a whole number as it would be written again: `7`, and not `007`."""
+        number = "regexp_full_match(user_id, '0|-?[1-9][0-9]{0,17}')"
+        [(others, count)] = self._connection.execute(
+            f"SELECT count_if(NOT {number}), count(user_id) FROM given"
+        ).fetchall()
+        return count > 0 and others == 0
 
     def _add_history(self) -> None:
         self._register("items", "item_id", self._bundle.source_ids)
