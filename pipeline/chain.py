@@ -16,7 +16,8 @@ from pipeline import processes, stopping
 from pipeline.definitions import build_defs
 from pipeline.executor import FROM_COMMAND_LINE
 
-Step = tuple[str, Callable[[], object]]
+# A title, and what does the step with an instance.
+Step = tuple[str, Callable[[dg.DagsterInstance], None]]
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 # The UI lists a run under its job and on the timeline by this tag, which it sets itself on runs it launches.
 # The daemon starts nothing again that somebody started by hand.
@@ -36,7 +37,6 @@ class Chain:
 
     def __init__(
         self,
-        instance: dg.DagsterInstance,
         tasks: Sequence[str],
         betas: Sequence[float],
         seeds: Sequence[int],
@@ -52,7 +52,7 @@ class Chain:
         _check("profile", profiles, known)
         for name in profiles:
             _check(f"model of profile {name}", models, known[name].trained)
-        self.instance, self.tasks, self.profiles = instance, list(tasks), list(profiles)
+        self.tasks, self.profiles = list(tasks), list(profiles)
         self.whole = not models  # analyses compare all models of a profile
         self.betas = [beta for beta in catalog.betas if not betas or beta in betas]
         self.seeds = [seed for seed in catalog.seeds if not seeds or seed in seeds]
@@ -117,15 +117,14 @@ class Chain:
         first: str | None = None,
         last: str | None = None,
         assets: Sequence[dg.AssetKey] | None = None,
-    ) -> Callable[[], object]:
+    ) -> Callable[[dg.DagsterInstance], None]:
         span = {} if first == last else {RANGE_START: first, RANGE_END: last}
         return functools.partial(
             execute,
-            self.instance,
-            self.defs.resolve_job_def(job),
-            assets,
-            {**OUR_RUNS, **span},
-            first if first == last else None,
+            job=self.defs.resolve_job_def(job),
+            assets=assets,
+            tags={**OUR_RUNS, **span},
+            partition=first if first == last else None,
         )
 
 

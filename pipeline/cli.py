@@ -125,9 +125,8 @@ def run(
             task = [_enter(pair)]
         from pipeline.chain import Chain
 
-        with _opened_instance() as instance:
-            chain = Chain(instance, task, beta, seed, profile, model)
-            _perform(chain.steps())
+        chain = Chain(task, beta, seed, profile, model)
+        _perform(chain.steps())
         _print_tables(chain.tasks, chain.profiles)
     if files:
         print(f"see it: DIFFCDR_CATALOG={os.environ['DIFFCDR_CATALOG']} make ui")
@@ -289,15 +288,15 @@ def _inspect_task(task: str):
     from assets.state.store import Store
     from pipeline.chain import Chain
 
-    with _opened_instance() as instance:
-        _perform(Chain(instance, [task], [], [], [], []).data_steps())
+    _perform(Chain([task], [], [], [], []).data_steps())
     return inspect_task(Store(), load_catalog(), task)
 
 
 def _perform(steps) -> None:
-    for title, step in steps:
-        log.info("— %s", title)
-        step()
+    with _opened_instance() as instance:
+        for title, step in steps:
+            log.info("— %s", title)
+            step(instance)
 
 
 def _print_report(report, format: ReportFormat) -> None:

@@ -20,7 +20,6 @@ from tests.torture.judge import Answer, judge, said_of
 
 PROGRAM = [sys.executable, "-c", "from pipeline.cli import app; app()"]
 FORKS = Path(__file__).with_name("forks.py")
-SECONDS = 20  # a case that takes longer hangs; the slowest good one takes five
 
 
 @dataclass(frozen=True)
@@ -96,9 +95,9 @@ class Runner:
             **{name: value.replace("{folder}", str(folder)) for name, value in case.environment.items()},
         }
         run = self._in_process if self.processes or case.process else self._in_fork
-        return run(list(case.arguments), environment, folder)
+        return run(list(case.arguments), environment, folder, case.seconds)
 
-    def _in_process(self, arguments: list[str], environment: dict, folder: Path):
+    def _in_process(self, arguments: list[str], environment: dict, folder: Path, seconds: float):
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("DIFFCDR_", "MLFLOW_", "DAGSTER_"))}
         process = subprocess.Popen(
             [*PROGRAM, *arguments],
@@ -110,7 +109,7 @@ class Runner:
             start_new_session=True,
         )
         try:
-            out, err = process.communicate(timeout=SECONDS)
+            out, err = process.communicate(timeout=seconds)
             code = process.returncode
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
@@ -118,13 +117,13 @@ class Runner:
             code = None
         return code, out.decode(errors="replace"), err.decode(errors="replace")
 
-    def _in_fork(self, arguments: list[str], environment: dict, folder: Path):
+    def _in_fork(self, arguments: list[str], environment: dict, folder: Path, seconds: float):
         request = {
             "arguments": arguments,
             "environment": environment,
             "folder": str(folder),
             "out": str(folder / ".said"),
-            "seconds": SECONDS,
+            "seconds": seconds,
         }
         server = self.servers.get()
         try:
