@@ -62,8 +62,8 @@ def recommend_file(bundle: Bundle, users: Path, output: Path, wanted: Wanted) ->
 
 
 def check_files(users: Path, output: Path, exclude: str = "") -> None:
-    """Raise RecommendationError where `users` is no readable file with a column user_id, or `output` cannot be
-    written or is an input."""
+    """Raise RecommendationError where `users` is no readable file with a column user_id, or where `output`
+    cannot be written or is an input."""
     for option, path in (("--users", users), ("--output", output)):
         if _ending(path) not in (CSV, PARQUET):
             raise RecommendationError(f"{option} {path}: name a file that ends in {CSV} or {PARQUET}")
