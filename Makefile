@@ -13,7 +13,7 @@ demo: .venv/ready ## the whole pipeline on generated data, ending with Tables 1 
 test: .venv/ready ## all tests
 	$(BIN)/python -m pytest
 
-torture: .venv/ready ## hostile files, names, settings and command lines, ten minutes at most
+torture: .venv/ready ## hostile files, names, settings and homes, then 100 kills; half an hour at most
 	$(BIN)/python -m tests.torture
 
 ui: .venv/ready ## Dagster on 127.0.0.1:3000, MLflow on 127.0.0.1:5000

@@ -27,6 +27,7 @@ WAIT = 30  # seconds that a run may be kept waiting by what was killed, or take 
 SIGNALS = (signal.SIGKILL,) * 4 + (signal.SIGTERM, signal.SIGINT)
 CODES = {signal.SIGKILL: {-signal.SIGKILL}, signal.SIGTERM: {143}, signal.SIGINT: {130}}
 KILLS_A_HOME = 20
+FLIPS_A_HOME = 10
 OPEN_IN_DAGSTER = ("QUEUED", "NOT_STARTED", "MANAGED", "STARTING", "STARTED", "CANCELING")
 _STAGE = re.compile(r"^[\d:]+ — (\w+)", re.MULTILINE)
 _RANDOM = re.compile(r"\d{8}T\d{6}-|[0-9a-f]{4,}")
@@ -37,48 +38,59 @@ class Tally:
     """What came of the kills. stages: after the beginning of which stage they fell, by its first word."""
 
     homes: int = 0
+    flips: int = 0
     kills: Counter = field(default_factory=Counter)
     stages: Counter = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
     open_runs: list[str] = field(default_factory=list)
     hangs: list[str] = field(default_factory=list)
+    lies: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     longest: float = 0.0
 
     @property
     def good(self) -> bool:
-        return not (self.lost or self.leftovers or self.open_runs or self.hangs or self.faults)
+        return not list(self.told())
 
     def table(self) -> str:
         names = ["homes", "kills", "TERM", "Ctrl-C", "lost", "leftovers", "open runs", "hangs", "faults"]
         counts = [self.homes, self.kills.total(), self.kills[signal.SIGTERM], self.kills[signal.SIGINT]]
         counts += map(len, (self.lost, self.leftovers, self.open_runs, self.hangs, self.faults))
+        names, counts = [*names, "flips", "lies"], [*counts, self.flips, len(self.lies)]
         rows = ["".join(f"{each!s:>11}" for each in row) for row in (names, counts)]
         stages = ", ".join(f"{count} in {stage}" for stage, count in self.stages.items())
         return "\n".join([*rows, f"they fell: {stages}; the longest end took {self.longest:.0f} s"])
 
     def told(self) -> Iterator[str]:
-        for name in ("hangs", "faults", "lost", "leftovers", "open_runs"):
+        for name in ("hangs", "faults", "lost", "leftovers", "open_runs", "lies"):
             yield from (f"{name}: {each}" for each in getattr(self, name))
 
 
 class Killer:
-    """Kills runs of a checkout in homes under `scratch`, by a seed."""
+    """Kills a command of a checkout in homes under `scratch`, by a seed."""
 
-    def __init__(self, checkout: Path, scratch: Path, seed: int) -> None:
+    def __init__(
+        self, checkout: Path, scratch: Path, seed: int, run: tuple[str, ...] = RUN, flips: int = FLIPS_A_HOME
+    ) -> None:
         self.checkout, self.scratch, self.seed, self.tally = checkout, scratch, seed, Tally()
-        catalog = str(checkout / "tests" / "catalog.yaml")
-        quiet = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        self._servers = [ForkServer(checkout, MODULES, DIFFCDR_CATALOG=catalog, **quiet) for _ in range(2)]
-        self._undisturbed()
+        self.run, self.flips = run, flips
+        self._servers: dict[int, ForkServer] = {}
 
     def close(self) -> None:
-        for server in self._servers:
+        for server in self._servers.values():
             server.close()
+
+    def _server(self, number: int) -> ForkServer:
+        if number not in self._servers:
+            catalog = str(self.checkout / "tests" / "catalog.yaml")
+            quiet = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
+            self._servers[number] = ForkServer(self.checkout, MODULES, DIFFCDR_CATALOG=catalog, **quiet)
+        return self._servers[number]
 
     def kill(self, count: int, a_home: int = KILLS_A_HOME) -> Iterator[str]:
         """Do so many kills, in homes of `a_home` each; yields a line for each, and for each home."""
+        self._undisturbed()
         while (done := self.tally.kills.total()) < count:
             self.tally.homes += 1
             yield from self._home(self._new(f"home{self.tally.homes}"), min(a_home, count - done))
@@ -86,7 +98,7 @@ class Killer:
     def _undisturbed(self) -> None:
         """What a home is like, and how long it takes, when nobody kills."""
         home = self._new("undisturbed")
-        answer = self._run(home, RUN, 600)
+        answer = self._run(home, self.run, 600)
         if answer["code"] != 0:
             raise RuntimeError(
                 f"an undisturbed run does not succeed: {said(home.parent / '.said')[1][-500:]}"
@@ -98,13 +110,14 @@ class Killer:
         for number in range(kills):
             # Most fall early, so that a home sees many before it is finished.
             number_of, after = draw.choice(SIGNALS), self.span * draw.random() ** 3
-            answer = self._run(home, RUN, self._limit, signal=number_of, after=after)
+            answer = self._run(home, self.run, self._limit, signal=number_of, after=after)
             before = self._compare_entries(home, before, number)
             yield self._judge_kill(home, answer, number_of, after)
             if answer["code"] is None:
                 return
         two = self.tally.homes % 2 == 0
         yield f"{home.parent.name}: " + self._judge_end(home, self._finish(home, two), before)
+        self._flip(home, draw)
         shutil.rmtree(home.parent, ignore_errors=True)
 
     @property
@@ -148,6 +161,29 @@ class Killer:
         together = ", by two runs at once" if len(answers) > 1 else ""
         return f"finished in {max(answer['seconds'] for answer in answers):.0f} s{together}"
 
+    def _flip(self, home: Path, draw: random.Random) -> None:
+        """Change one bit of a file of an entry: results are those of before, or some are missing and the
+        entry is named."""
+        files = [path for manifest in home.rglob("manifest.json") for path in manifest.parent.rglob("*")]
+        files = sorted(path for path in files if path.is_file() and path.stat().st_size)
+        known = set(self.results.splitlines())
+        for _ in range(self.flips):
+            file = draw.choice(files)
+            content = file.read_bytes()
+            changed = bytearray(content)
+            changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+            file.write_bytes(changed)
+            found, problem = self._results(home), said(home.parent / ".said")[1]
+            file.write_bytes(content)
+            self.tally.flips += 1
+            place = file.relative_to(home).as_posix()
+            if set(found.splitlines()) - known:
+                self.tally.lies.append(f"{place}: other numbers")
+            elif found != self.results and place.rpartition("/seed=")[0] not in problem:
+                self.tally.lies.append(
+                    f"{place}: numbers are missing and it is not named: {problem[-200:]!r}"
+                )
+
     def _compare_entries(self, home: Path, before: dict[str, bytes], number: int) -> dict[str, bytes]:
         """The manifests that are there; those of before must be among them as they were."""
         now = {str(path.relative_to(home)): path.read_bytes() for path in home.rglob("manifest.json")}
@@ -169,14 +205,14 @@ class Killer:
         if not (self.checkout / "pipeline" / "dagster.yaml").exists():
             environment["DAGSTER_HOME"] = str(home / "dagster")
         out = home.parent / f".said{server or ''}"
-        return self._servers[server].run(arguments, environment, home.parent, out, seconds, **stop)
+        return self._server(server).run(arguments, environment, home.parent, out, seconds, **stop)
 
     def _finish(self, home: Path, two: bool) -> list[dict]:
         """One run that nobody kills, or two at once."""
         answers: dict[int, dict] = {}
 
         def run(server: int) -> None:
-            answers[server] = self._run(home, RUN, self._limit * (2 if two else 1), server)
+            answers[server] = self._run(home, self.run, self._limit * (2 if two else 1), server)
 
         threads = [threading.Thread(target=run, args=(server,)) for server in range(1 + two)]
         for thread in threads:
