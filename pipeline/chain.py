@@ -13,6 +13,7 @@ from assets.settings.profile import load_profiles
 from assets.training.models import BASES, upstream
 from assets.training.warming import sampling_models
 from pipeline import processes, stopping
+from pipeline.asked import check_cells, check_tasks
 from pipeline.definitions import build_defs
 from pipeline.executor import FROM_COMMAND_LINE
 
@@ -23,10 +24,6 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 # The daemon starts nothing again that somebody started by hand.
 OUR_RUNS = {".dagster/repository": "__repository__@diffcdr", "dagster/max_retries": "0"}
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-
-
-class UnknownName(ValueError):
-    """Something asked for is not in the catalogue or the profiles; the message lists what is."""
 
 
 class Chain:
@@ -46,12 +43,8 @@ class Chain:
         self.known = known = load_profiles()
         self.axes = Axes(load_catalog())
         self.catalog = catalog = self.axes.catalog
-        _check("task", tasks, catalog.tasks)
-        _check("beta", betas, catalog.betas)
-        _check("seed", seeds, catalog.seeds)
-        _check("profile", profiles, known)
-        for name in profiles:
-            _check(f"model of profile {name}", models, known[name].trained)
+        check_tasks(catalog, tasks)
+        check_cells(catalog, known, betas, seeds, profiles, models)
         self.tasks, self.profiles = list(tasks), list(profiles)
         self.whole = not models  # analyses compare all models of a profile
         self.betas = [beta for beta in catalog.betas if not betas or beta in betas]
@@ -163,9 +156,3 @@ def adjacent(chosen: Sequence[int], axis: Sequence[int]) -> list[list[int]]:
         else:
             blocks.append([value])
     return blocks
-
-
-def _check(what: str, asked: Sequence, known: Sequence) -> None:
-    unknown = [str(value) for value in asked if value not in known]
-    if unknown:
-        raise UnknownName(f"unknown {what}: {', '.join(unknown)}; known are {', '.join(map(str, known))}")

@@ -120,6 +120,7 @@ def run(
         files = _files(task, source, target)
         _check_tracking()
         if files:
+            _refuse_unknown_cells(beta, seed, profile, model)
             columns = _columns(user_col, item_col, rating_col, time_col)
             pair = _read_pair(files, columns, scale, source_scale, target_scale, on_bad_rows)
             task = [_enter(pair)]
@@ -520,6 +521,14 @@ def _known_profile(task: str, name: str):
 
     _refuse_unknown(task, name)
     return load_profiles()[name]
+
+
+def _refuse_unknown_cells(betas, seeds, profiles, models) -> None:
+    from assets.settings.catalog import load_catalog
+    from assets.settings.profile import load_profiles
+    from pipeline.asked import check_cells
+
+    check_cells(load_catalog(), load_profiles(), betas, seeds, profiles, models)
 
 
 def _refuse_unknown(task: str | None, profile: str | None) -> None:

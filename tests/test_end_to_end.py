@@ -19,7 +19,8 @@ from assets.settings.catalog import load_catalog
 from assets.settings.profile import load_profiles
 from assets.state.store import Store
 from assets.state.tracking import MlflowTracking
-from pipeline.chain import Chain, UnknownName
+from pipeline.asked import UnknownName
+from pipeline.chain import Chain
 from pipeline.cli import app
 from pipeline.definitions import build_defs, defs
 

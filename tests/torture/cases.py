@@ -694,6 +694,7 @@ def _commands() -> list[Case]:
     def with_users(folder: Path, _: random.Random) -> None:
         put(folder / "users.parquet", users)
         put(folder / "a.csv", text("source"))
+        put(folder / "b.csv", text("target"))
         put(folder / "folder" / "x", b"")
         os.link(folder / "users.parquet", folder / "linked.parquet")
 
@@ -728,6 +729,14 @@ def _commands() -> list[Case]:
         "users is a folder": (*asked, "folder", "--output", "out.parquet"),
         "users is text": (*asked, "a.csv", "--output", "out.parquet"),
         "output is exclude": (*asked, "users.parquet", "--output", "a.csv", "--exclude", "a.csv"),
+    }
+    files = ("run", "--source", "a.csv", "--target", "b.csv")
+    lines |= {
+        "unknown beta of files": (*files, "--beta", "0.33"),
+        "unknown seed of files": (*files, "--seed", "99"),
+        "unknown profile of files": (*files, "--profile", "*"),
+        "unknown model of files": (*files, "--model", "nope"),
+        "task and pattern": ("run", *task, "--task", "demo_*"),
     }
     named = {
         "output is users": ("users.parquet", "--output"),
