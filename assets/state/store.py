@@ -41,7 +41,9 @@ DATABASE = "ratings.duckdb"
 # What DuckDB and downloads write stays on this machine.
 LOCAL_KINDS = ("reviews", "ratings")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+_CLOSED = (
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
+)  # fmt: skip
 # Before a log says that a lock is waited for.
 SAY_AFTER = 1.0  # seconds
 _OWN_FACTS = ("format", "generation", "previous", "keys", "files", "fingerprint", "written_at")
@@ -86,7 +88,9 @@ def writing(path: Path | UPath) -> Iterator[None]:
                 "free some space and run again",
             ) from error
         where = str(getattr(error, "filename", None) or path)
-        if code in _CLOSED and (where.startswith(str(path)) or str(path).startswith(where)):
+        # Some systems have folders in which nothing can be made, and say that it is not there.
+        closed = code in _CLOSED or (code == errno.ENOENT and not path.exists())
+        if closed and (where.startswith(str(path)) or str(path).startswith(where)):
             raise CannotWrite(
                 code,
                 f"{where} cannot be written ({error.strerror}); what is there is as it was. Make it "
