@@ -89,7 +89,7 @@ class Chain:
         bases = {asset for assets in BASES.values() for asset in assets}
         needed = [key for model in models for key in upstream(settings, model) if key in bases]
         warming = ["warming_up"] if self.whole and sampling_models(settings) else []
-        warming += ["first_choices"] if self.whole and list_models(settings) else []
+        warming += ["warming_up_lists"] if self.whole and list_models(settings) else []
         keys = dict.fromkeys([*needed, *models, *warming])
         assets = [dg.AssetKey("split"), *(dg.AssetKey([profile, key]) for key in keys)]
         for task in self.tasks:

@@ -91,6 +91,6 @@ FIRST_CHOICES = Chapter(
     "What a user's first choices in the target domain are worth to the rest of the list.",
     "Quality of lists by number of target choices seen.",
     first_choices_part,
-    lambda profile: ["first_choices"],
+    lambda profile: ["warming_up_lists"],
     lambda profile: bool(list_models(profile)),
 )

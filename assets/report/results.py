@@ -196,7 +196,7 @@ class Source:
 
     def _analyses(self, kind: str) -> list[_Found]:
         """The profile's analyses of today's cells that are there, in the order of the cells."""
-        asset, entries = {"warming": "warming_up"}.get(kind, kind), {}
+        asset, entries = {"warming": "warming_up", "first_choices": "warming_up_lists"}.get(kind, kind), {}
         for keys, entry in self.store.entries(kind, profile=self.profile.name):
             entries[tuple(keys[key] for key in KEYS[:3])] = entry
         there = [(cell, entries.get((cell.task, cell.beta, cell.seed))) for cell in self.cells]
@@ -250,7 +250,7 @@ def _expected(
 
     of_analyses = {
         "embeddings": embeddings_fingerprint,
-        "first_choices": first_choices_fingerprint,
+        "warming_up_lists": first_choices_fingerprint,
         "search": search_fingerprint,
         "warming_up": warming_fingerprint,
     }

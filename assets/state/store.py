@@ -499,7 +499,7 @@ class Store(dg.ConfigurableResource):
         )
 
     def first_choices(self, profile: str, cell) -> Entry:
-        hint = _hint(f"{profile}/first_choices", cell.key)
+        hint = _hint(f"{profile}/warming_up_lists", cell.key)
         return self._entry("first_choices", hint, profile=profile, **_keys(cell))
 
     def recommendations(self, profile: str, cell) -> Entry:

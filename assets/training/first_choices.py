@@ -1,4 +1,4 @@
-"""`first_choices`: how a cold-start user's list gets better with the first choices, without training."""
+"""`warming_up_lists`: how a cold-start user's list gets better with the first choices, without training."""
 
 import logging
 
@@ -24,7 +24,7 @@ def first_choices_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
     """The lists of a profile after first choices."""
 
     @dg.asset(
-        name="first_choices",
+        name="warming_up_lists",
         key_prefix=profile.name,
         partitions_def=axes.cells,
         deps=[dg.AssetKey([profile.name, name]) for name in list_models(profile)],
@@ -36,12 +36,12 @@ def first_choices_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
         description="How good the lists of test users are for their later choices after n of their first. "
         f"Profile: {profile.title}.",
     )
-    def first_choices(context: dg.AssetExecutionContext, store: Store) -> None:
+    def warming_up_lists(context: dg.AssetExecutionContext, store: Store) -> None:
         for key in context.partition_keys:
             manifest = judge_lists(store, axes.catalog, profile, axes.parse(key))
             context.add_asset_metadata({"dagster/row_count": manifest["rows"]}, partition_key=key)
 
-    return first_choices
+    return warming_up_lists
 
 
 def list_models(profile: Profile) -> list[str]:
@@ -69,7 +69,7 @@ def judge_lists(store: Store, catalog: Catalog, profile: Profile, cell: Cell) ->
     from ml.distribution.warming import COUNTS
     from ml.ranking.first_choices import scores_by_n
 
-    entry, title = store.first_choices(profile.name, cell), f"{profile.name}/first_choices {cell.key}"
+    entry, title = store.first_choices(profile.name, cell), f"{profile.name}/warming_up_lists {cell.key}"
     expected = first_choices_fingerprint(store, catalog, profile, cell)
     if entry.is_current(expected):
         log.info("%s: up to date", title)
