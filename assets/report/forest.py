@@ -74,7 +74,9 @@ def _against(sums: pd.DataFrame, reference: str, metric: Metric, models: Sequenc
         if not seeds or not names:
             continue
         mine = wide[wide.index.get_level_values("seed").isin(seeds)].assign(count=counts)
-        users = mine.groupby("user")[[*names, reference, "count"]].agg(_strict_sum)
+        # A sum leaves NaN out, but not infinity: what has diverged for one user has no sum.
+        mine = mine[[*names, reference, "count"]].fillna(np.inf)
+        users = mine.groupby("user").sum().replace(np.inf, np.nan)
         found = paired_bootstraps(
             {name: users[name].to_numpy() for name in names},
             users[reference].to_numpy(),
@@ -90,10 +92,6 @@ def _against(sums: pd.DataFrame, reference: str, metric: Metric, models: Sequenc
             row = {"model": name, "value": values[name], "value_reference": values[reference], "gain": gain}
             rows.append({**row, "low": ends[0], "high": ends[1], "users": len(users), "seeds": len(seeds)})
     return rows
-
-
-def _strict_sum(values: pd.Series) -> float:
-    return values.sum(skipna=False)
 
 
 def _value(users: pd.DataFrame, name: str, metric: Metric) -> float:
