@@ -1,6 +1,7 @@
 """The command line: `run` chains the stages, `inspect` looks at data, `results` prints every number."""
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import logging
@@ -47,6 +48,7 @@ UserColumn = Annotated[list[str], typer.Option(help="Column of the user ids; onc
 ItemColumn = Annotated[list[str], typer.Option(help="Column of the item ids.")]
 RatingColumn = Annotated[list[str], typer.Option(help="Column of the ratings.")]
 TimeColumn = Annotated[list[str], typer.Option(help="Column of the times.")]
+TitleColumn = Annotated[list[str], typer.Option(help="Column of the items' titles, for readers.")]
 Scale = Annotated[tuple[float, float], typer.Option(help="Lowest and highest legal rating of own files.")]
 SideScale = Annotated[
     tuple[float, float] | None, typer.Option(help="The same of this file alone, where the two differ.")
@@ -99,6 +101,7 @@ def run(
     item_col: ItemColumn = [],  # noqa: B006
     rating_col: RatingColumn = [],  # noqa: B006
     time_col: TimeColumn = [],  # noqa: B006
+    title_col: TitleColumn = [],  # noqa: B006
     scale: Scale = (1.0, 5.0),
     source_scale: SideScale = None,
     target_scale: SideScale = None,
@@ -120,7 +123,7 @@ def run(
         files = _files(task, source, target)
         _check_tracking()
         if files:
-            columns = _columns(user_col, item_col, rating_col, time_col)
+            columns = _columns(user_col, item_col, rating_col, time_col, title_col)
             pair = _read_pair(files, columns, scale, source_scale, target_scale, on_bad_rows)
             task = [_enter(pair)]
         from pipeline.chain import Chain
@@ -143,6 +146,7 @@ def inspect(
     item_col: ItemColumn = [],  # noqa: B006
     rating_col: RatingColumn = [],  # noqa: B006
     time_col: TimeColumn = [],  # noqa: B006
+    title_col: TitleColumn = [],  # noqa: B006
     scale: Scale = (1.0, 5.0),
     source_scale: SideScale = None,
     target_scale: SideScale = None,
@@ -157,7 +161,7 @@ def inspect(
         if files:
             from assets.data.own_data import examine
 
-            columns = _columns(user_col, item_col, rating_col, time_col)
+            columns = _columns(user_col, item_col, rating_col, time_col, title_col)
             report = examine(_read_pair(files, columns, scale, source_scale, target_scale, on_bad_rows))
         else:
             report = _inspect_task(task)
@@ -273,8 +277,8 @@ def _files(tasks: Sequence[str], source: Path | None, target: Path | None) -> li
     return [file.absolute() for file in given]
 
 
-def _columns(users, items, ratings, times) -> dict[str, Sequence[str]]:
-    return {"user": users, "item": items, "rating": ratings, "timestamp": times}
+def _columns(users, items, ratings, times, titles) -> dict[str, Sequence[str]]:
+    return {"user": users, "item": items, "rating": ratings, "timestamp": times, "title": titles}
 
 
 def _read_pair(files, columns, scale, source_scale, target_scale, on_bad_rows):
@@ -463,13 +467,39 @@ def register(
         tracking, axes = MlflowTracking(), Axes(load_catalog())
         settings = _known_profile(task, profile)
         done = registry.register(Store(), tracking, axes, task, settings, force)
+        for each in done.judged:
+            print(each)
         if done.forced:
             errors.print("PROMOTED BY FORCE, with a warning on its card", style="bold red")
         print(f"{done.name} version {done.version}: {done.model} of {done.cell.key} is the {registry.ALIAS}")
-        print(
-            f"serve it: MLFLOW_TRACKING_URI={tracking.uri} mlflow models serve -m {done.uri} "
-            "--env-manager local --port 5001"
-        )
+        print(f"serve it: diffcdr serve --task {task}")
+
+
+@app.command()
+def serve(
+    task: OneTask,
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", "-p", help="Its latest version; default: the champion, of whichever."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, help="Port; 0 is any that is free.")] = 5001,
+    host: Annotated[str, typer.Option(help="Address to listen on; there is no login.")] = "127.0.0.1",
+    page: Annotated[
+        bool, typer.Option("--page/--no-page", help="With a page to try it, or MLflow's endpoints alone.")
+    ] = True,
+    debug: Debug = False,
+) -> None:
+    """Serve a registered version on this machine until Ctrl-C, with a page to try it.
+
+    diffcdr serve -t demo_video_music
+    """
+    with _errors_in_one_line(debug):
+        from assets.serving import server
+        from assets.state.tracking import MlflowTracking
+
+        _refuse_unknown(task, profile)
+        say = functools.partial(print, flush=True)
+        server.serve(MlflowTracking(), task, profile or "", host, port, page, say)
 
 
 class ListOrder(StrEnum):

@@ -11,14 +11,11 @@ from pathlib import Path
 import requests
 
 from assets.state.tracking import MlflowTracking
-from pipeline.instance import dagster_home
+from pipeline.instance import WORKSPACE, dagster_home
 
 BIN = Path(sys.executable).parent
 HOST, DAGSTER_PORT, MLFLOW_PORT = "127.0.0.1", "3000", "5000"
 DAGSTER, MLFLOW = f"http://{HOST}:{DAGSTER_PORT}", f"http://{HOST}:{MLFLOW_PORT}"
-WORKSPACE = Path(__file__).with_name("workspace.yaml")
-# Without it MLflow opens its pages on language models, where there are no training runs.
-TRAINING = "workflowType=machine_learning"
 # How long a server may take to end before it is killed.
 END_SECONDS = 20
 
@@ -33,7 +30,7 @@ def serve() -> None:
         print(f"MLflow {tracking.uri}")
     elif tracking.enabled:
         commands[MLFLOW] = _mlflow_server(tracking)
-        pages[MLFLOW] = f"MLflow {MLFLOW}/#/experiments/{tracking.connect()[1]}/runs?{TRAINING}"
+        pages[MLFLOW] = f"MLflow {MLFLOW}/{tracking.view}"
     environment = {
         **os.environ,
         "DAGSTER_HOME": str(dagster_home()),

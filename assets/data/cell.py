@@ -1,6 +1,6 @@
 """The one gate: what a cell's training and evaluation may see, assembled from the store.
 
-Here alone held-out target ratings are kept out of training: all that may be learned from starts from `roles`.
+`ml.cold_start.ColdStart` keeps held-out target ratings out of it.
 """
 
 from collections.abc import Collection
@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from assets.data.domain import (
     domain_negatives,
@@ -26,6 +25,7 @@ from ml.splits import TEST, TRAIN, VALIDATION
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ml.cold_start import ColdStart, DomainRatings
     from ml.data import HeldOut, Problem, Ratings, SourceUsers, Users
     from ml.factorization.adam import RatingTable
     from ml.models.contract import Model
@@ -87,20 +87,18 @@ class Gate:
         """The users of a side (`validation`, `test`) and their target ratings; None where there are none."""
         from ml.data import HeldOut
 
-        members, ratings = held_out_ratings(self.store, self.profile, self.cell, SIDES[side])
-        return HeldOut(self.users(members, side), ratings) if len(members) else None
+        members = self.members(side)
+        if not len(members):
+            return None
+        return HeldOut(self.users(members, side), self.cold_start.target_ratings(members))
 
     def members(self, side: str) -> np.ndarray:
         """Overlap rows (n,) of the users of a side, or of the training users (`train`)."""
-        return np.flatnonzero(self.roles == ROLES[side])
+        return self.cold_start.members(ROLES[side])
 
     @cached_property
-    def roles(self) -> np.ndarray:
-        return roles(self.store, self.profile, self.cell)
-
-    @cached_property
-    def overlap(self) -> pd.DataFrame:
-        return self.store.overlap(self.cell.task).table("users.parquet")
+    def cold_start(self) -> "ColdStart":
+        return cold_start(self.store, self.profile, self.cell)
 
     def users(self, members: np.ndarray, purpose: str = "") -> "Users":
         """The overlapping users of the rows `members` (n,), as far as the model needs to know them."""
@@ -108,10 +106,8 @@ class Gate:
 
         from ml.data import Users
 
-        source, target = (
-            torch.from_numpy(self.overlap[f"{side}_user"].to_numpy(dtype=np.int64)[members])
-            for side in ("source", "target")
-        )
+        rows = self.cold_start.source_rows, self.cold_start.target_rows
+        source, target = (torch.from_numpy(side[members]) for side in rows)
         with_ratings = "ratings" in self.needs
         return Users(
             source,
@@ -126,7 +122,7 @@ class Gate:
     def _source_ratings(self, rows: "Tensor") -> "Ratings":
         from ml.data import ratings_of
 
-        domain = domain_ratings(self.store, self.cell.source.name)
+        domain = self.cold_start.source
         return ratings_of(domain.tensors(), rows, domain.n_users)
 
     @cached_property
@@ -148,11 +144,9 @@ class Gate:
         }
         if "offset" not in found["target"]:
             return found
-        train = np.flatnonzero(self.roles == TRAIN)
-        return {
-            side: _standardized(tensors, self.overlap[f"{side}_user"].to_numpy(dtype=np.int64)[train])
-            for side, tensors in found.items()
-        }
+        train, known = self.members("train"), self.cold_start
+        rows = {"source": known.source_rows[train], "target": known.target_rows[train]}
+        return {side: _standardized(tensors, rows[side]) for side, tensors in found.items()}
 
     @cached_property
     def source_users(self) -> "SourceUsers":
@@ -161,11 +155,11 @@ class Gate:
 
         from ml.data import History, SourceUsers
 
+        codes = torch.from_numpy(self.cold_start.source_rows)
         liked = self.store.overlap(self.cell.task).table("liked.parquet")
-        counts = np.bincount(liked["user"], minlength=len(self.overlap))
+        counts = np.bincount(liked["user"], minlength=len(codes))
         offsets = np.concatenate([[0], counts.cumsum()]).astype(np.int64)
         items = torch.from_numpy(liked["item"].to_numpy(dtype=np.int64))
-        codes = torch.from_numpy(self.overlap["source_user"].to_numpy(dtype=np.int64))
         source = self.factors["source"]
         return SourceUsers(source["users"][codes], History(torch.from_numpy(offsets), items), source["items"])
 
@@ -185,13 +179,13 @@ class Seen:
                 f"a model reads what it does not declare: add one of {', '.join(any_of)} to its `needs`"
             )
 
-    @cached_property
-    def _target(self):
-        return domain_ratings(self._store, self._cell.target.name)
+    @property
+    def _target(self) -> "DomainRatings":
+        return self._gate.cold_start.target
 
-    @cached_property
-    def _source(self):
-        return domain_ratings(self._store, self._cell.source.name)
+    @property
+    def _source(self) -> "DomainRatings":
+        return self._gate.cold_start.source
 
     @property
     def n_users(self) -> int:
@@ -217,16 +211,16 @@ class Seen:
     @cached_property
     def target(self) -> "Ratings":
         self._need("ratings", "stars", "effects")
-        return self._target.tensors(training_rows(self._store, self._profile, self._cell))
+        return self._target.tensors(self._gate.cold_start.training_rows())
 
     @cached_property
     def train(self) -> "Users":
-        return self._gate.users(np.flatnonzero(self._gate.roles == TRAIN), "train")
+        return self._gate.users(self._gate.members("train"), "train")
 
     @cached_property
     def training(self) -> "Ratings":
         self._need("ratings")
-        return held_out_ratings(self._store, self._profile, self._cell, TRAIN)[1]
+        return self._gate.cold_start.target_ratings(self._gate.members("train"))
 
     @cached_property
     def validation(self) -> "HeldOut | None":
@@ -246,11 +240,7 @@ class Seen:
     @cached_property
     def source_user(self) -> "Tensor":
         """Each target user's row in the source domain: (n_users,) int64, −1 where there is none."""
-        import torch
-
-        rows = np.full(self.n_users, -1, dtype=np.int64)
-        rows[self._gate.overlap["target_user"]] = self._gate.overlap["source_user"]
-        return torch.from_numpy(rows)
+        return self._gate.cold_start.source_user()
 
     @cached_property
     def problem(self) -> "Problem":
@@ -297,19 +287,28 @@ def roles(store: Store, profile: Profile, cell: Cell) -> np.ndarray:
     return assigned if profile.validation else np.where(assigned == VALIDATION, TRAIN, assigned)
 
 
+def cold_start(store: Store, profile: Profile, cell: Cell) -> "ColdStart":
+    """The ratings of both domains and who may be learned from."""
+    from ml.cold_start import ColdStart
+
+    users = store.overlap(cell.task).table("users.parquet")
+    return ColdStart(
+        domain_ratings(store, cell.source.name),
+        domain_ratings(store, cell.target.name),
+        users["source_user"].to_numpy(dtype=np.int64),
+        users["target_user"].to_numpy(dtype=np.int64),
+        roles(store, profile, cell),
+    )
+
+
 def training_rows(store: Store, profile: Profile, cell: Cell) -> np.ndarray:
     """Which rows of the target domain's ratings the cell may train on: (m,) bool."""
-    target = domain_ratings(store, cell.target.name)
-    users = store.overlap(cell.task).table("users.parquet")
-    hidden = np.zeros(target.n_users, dtype=bool)
-    hidden[users["target_user"].to_numpy()[roles(store, profile, cell) != TRAIN]] = True
-    return ~target.of_users(hidden)
+    return cold_start(store, profile, cell).training_rows()
 
 
 def source_table(store: Store, domain: str, seed: int, objective: str = "rating") -> "RatingTable":
     """All ratings of the domain; for ranking also their negatives, labelled 0."""
-    ratings = domain_ratings(store, domain)
-    return _table(store, domain, np.ones(len(ratings.users), dtype=bool), seed, objective)
+    return _table(store, domain, None, seed, objective)
 
 
 def target_table(store: Store, profile: Profile, cell: Cell, objective: str = "rating") -> "RatingTable":
@@ -318,65 +317,45 @@ def target_table(store: Store, profile: Profile, cell: Cell, objective: str = "r
     return _table(store, cell.target.name, rows, cell.seed, objective)
 
 
-def _table(store: Store, domain: str, rows: np.ndarray, seed: int, objective: str) -> "RatingTable":
+def _table(store: Store, domain: str, kept: np.ndarray | None, seed: int, objective: str) -> "RatingTable":
+    """Of all ratings, or those `kept` (m,) bool; every seed's table has the same columns."""
     import torch
 
+    from ml.cold_start import rows_of
     from ml.factorization.adam import RatingTable
     from ml.factorization.negatives import with_negatives
 
     ratings = domain_ratings(store, domain)
     table = RatingTable(
-        users=torch.from_numpy(ratings.users[rows]),
-        items=torch.from_numpy(ratings.items[rows]),
-        values=torch.from_numpy(ratings.values[rows]),
+        users=torch.from_numpy(ratings.users),
+        items=torch.from_numpy(ratings.items),
+        values=torch.from_numpy(ratings.values),
         n_users=ratings.n_users,
         n_items=ratings.n_items,
         seed=seed,
+        rows=None if kept is None else torch.from_numpy(rows_of(kept)),
     )
     if objective == "rating":
         return table
-    return with_negatives(table, domain_negatives(store, domain, seed).of(torch.from_numpy(rows)))
+    negatives = domain_negatives(store, domain, seed)
+    return with_negatives(table, negatives if kept is None else negatives.of(torch.from_numpy(kept)))
 
 
 def held_out_ratings(store: Store, profile: Profile, cell: Cell, role: int) -> tuple[np.ndarray, "Ratings"]:
     """Overlap rows (n,) of the users with a held-out role, and their target ratings with users in 0..n-1."""
-    members = np.flatnonzero(roles(store, profile, cell) == role)
-    return members, _ratings_of(store, cell, members)
+    found = cold_start(store, profile, cell)
+    members = found.members(role)
+    return members, found.target_ratings(members)
 
 
-def _ratings_of(store: Store, cell: Cell, members: np.ndarray) -> "Ratings":
-    """Target ratings of the overlapping users `members` (n,), with users numbered as in `members`."""
-    import torch
-
-    from ml.data import Ratings
-
-    target = domain_ratings(store, cell.target.name)
-    place = _places(store, cell, members, target.n_users)
-    rows = place[target.users] >= 0
-    return Ratings(
-        users=torch.from_numpy(place[target.users[rows]]),
-        items=torch.from_numpy(target.items[rows]),
-        values=torch.from_numpy(target.values[rows]),
-    )
-
-
-def _places(store: Store, cell: Cell, members: np.ndarray, n_users: int) -> np.ndarray:
-    """Where each target user (n_users,) stands among the overlapping users `members`, -1 where not at all."""
-    users = store.overlap(cell.task).table("users.parquet")
-    place = np.full(n_users, -1, dtype=np.int64)
-    place[users["target_user"].to_numpy()[members]] = np.arange(len(members))
-    return place
-
-
-def _with_negatives(store: Store, cell: Cell, members: np.ndarray, ratings: "Ratings") -> "Ratings":
+def _with_negatives(gate: Gate, members: np.ndarray, ratings: "Ratings") -> "Ratings":
     """`ratings` of the training users `members`, followed by their negatives, labelled 0."""
     import torch
 
     from ml.data import Ratings
 
-    target = cell.target.name
-    place = torch.from_numpy(_places(store, cell, members, domain_ratings(store, target).n_users))
-    negatives = domain_negatives(store, target, cell.seed)
+    place = torch.from_numpy(gate.cold_start.places(members))
+    negatives = domain_negatives(gate.store, gate.cell.target.name, gate.cell.seed)
     mine = place[negatives.users] >= 0
     return Ratings(
         users=torch.cat([ratings.users, place[negatives.users[mine]]]),
@@ -407,26 +386,25 @@ def _problem(gate: Gate) -> "Problem":
 
     from ml.data import Problem
 
-    store, cell = gate.store, gate.cell
     source, target = gate.factors["source"], gate.factors["target"]
-    train = np.flatnonzero(gate.roles == TRAIN)
-    ratings = _ratings_of(store, cell, train)
+    train = gate.members("train")
+    ratings = gate.cold_start.target_ratings(train)
     if gate.profile.implicit(gate.objective):
         ratings = replace(ratings, values=torch.ones_like(ratings.values))
     if gate.objective == "ranking":
-        ratings = _with_negatives(store, cell, train, ratings)
+        ratings = _with_negatives(gate, train, ratings)
     alone = {}
     if "offset" in target:
         # What the item's offset explains is not the user's to explain.
         ratings = replace(ratings, values=ratings.values - target["offset"][ratings.items])
         alone = _alone(gate, source, target)
-    codes = torch.from_numpy(gate.overlap["target_user"].to_numpy(dtype=np.int64)[train])
+    codes = torch.from_numpy(gate.cold_start.target_rows[train])
     return Problem(
         source=gate.source_users.take(torch.from_numpy(train)),
         target_factors=target["users"][codes],
         target_items=target["items"],
         ratings=ratings,
-        seed=cell.seed,
+        seed=gate.cell.seed,
         **alone,
     )
 
@@ -436,8 +414,12 @@ def _alone(gate: Gate, source: dict, target: dict) -> "dict[str, Tensor]":
     import torch
 
     out = {}
-    for side, factors in (("source", source), ("target", target)):
+    known = gate.cold_start
+    for side, factors, rows in (
+        ("source", source, known.source_rows),
+        ("target", target, known.target_rows),
+    ):
         alone = torch.ones(len(factors["users"]), dtype=torch.bool)
-        alone[torch.from_numpy(gate.overlap[f"{side}_user"].to_numpy(dtype=np.int64))] = False
+        alone[torch.from_numpy(rows)] = False
         out[f"{side}_alone"] = factors["users"][alone]
     return out

@@ -7,7 +7,7 @@ PARTS.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -71,29 +71,50 @@ FRESH = (
     & ~dg.AutomationCondition.any_deps_in_progress()
     & ~dg.AutomationCondition.in_progress()
 )
+# Of what a catalogue's tasks and all profiles share: the first table and the report.
+GROUP = "report"
 COMMON = {
-    "group_name": "reports",
     "owners": ["team:recsys"],
     "code_version": CODE,
     "automation_condition": FRESH,
 }
+RESULTS = "results"
 METADATA_IMAGE = 300_000  # bytes: larger pictures would burden every page that shows the event
 
 
-def report_assets(axes: Axes, profiles: Mapping[str, Profile]) -> list[dg.AssetsDefinition]:
-    """Table 1, each profile's tables and figures, and the report."""
+def report_assets(axes: Axes, profiles: Mapping[str, Profile]) -> list[dg.AssetsDefinition | dg.AssetSpec]:
+    """Table 1, each profile's results, tables and figures, and the report."""
     catalog = axes.catalog
     wanted = [(profile, part) for profile in profiles.values() for part in PARTS if part.wanted(profile)]
     parts = [part_asset(profile, part, catalog) for profile, part in wanted]
     table1 = table1_asset(catalog)
     keys = [table1.key, *(part.key for part in parts)]
-    return [table1, *parts, report_asset(profiles, catalog, keys)]
+    results = [results_spec(profile) for profile in profiles.values()]
+    return [table1, *results, *parts, report_asset(profiles, catalog, keys)]
+
+
+def results_spec(profile: Profile) -> dg.AssetSpec:
+    """A profile's numbers, between its models and all that is made from them.
+
+    A view: Dagster looks through it for what is stale. Were each table to depend on each model, it would ask
+    for every cell of every model by itself, for each table, as long as a page is open.
+    """
+    return dg.AssetSpec(
+        dg.AssetKey([profile.name, RESULTS]),
+        deps=[dg.AssetKey([profile.name, name]) for name in profile.trained],
+        is_virtual=True,
+        group_name=profile.group("tables"),
+        kinds={"parquet"},
+        owners=["team:recsys"],
+        description="One row per metric of every finished cell, read from the models' entries and never "
+        f"stored: what `diffcdr results --profile {profile.name}` prints. Profile: {profile.title}.",
+    )
 
 
 def table1_asset(catalog: Catalog) -> dg.AssetsDefinition:
     """The asset of Table 1, which no profile has a part in."""
 
-    @dg.asset(name="table1", deps=["overlap"], kinds={"parquet", "markdown"}, **COMMON)
+    @dg.asset(name="table1", group_name=GROUP, deps=["overlap"], kinds={"parquet", "markdown"}, **COMMON)
     def table1(store: Store) -> dg.MaterializeResult:
         """Table 1, data statistics of each task, with the paper's numbers where the task is the paper's."""
         return _publish(store, table1_part(store, catalog), "table1")
@@ -103,11 +124,13 @@ def table1_asset(catalog: Catalog) -> dg.AssetsDefinition:
 
 def part_asset(profile: Profile, chapter: Chapter, catalog: Catalog) -> dg.AssetsDefinition:
     """The asset of one table or figure of a profile."""
+    upstream = dict.fromkeys(RESULTS if n in profile.trained else n for n in chapter.upstream(profile))
 
     @dg.asset(
         name=chapter.name,
         key_prefix=profile.name,
-        deps=[dg.AssetKey([profile.name, name]) for name in chapter.upstream(profile)],
+        group_name=profile.group("tables"),
+        deps=[dg.AssetKey([profile.name, name]) for name in upstream],
         kinds={"parquet", "markdown"},
         description=f"{chapter.what} Profile: {profile.title}.",
         **COMMON,
@@ -143,7 +166,17 @@ def report_asset(
 ) -> dg.AssetsDefinition:
     """The report over all profiles."""
 
-    @dg.asset(name="report", deps=keys, kinds={"html", "markdown"}, **COMMON)
+    @dg.asset(
+        name="report",
+        group_name=GROUP,
+        deps=keys,
+        kinds={"html", "markdown"},
+        # What people read: after a week the page says that it may be out of date, after a month that it is.
+        freshness_policy=dg.FreshnessPolicy.time_window(
+            fail_window=timedelta(days=30), warn_window=timedelta(days=7)
+        ),
+        **COMMON,
+    )
     def report(store: Store) -> dg.MaterializeResult:
         """What the models are worth, then every table and figure, on one page that needs no other file and no
         network, and as Markdown."""

@@ -78,6 +78,10 @@ def fill(store, rng):
     store.embeddings("paper", AXES.parse("tiny|b20-s0")).write(files, "made by hand")
 
 
+# All that `report_assets` makes of the profile that a test takes.
+TABLES = dg.AssetSelection.groups("report", "paper_tables", "strict_tables").materializable()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def current():
     """Every hand-made entry has the fingerprint that is asked for."""
@@ -95,7 +99,7 @@ def reported(tmp_path_factory):
     result = dg.materialize(
         report_assets(AXES, profiles),
         resources={"store": store},
-        selection=dg.AssetSelection.groups("reports"),
+        selection=TABLES,
     )
     assert result.success
     return store, profiles, result
@@ -206,7 +210,7 @@ def test_tables_of_an_empty_home_say_that_nothing_was_computed():
     result = dg.materialize(
         report_assets(AXES, profiles),
         resources={"store": store},
-        selection=dg.AssetSelection.groups("reports"),
+        selection=TABLES,
     )
     assert result.success
     assert part.NOTHING in (store.report("strict", "table2") / "table2.md").read_text()
@@ -214,19 +218,18 @@ def test_tables_of_an_empty_home_say_that_nothing_was_computed():
 
 
 def test_assets_depend_on_what_they_show():
+    """Numbers of models reach the tables through one view of each profile."""
     profiles = load_profiles()
-    deps = {
-        asset.key.to_user_string(): asset.asset_deps[asset.key] for asset in report_assets(AXES, profiles)
-    }
-    paper, strict = (profiles[name] for name in ("paper", "strict"))
-    assert deps["paper/table2"] == {dg.AssetKey(["paper", n]) for n in (*paper.models, *paper.controls)}
-    # What a profile does not train is no asset of it.
-    assert deps["strict/table2"] == {
-        dg.AssetKey(["strict", n]) for n in (*strict.models, *strict.controls) if n in strict.trained
-    }
-    assert dg.AssetKey(["tuned", "choice_diffusion_mean"]) in deps["tuned/ranking"]
-    assert dg.AssetKey(["tuned", "choice_diffusion"]) in deps["tuned/verdict"]
-    assert dg.AssetKey(["paper", "random"]) in deps["paper/ranking"]
+    graph = dg.Definitions(report_assets(AXES, profiles), resources={"store": Store()}).resolve_asset_graph()
+    keys = [key for key in graph.get_all_asset_keys() if graph.get(key).group_name != "default"]
+    deps = {key.to_user_string(): graph.get(key).parent_keys for key in keys}
+    for name, profile in profiles.items():
+        # What a profile does not train is no asset of it.
+        view = dg.AssetKey([name, "results"])
+        assert deps.pop(f"{name}/results") == {dg.AssetKey([name, n]) for n in profile.trained}
+        assert graph.get(view).is_virtual
+        for made in ("table2", "ranking", "significance", "table4"):
+            assert deps[f"{name}/{made}"] == {view}
     assert deps["paper/figure4"] == {dg.AssetKey(["paper", "embeddings"])}
     searched = {name for name, profile in profiles.items() if profile.search}
     assert {key.split("/")[0] for key in deps if key.endswith("search_surface")} == searched
@@ -244,7 +247,7 @@ def test_another_table_is_one_file_and_one_line(monkeypatch):
     monkeypatch.setattr(page, "PARTS", (*PARTS, mine))
     store, profiles = Store(), {"paper": load_profiles()["paper"]}
     assets = report_assets(AXES, profiles)
-    made = dg.materialize(assets, resources={"store": store}, selection=dg.AssetSelection.groups("reports"))
+    made = dg.materialize(assets, resources={"store": store}, selection=TABLES)
     assert made.success
     assert '<section id="counted">' in (store.report("report") / "report.html").read_text()
     assert (store.report("paper", "counted") / "counted.tex").exists()

@@ -1,0 +1,91 @@
+"""A cold-start problem: the ratings of two domains, the users of both, and whose target ratings are hidden.
+
+Here alone held-out target ratings are kept out of training: all that may be learned from starts from `roles`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ml.data import Ratings
+from ml.splits import TRAIN
+
+BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class DomainRatings:
+    """A domain's ratings as arrays: users, items (m,) int32, values (m,) float32, sorted by user.
+
+    12 bytes a rating, held once for all seeds and β: what a cell may not see is left out by its rows.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    values: np.ndarray
+    n_users: int
+    n_items: int
+
+    def tensors(self, rows: np.ndarray | slice = slice(None)) -> Ratings:
+        """The ratings, or those `rows` of them, as a model takes them: a copy, 20 bytes a rating."""
+        users, items = (torch.from_numpy(x[rows]).long() for x in (self.users, self.items))
+        return Ratings(users, items, torch.from_numpy(self.values[rows]))
+
+    def of_users(self, keep: np.ndarray) -> np.ndarray:
+        """Rows of the users that `keep` (n_users,) bool marks: (m,) bool."""
+        return keep[self.users]
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """source_rows, target_rows: (n,) int64, the overlapping users' rows in either domain; roles: (n,) int8,
+    indices into `ml.splits.ROLES`. `members` below are places (k,) among these n."""
+
+    source: DomainRatings
+    target: DomainRatings
+    source_rows: np.ndarray
+    target_rows: np.ndarray
+    roles: np.ndarray
+
+    def members(self, role: int) -> np.ndarray:
+        """The users of a role, rising."""
+        return np.flatnonzero(self.roles == role)
+
+    def training_rows(self) -> np.ndarray:
+        """Which target ratings may be learned from: (m,) bool; those of users of the target alone are."""
+        hidden = np.zeros(self.target.n_users, dtype=bool)
+        hidden[self.target_rows[self.roles != TRAIN]] = True
+        return ~self.target.of_users(hidden)
+
+    def places(self, members: np.ndarray) -> np.ndarray:
+        """Where each target user (n_users,) stands among `members`, −1 where not at all."""
+        place = np.full(self.target.n_users, -1, dtype=np.int64)
+        place[self.target_rows[members]] = np.arange(len(members))
+        return place
+
+    def target_ratings(self, members: np.ndarray) -> Ratings:
+        """Target ratings of `members`, who become users 0..k−1."""
+        place = self.places(members)[self.target.users]
+        rows = place >= 0
+        ratings = self.target.tensors(rows)
+        return Ratings(torch.from_numpy(place[rows]), ratings.items, ratings.values)
+
+    def source_user(self) -> Tensor:
+        """Each target user's row in the source domain: (target users,) int64, −1 where there is none."""
+        rows = torch.full((self.target.n_users,), -1)
+        rows[torch.from_numpy(self.target_rows)] = torch.from_numpy(self.source_rows)
+        return rows
+
+
+def rows_of(kept: np.ndarray) -> np.ndarray:
+    """Where `kept` (m,) bool is true: rising, int32; without int64 positions of all in between."""
+    rows, begin = np.empty(np.count_nonzero(kept), dtype=np.int32), 0
+    for start in range(0, len(kept), BLOCK):
+        found = np.flatnonzero(kept[start : start + BLOCK])
+        rows[begin : begin + len(found)] = found + start
+        begin += len(found)
+    return rows
