@@ -8,10 +8,8 @@ from assets.serving.choice import LISTS, STARS, Chosen, validated
 from assets.settings.axes import Axes
 from assets.settings.profile import Profile
 from assets.state.store import Store
-from assets.training.choose import candidates, role
+from assets.training.choose import candidates, rivals, role
 
-# What a promoted model is compared with: it knows nothing of the user, or statistics of the source alone.
-RIVALS = ("blind", "simple")
 METRICS = {STARS: "RMSE", LISTS: "nDCG@20"}
 OF = {STARS: "stars", LISTS: "lists"}
 
@@ -102,12 +100,6 @@ def judge(store: Store, axes: Axes, profile: Profile, task: str, chosen: Chosen)
         shared = values.loc[compared.index].dropna(axis=1)
         found.append(Judged(objective, best, simple, missing, shared))
     return found
-
-
-def rivals(profile: Profile, objective: str) -> list[str]:
-    """The models and controls of a profile that any other must beat."""
-    names = (*profile.models, *profile.controls)
-    return [n for n in names if objective in profile.objectives_of(n) and role(profile, n) in RIVALS]
 
 
 def counted(scores: pd.DataFrame) -> str:

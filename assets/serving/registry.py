@@ -139,7 +139,7 @@ def _log_version(
     trained = store.model(profile.name, chosen.lists.name, cell, chosen.lists.objective).require()
     run_id = trained.get("mlflow_run_id")  # none where it was trained without tracking
     client, experiment = tracking.connect()
-    logged = client.create_logged_model(experiment, name="recommender", source_run_id=run_id)
+    logged = client.create_logged_model(experiment, name=f"recommender-{cell.task}", source_run_id=run_id)
     about = Model(artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id)
     with tempfile.TemporaryDirectory() as folder:
         client.log_model_artifacts(logged.model_id, str(save_pyfunc(Path(folder), bundle, card, about)))

@@ -11,12 +11,12 @@ import pytest
 
 from assets.serving.answering import answering
 from assets.serving.choice import Choice, Chosen
-from assets.serving.gate import Judged, NotPromoted, judge, refuse, rivals
+from assets.serving.gate import Judged, NotPromoted, judge, refuse
 from assets.serving.registry import REQUIREMENTS, champion, register
 from assets.settings.profile import load_profiles
 from assets.state.code import OURS
 from assets.state.store import NotMaterialized, Store, parquet
-from assets.training.choose import best, candidates
+from assets.training.choose import best, candidates, rivals
 from assets.training.fingerprints import Fingerprints
 from tests.assets.axes import AXES, CATALOG, CELL
 from tests.assets.house import MODELS, STRICT
