@@ -132,14 +132,14 @@ def run(
             return
         _check_tracking()
         if files:
+            _refuse_unknown_cells(beta, seed, profile, model)
             columns = _columns(user_col, item_col, rating_col, time_col, title_col)
             pair = _read_pair(files, columns, scale, source_scale, target_scale, on_bad_rows)
             task = [_enter(pair)]
         from pipeline.chain import Chain
 
-        with _opened_instance() as instance:
-            chain = Chain(instance, task, beta, seed, profile, model)
-            _perform(chain.steps())
+        chain = Chain(task, beta, seed, profile, model)
+        _perform(chain.steps())
         _print_tables(chain.tasks, chain.profiles)
     if files:
         print(f"see it: DIFFCDR_CATALOG={os.environ['DIFFCDR_CATALOG']} make ui")
@@ -276,8 +276,7 @@ def report(debug: Debug = False) -> None:
         from assets.state.store import Store
         from pipeline.chain import Chain
 
-        with _opened_instance() as instance:
-            _perform(Chain(instance, [], [], [], [], []).report_steps())
+        _perform(Chain([], [], [], [], []).report_steps())
         for file in sorted(Store().report("report").iterdir()):
             print(f"wrote {_short(file)}")
 
@@ -354,15 +353,15 @@ def _inspect_task(task: str):
     from assets.state.store import Store
     from pipeline.chain import Chain
 
-    with _opened_instance() as instance:
-        _perform(Chain(instance, [task], [], [], [], []).data_steps())
+    _perform(Chain([task], [], [], [], []).data_steps())
     return inspect_task(Store(), load_catalog(), task)
 
 
 def _perform(steps) -> None:
-    for title, step in steps:
-        log.info("— %s", title)
-        step()
+    with _opened_instance() as instance:
+        for title, step in steps:
+            log.info("— %s", title)
+            step(instance)
 
 
 def _print_plan(files, tasks, betas, seeds, profiles, models) -> None:
@@ -375,7 +374,7 @@ def _print_plan(files, tasks, betas, seeds, profiles, models) -> None:
             "--dry-run is for a task of the catalogue; look at files of your own with `diffcdr inspect`"
         )
     # Nothing is run, so that no history is opened.
-    rows = plan(Chain(None, tasks, betas, seeds, profiles, models), Store())
+    rows = plan(Chain(tasks, betas, seeds, profiles, models), Store())
     if rows:
         _print_rows(["stage", "models", "which"], rows, 3, "To be computed, models once for each objective")
     else:
@@ -650,6 +649,14 @@ def _known_profile(task: str, name: str):
 
     _refuse_unknown(task, name)
     return load_profiles()[name]
+
+
+def _refuse_unknown_cells(betas, seeds, profiles, models) -> None:
+    from assets.settings.catalog import load_catalog
+    from assets.settings.profile import load_profiles
+    from pipeline.asked import check_cells
+
+    check_cells(load_catalog(), load_profiles(), betas, seeds, profiles, models)
 
 
 def _refuse_unknown(task: str | None, profile: str | None) -> None:
