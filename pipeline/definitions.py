@@ -26,9 +26,8 @@ from assets.training.search import search_asset
 from assets.training.warming import sampling_models, warming_asset
 from pipeline.automation import (
     change_sensor,
+    condition_sensors,
     following,
-    freshness_sensor,
-    stale_cells_sensor,
     weekly_schedule,
 )
 from pipeline.executor import in_process
@@ -40,11 +39,13 @@ def build_defs(axes: Axes | None = None, profiles: Mapping[str, Profile] | None 
     axes, profiles = axes or Axes(load_catalog()), profiles or load_profiles()
     data = [ratings_asset(axes), overlap_asset(axes), split_asset(axes)]
     computed = [asset for profile in profiles.values() for asset in profile_assets(axes, profile)]
+    assets = [reviews_asset(axes), *following([*data, *computed]), *report_assets(axes, profiles)]
     return dg.Definitions(
-        assets=[reviews_asset(axes), *following([*data, *computed]), *report_assets(axes, profiles)],
+        # With the file and line of each asset's function, which its page shows.
+        assets=dg.with_source_code_references(assets),
         asset_checks=split_checks(axes, profiles.values()),
         jobs=build_jobs(profiles),
-        sensors=[change_sensor(axes.catalog), stale_cells_sensor, freshness_sensor],
+        sensors=[change_sensor(axes.catalog), *condition_sensors(profiles)],
         schedules=[weekly_schedule(axes.catalog)],
         resources={"store": Store(), "compute": Compute(), "tracking": MlflowTracking()},
         executor=in_process,

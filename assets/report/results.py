@@ -45,6 +45,7 @@ class _Found:
     cell: Cell
     entry: Entry
     state: str
+    written_at: str
 
     @property
     def key(self) -> tuple[str, float, int, str, str]:
@@ -148,6 +149,11 @@ class Source:
                 first.setdefault(each.cell.task, each)
         return {each.cell: each.entry for each in first.values()}
 
+    @property
+    def newest(self) -> str:
+        """When the last of the finished cells was written, as ISO 8601 in UTC; empty where there is none."""
+        return max((each.written_at for each in self._models if each.state == FINISHED), default="")
+
     def manifests(self, model: str, objective: str = "rating") -> Mapping[Cell, dict]:
         """The manifests of a model's finished cells."""
         return {
@@ -197,8 +203,9 @@ class Source:
         return [self._found(asset, "rating", cell, entry) for cell, entry in there if entry is not None]
 
     def _found(self, name: str, objective: str, cell: Cell, entry: Entry) -> _Found:
-        current = entry.require()["fingerprint"] == self.expected(self.profile, name, cell, objective)
-        return _Found(name, objective, cell, entry, FINISHED if current else STALE)
+        manifest = entry.require()
+        current = manifest["fingerprint"] == self.expected(self.profile, name, cell, objective)
+        return _Found(name, objective, cell, entry, FINISHED if current else STALE, manifest["written_at"])
 
     def _read(
         self,

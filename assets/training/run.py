@@ -132,7 +132,7 @@ class Training:
         for outcome, trials, run in zip(best, plans, runs, strict=True):
             outcome.trials = trials.results.to_dict("records")
             outcome.study = trials.study if trials.about else {}
-            for row in outcome.curves:
+            for row in outcome.curves if len(outcome.curves) > 1 else ():
                 run.metrics({name: v for name, v in row.items() if name != "epoch"}, int(row["epoch"]))
             run.params(hyperparameters(outcome.settings))
         return best
@@ -179,7 +179,8 @@ class Training:
                 outcome, run = outcomes[r], runs[r]
                 judged = epoch.measured[r] if epoch.measured else _judged(model, r, judges[r])
                 row = {**losses_of(epoch, r), **judged}
-                if run is not None:
+                # One value is no curve.
+                if run is not None and model.total_epochs > 1:
                     run.metrics(row, epoch.number)
                 if outcome.record({"epoch": epoch.number, **row}, self.objective):
                     outcome.keep(model, r, sides[r])
@@ -259,9 +260,11 @@ class Training:
 
     def _write(self, gate: Gate, fingerprint: str, run: CellRun, outcome: Outcome) -> None:
         rows = metric_rows(outcome, self.objective)
-        values = {f"{row['stage']}.{row['selection']}.{row['metric']}": row["value"] for row in rows}
-        run.metrics(values, int(outcome.curves[-1]["epoch"]))
-        run.flush()
+        everything = {f"{row['stage']}.{row['selection']}.{row['metric']}": row["value"] for row in rows}
+        head = f"cold.{'validation' if self.profile.validation else 'last'}."
+        values = {name.removeprefix(head): v for name, v in everything.items() if name.startswith(head)}
+        tested = dataset_records(self.store, gate.cell)[-1]
+        run.result(values, everything, tested, f"{self.profile.name}-{self.name}-{self.objective.name}")
         files = {
             "metrics.parquet": parquet(pd.DataFrame(rows)),
             "curves.parquet": parquet(pd.DataFrame(outcome.curves)),
