@@ -5,10 +5,14 @@ BIN := .venv/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test torture ui check audit bench bench-growth lock clean
+.PHONY: demo serve test torture ui check audit bench bench-growth bench-gpu docs check-deploy lock clean
 
 demo: .venv/ready ## the whole pipeline on generated data, ending with Tables 1 and 2
 	$(BIN)/diffcdr run --task demo_video_music --profile paper --profile strict
+
+TASK ?= demo_video_music
+serve: .venv/ready ## the champion of TASK on 127.0.0.1:5001, with a page to try it
+	$(BIN)/diffcdr serve --task $(TASK)
 
 test: .venv/ready ## all tests
 	$(BIN)/python -m pytest
@@ -35,6 +39,20 @@ bench: .venv/ready ## the hot paths against textbook versions of them, about ten
 
 bench-growth: .venv/ready ## time and memory as ratings, users, seeds and NFE grow, with plots
 	$(BIN)/python -m benchmarks.growth
+
+bench-gpu: .venv/ready ## a GPU against the CPU: results, training steps, throughput, five minutes
+	$(BIN)/python -m benchmarks.gpu benchmarks/gpu.json
+
+docs: .venv/ready ## pages of docs/ with the reference from docstrings, in build/site
+	$(PYTHON) -m venv .venv/docs
+	.venv/docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	.venv/docs/bin/mkdocs build --quiet
+	@echo build/site/index.html
+
+check-deploy: ## deploy/ as far as it can be checked without a cluster
+	$(PYTHON) -m venv .venv/deploy
+	.venv/deploy/bin/python -m pip install --quiet --disable-pip-version-check dagster==1.13.27 kubernetes-validate==1.37.0 -r deploy/docker/requirements.txt
+	.venv/deploy/bin/python deploy/check.py
 
 lock: ## pin what is installed now into requirements.lock
 	$(BIN)/python -m pip freeze --exclude-editable --exclude diffcdr | sed 's/+cpu$$//' > requirements.lock

@@ -112,10 +112,10 @@ def machine(device: str) -> str:
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     if device != "cpu":
         return f"{torch.cuda.get_device_name(device)}, {versions}"
-    return f"{_processor()}, one core, {versions}"
+    return f"{processor()}, one core, {versions}"
 
 
-def _processor() -> str:
+def processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     facts = dict(line.split(":", 1) for line in lines if ":" in line)

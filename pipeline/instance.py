@@ -16,6 +16,8 @@ from filelock import FileLock
 from assets.state.store import Store, writing
 
 CONFIGURATION = Path(__file__).with_name("dagster.yaml")
+# What the UI shows, and where runs of the command line say that they belong.
+WORKSPACE = Path(__file__).with_name("workspace.yaml")
 
 
 def dagster_home() -> Path:

@@ -308,8 +308,7 @@ def training_rows(store: Store, profile: Profile, cell: Cell) -> np.ndarray:
 
 def source_table(store: Store, domain: str, seed: int, objective: str = "rating") -> "RatingTable":
     """All ratings of the domain; for ranking also their negatives, labelled 0."""
-    ratings = domain_ratings(store, domain)
-    return _table(store, domain, np.ones(len(ratings.users), dtype=bool), seed, objective)
+    return _table(store, domain, None, seed, objective)
 
 
 def target_table(store: Store, profile: Profile, cell: Cell, objective: str = "rating") -> "RatingTable":
@@ -318,24 +317,28 @@ def target_table(store: Store, profile: Profile, cell: Cell, objective: str = "r
     return _table(store, cell.target.name, rows, cell.seed, objective)
 
 
-def _table(store: Store, domain: str, rows: np.ndarray, seed: int, objective: str) -> "RatingTable":
+def _table(store: Store, domain: str, kept: np.ndarray | None, seed: int, objective: str) -> "RatingTable":
+    """Of all ratings, or those `kept` (m,) bool; every seed's table has the same columns."""
     import torch
 
+    from ml.cold_start import rows_of
     from ml.factorization.adam import RatingTable
     from ml.factorization.negatives import with_negatives
 
     ratings = domain_ratings(store, domain)
     table = RatingTable(
-        users=torch.from_numpy(ratings.users[rows]),
-        items=torch.from_numpy(ratings.items[rows]),
-        values=torch.from_numpy(ratings.values[rows]),
+        users=torch.from_numpy(ratings.users),
+        items=torch.from_numpy(ratings.items),
+        values=torch.from_numpy(ratings.values),
         n_users=ratings.n_users,
         n_items=ratings.n_items,
         seed=seed,
+        rows=None if kept is None else torch.from_numpy(rows_of(kept)),
     )
     if objective == "rating":
         return table
-    return with_negatives(table, domain_negatives(store, domain, seed).of(torch.from_numpy(rows)))
+    negatives = domain_negatives(store, domain, seed)
+    return with_negatives(table, negatives if kept is None else negatives.of(torch.from_numpy(kept)))
 
 
 def held_out_ratings(store: Store, profile: Profile, cell: Cell, role: int) -> tuple[np.ndarray, "Ratings"]:

@@ -21,22 +21,27 @@ def domain_ratings(store: Store, domain: str) -> "DomainRatings":
     return _read_ratings(store.database(domain), store.ratings(domain).require()["fingerprint"])
 
 
+BLOCK = 1 << 20  # ratings read at a time
+READING = "512MB"  # of DuckDB's own, while they are read
+
+
 @lru_cache(maxsize=4)
 def _read_ratings(database: Path, _fingerprint: str) -> "DomainRatings":
     from ml.cold_start import DomainRatings
 
-    with duckdb.connect(str(database), read_only=True) as connection:
-        columns = connection.execute('SELECT "user", item, rating FROM ratings ORDER BY rowid').fetchnumpy()
-        n_users, n_items = (
-            connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("users", "items")
+    with duckdb.connect(str(database), read_only=True, config={"memory_limit": READING}) as connection:
+        m, n_users, n_items = (
+            connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]
+            for table in ("ratings", "users", "items")
         )
-    return DomainRatings(
-        users=columns["user"].astype(np.int64),
-        items=columns["item"].astype(np.int64),
-        values=columns["rating"].astype(np.float32),
-        n_users=n_users,
-        n_items=n_items,
-    )
+        columns = np.empty(m, np.int32), np.empty(m, np.int32), np.empty(m, np.float32)
+        # In the order in which they were written; sorting by rowid would hold them all once more.
+        rows, begin = connection.sql('SELECT "user", item, rating FROM ratings'), 0
+        for block in rows.to_arrow_reader(BLOCK):
+            for column, part in zip(columns, block.columns, strict=True):
+                column[begin : begin + len(part)] = part.to_numpy()
+            begin += len(block)
+    return DomainRatings(*columns, n_users, n_items)
 
 
 def ids(store: Store, domain: str, kind: str) -> np.ndarray:
@@ -44,6 +49,14 @@ def ids(store: Store, domain: str, kind: str) -> np.ndarray:
     with duckdb.connect(str(store.database(domain)), read_only=True) as connection:
         found = connection.execute(f'SELECT {kind}_id FROM {kind}s ORDER BY "{kind}"').fetchnumpy()
     return np.asarray(found[f"{kind}_id"], dtype=object)
+
+
+def titles(store: Store, domain: str) -> np.ndarray:
+    """Titles of a domain's items by row, None where there is none: (n,)."""
+    with duckdb.connect(str(store.database(domain)), read_only=True) as connection:
+        query = "SELECT title FROM items LEFT JOIN titles USING (item) ORDER BY item"
+        found = connection.execute(query).fetchall()
+    return np.array([title for (title,) in found], dtype=object)
 
 
 def domain_negatives(store: Store, domain: str, seed: int) -> "Negatives":
@@ -55,16 +68,15 @@ def domain_negatives(store: Store, domain: str, seed: int) -> "Negatives":
 
 @lru_cache(maxsize=12)
 def _draw_negatives(database: Path, fingerprint: str, domain: str, seed: int) -> "Negatives":
-    import torch
-
     from ml.factorization.negatives import sample_negatives
     from ml.replicas import replica_generator
 
-    ratings = _read_ratings(database, fingerprint)
+    table = _read_ratings(database, fingerprint)
+    ratings = table.tensors()
     return sample_negatives(
-        torch.from_numpy(ratings.users),
-        torch.from_numpy(ratings.items),
-        ratings.n_items,
+        ratings.users,
+        ratings.items,
+        table.n_items,
         generator=replica_generator(seed, f"negatives/{domain}"),
     )
 

@@ -33,8 +33,17 @@ COMMON = {
     "songid song albumid album artistid artist gameid game businessid articleid",
     "rating": "rating overall stars starrating score ratingvalue userrating bookrating ratings",
     "timestamp": "timestamp time unixreviewtime date datetime createdat ratedat ts",
+    # A plain `title` is a review's as often as an item's.
+    "title": "itemtitle itemname producttitle productname movietitle booktitle tracktitle trackname "
+    "songtitle songname albumtitle albumname gametitle gamename",
 }
-OPTIONS = {"user": "--user-col", "item": "--item-col", "rating": "--rating-col", "timestamp": "--time-col"}
+OPTIONS = {
+    "user": "--user-col",
+    "item": "--item-col",
+    "rating": "--rating-col",
+    "timestamp": "--time-col",
+    "title": "--title-col",
+}
 MILLISECONDS_FROM = 10**11  # as seconds, the year 5138
 MICROSECONDS_FROM = 10**14
 SIDES = ("source", "target")
@@ -50,8 +59,8 @@ class OwnDataError(ValueError):
 class Options:
     """What was said about the files.
 
-    columns: names to look for first, by user, item, rating, timestamp. scale: of both files; scales: of the
-    source or the target where it has another. on_bad_rows: as in the catalogue, for both files.
+    columns: names to look for first, by user, item, rating, timestamp, title. scale: of both files; scales:
+    of the source or the target where it has another. on_bad_rows: as in the catalogue, for both files.
     """
 
     columns: Mapping[str, Sequence[str]]

@@ -1,7 +1,7 @@
 """`diffcdr recommend`: lists for the users of a file, known ones and new ones with a history.
 
 Files are Parquet or CSV by their ending, read and written alike. Ids of users keep the type that they have in
-the file.
+the file; in CSV, which has none, they are numbers where all are written as such: `7`, and not `007`.
 """
 
 import contextlib
@@ -154,7 +154,17 @@ class _File:
                 f"CREATE TABLE given AS SELECT row_number() OVER () AS row, {given} FROM reader"
             )
             self._connection.unregister("reader")
+            if _ending(self._path) == CSV and self._all_numbers():
+                kind = pa.int64()
         return (kind if pa.types.is_integer(kind) else pa.string()), columns
+
+    def _all_numbers(self) -> bool:
+        """Whether every user id is a whole number as it would be written again: `7`, and not `007`."""
+        number = "regexp_full_match(user_id, '0|-?[1-9][0-9]{0,17}')"
+        [(others, count)] = self._connection.execute(
+            f"SELECT count_if(NOT {number}), count(user_id) FROM given"
+        ).fetchall()
+        return count > 0 and others == 0
 
     def _add_history(self) -> None:
         self._register("items", "item_id", self._bundle.source_ids)

@@ -200,6 +200,10 @@ class RemoteFolder:
     def read(self, name: str) -> bytes:
         return self._fs.cat_file(self._at(name))
 
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy a file to `path` on this machine, however large. Raises FileNotFoundError."""
+        self._fs.get_file(self._at(name), str(path))
+
     def sizes(self, name: str) -> dict[str, int]:
         folder = self._at(name)
         return {path[len(folder) + 1 :]: facts["size"] for path, facts in self._find(folder).items()}

@@ -45,14 +45,14 @@ batch), in which what differs by replica only is the same along long runs of mem
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
-from ml.replicas import Epoch, replica_generator
+from ml.replicas import Epoch, permutation, replica_generator
 
 # Ratings planned at a time: bounds the memory of the plan; no effect on results.
 BLOCK = 1 << 18
@@ -64,8 +64,11 @@ _POSITION = (1 << 32) - 1
 class RatingTable:
     """One replica's training ratings.
 
-    users: (m,) int64 in [0, n_users); items: (m,) int64 in [0, n_items); values: (m,) float32, or float64 to
-    train in double precision; seed: the replica's seed, from which all its draws follow.
+    users: (m,) int32 or int64 in [0, n_users); items: (m,), alike, in [0, n_items); values: (m,) float32, or
+    float64 to train in double precision; seed: the replica's seed, from which all its draws follow.
+    rows: (r,) int32 or int64, which of the m ratings are trained on; all where it is None. Replicas that name
+    rows share their columns: with int32 a rating costs 12 bytes once, and 8 a replica, for its row and its
+    place in an epoch's order.
     """
 
     users: Tensor
@@ -74,9 +77,16 @@ class RatingTable:
     n_users: int
     n_items: int
     seed: int
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.values if self.rows is None else self.rows)
+
+    def flat(self) -> RatingTable:
+        """The ratings that are trained on and no others, with int64 ids: a copy where it is not that yet."""
+        columns = self.users, self.items, self.values
+        users, items, values = columns if self.rows is None else (x[self.rows] for x in columns)
+        return replace(self, users=users.long(), items=items.long(), values=values, rows=None)
 
 
 def merge_domains(
@@ -91,6 +101,7 @@ def merge_domains(
     """
     if source.seed != target.seed:
         raise ValueError(f"source has seed {source.seed}, target {target.seed}; merge tables of one seed")
+    source, target = source.flat(), target.flat()
     _check_user_map("user_of_source", user_of_source, source.n_users, n_users)
     _check_user_map("user_of_target", user_of_target, target.n_users, n_users)
     return RatingTable(
@@ -319,7 +330,7 @@ class MatrixFactorization:
         adam = DeferredAdam(torch.cat(initial).to(device), self.lr, self.epochs * longest)
         flat = _FlatTables(tables, self.batch, device)
         for number in range(1, self.epochs + 1):
-            orders = [torch.randperm(len(t), generator=g) for t, g in zip(tables, generators, strict=True)]
+            orders = [permutation(len(t), g) for t, g in zip(tables, generators, strict=True)]
             losses = self._epoch(adam, flat, orders, number)
             self._publish(adam, tables, number)
             yield Epoch(number, {"loss": losses})
@@ -352,21 +363,21 @@ class MatrixFactorization:
 
 
 class _FlatTables:
-    """The replicas' ratings with rows of the flat table in place of user and item numbers.
+    """The replicas' ratings, whose users and items become rows of the flat table when a step needs them.
 
-    The last rating of each is the filling of its last batch.
+    A last batch that is short is filled with ratings of the row of filling by itself.
     """
 
     def __init__(self, tables: Sequence[RatingTable], batch: int, device: torch.device | str) -> None:
-        n_users, width = tables[0].n_users, tables[0].n_users + tables[0].n_items
+        self.n_users, self.width = tables[0].n_users, tables[0].n_users + tables[0].n_items
         self.sizes = [len(t) for t in tables]
         self.batch = batch = min(batch, max(self.sizes))
         self.steps = [-(-size // batch) for size in self.sizes]
-        self.values = [pad(t.values.to(device), (0, 1)) for t in tables]
-        self.rows = [
-            pad(torch.stack([t.users, t.items + n_users]), (0, 1), value=width).to(device) + r * (width + 1)
-            for r, t in enumerate(tables)
-        ]
+        # Columns that replicas share are moved once.
+        columns = {id(x): x for t in tables for x in (t.users, t.items, t.values)}
+        moved = {key: x.to(device) for key, x in columns.items()}
+        self.columns = [[moved[id(x)] for x in (t.users, t.items, t.values)] for t in tables]
+        self.rows = [t.rows for t in tables]
 
     def blocks(self) -> list[tuple[int, int]]:
         """Begin and end of runs of steps in which the same replicas take part."""
@@ -392,10 +403,12 @@ class _FlatTables:
     def _take(self, r: int, order: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """Rows (steps, 2, B) and values (steps, B) of the replica's steps begin..end."""
         chosen = order[begin * self.batch : end * self.batch]
-        chosen = pad(chosen, (0, (end - begin) * self.batch - len(chosen)), value=self.sizes[r])
-        chosen = chosen.to(self.values[r].device)
-        rows = self.rows[r].index_select(1, chosen).view(2, -1, self.batch)
-        return rows.transpose(0, 1), self.values[r].index_select(0, chosen).view(-1, self.batch)
+        filling = (0, (end - begin) * self.batch - len(chosen))
+        chosen = chosen if self.rows[r] is None else self.rows[r].index_select(0, chosen)
+        users, items, values = (x.index_select(0, chosen.to(x.device)) for x in self.columns[r])
+        rows = torch.stack([pad(x.long(), filling, value=self.width) for x in (users, items + self.n_users)])
+        rows = (rows + r * (self.width + 1)).view(2, -1, self.batch)
+        return rows.transpose(0, 1), pad(values, filling).view(-1, self.batch)
 
 
 def _check(tables: list[RatingTable]) -> None:
@@ -419,22 +432,28 @@ def _check_table(replica: int, table: RatingTable) -> None:
         )
     if len(table) == 0:
         raise ValueError(f"mf: replica {replica} has no ratings; leave it out or look at its split")
-    if {table.users.dtype, table.items.dtype} != {torch.int64} or not table.values.is_floating_point():
+    widths = {table.users.dtype, table.items.dtype} <= {torch.int32, torch.int64}
+    if not widths or not table.values.is_floating_point():
         raise ValueError(
             f"mf: replica {replica} has {table.users.dtype} users, {table.items.dtype} items and "
-            f"{table.values.dtype} values; give int64 ids and float32 values"
+            f"{table.values.dtype} values; give int32 or int64 ids and float32 values"
         )
-    for side, ids, size in (("user", table.users, table.n_users), ("item", table.items, table.n_items)):
-        row = _first((ids < 0) | (ids >= size))
-        if row is not None:
+    columns = [("user", table.users, table.n_users), ("item", table.items, table.n_items)]
+    if table.rows is not None:
+        columns.append(("row", table.rows, len(table.values)))
+    for side, ids, size in columns:
+        low, high = map(int, ids.aminmax())
+        if low < 0 or high >= size:
+            row = _first((ids < 0) | (ids >= size))
             raise ValueError(
                 f"mf: replica {replica}, row {row}: {side} {int(ids[row])} is not in 0..{size - 1}; "
                 f"renumber the {side}s or correct n_{side}s"
             )
-    row = _first(~table.values.isfinite())
-    if row is not None:
-        value = float(table.values[row])
-        raise ValueError(f"mf: replica {replica}, row {row}: rating {value} is not finite; drop the row")
+    if not bool(table.values.sum().isfinite()):
+        row = _first(~table.values.isfinite())
+        if row is not None:
+            value = float(table.values[row])
+            raise ValueError(f"mf: replica {replica}, row {row}: rating {value} is not finite; drop the row")
 
 
 def _check_user_map(name: str, users: Tensor, size: int, n_users: int) -> None:

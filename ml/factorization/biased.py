@@ -155,6 +155,7 @@ class BiasedFactorization:
         Raises ValueError, naming the row, for an empty table, an id out of range, a value, weight or offset
         that is not finite and a negative weight, for weights that are all 0 and for lengths that do not fit.
         """
+        table = table.flat()
         weight = torch.ones(len(table)) if weight is None else weight
         offset = torch.zeros(len(table)) if offset is None else offset
         _check(table, weight, offset)
@@ -207,6 +208,7 @@ def choose(
             raise ValueError(f"settings has unknown {sorted(unknown)}; known: {sorted(names)}")
     if not settings:
         raise ValueError("settings is empty: name at least one to choose from")
+    table = table.flat()
     _check(table, torch.ones(len(table)), torch.zeros(len(table)))
     test, train = _held_out(table, purpose, share)
     kept = replace(table, users=table.users[train], items=table.items[train], values=table.values[train])

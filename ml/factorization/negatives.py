@@ -132,6 +132,7 @@ def _check(users: Tensor, items: Tensor, n_items: int, per_positive: int) -> Non
 
 def with_negatives(table: RatingTable, negatives: Negatives, label: float = 0.0) -> RatingTable:
     """The table followed by `negatives`, each rated `label`; users and items numbered as in the table."""
+    table = table.flat()
     return dataclasses.replace(
         table,
         users=torch.cat([table.users, negatives.users]),

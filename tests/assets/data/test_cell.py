@@ -34,11 +34,11 @@ def target_users(store, profile, role):
 def test_training_has_every_rating_but_the_held_out_users(store, profile, hidden, objective):
     table = problems.target_table(store, PROFILES[profile], CELL, objective)
     kept_out = np.concatenate([target_users(store, profile, role) for role in hidden])
-    assert not np.isin(table.users.numpy(), kept_out).any()
+    assert not np.isin(table.flat().users.numpy(), kept_out).any()
     everything = domain_ratings(store, "tiny_music")
     expected = (~np.isin(everything.users, kept_out)).sum()
-    assert len(table.users) == expected * (1 if objective == "rating" else 2)
-    assert (table.values == 0).sum() == (0 if objective == "rating" else expected)
+    assert len(table) == expected * (1 if objective == "rating" else 2)
+    assert (table.flat().values == 0).sum() == (0 if objective == "rating" else expected)
 
 
 def test_held_out_ratings_are_those_of_the_role_and_complete(store):
@@ -89,7 +89,7 @@ def test_what_a_model_may_learn_from_has_no_rating_of_a_held_out_user(store):
     for profile, hidden in (("strict", [TEST, VALIDATION]), ("paper", [TEST])):
         data = Gate(store, PROFILES[profile], CELL, needs=("ratings", "stars")).data
         kept_out = np.concatenate([target_users(store, profile, role) for role in hidden])
-        for users in (data.target.users, data.target_table.users, data.train.target_rows):
+        for users in (data.target.users, data.target_table.flat().users, data.train.target_rows):
             assert not np.isin(users.numpy(), kept_out).any()
         assert not hasattr(data, "held_out")
 

@@ -234,6 +234,20 @@ def test_steps_planned_ahead_equal_steps_planned_one_by_one():
     assert torch.equal(ahead.read(every, end), single.read(every, end))
 
 
+def test_replicas_that_share_columns_equal_replicas_with_copies():
+    whole = random_table(900, 50, 40, 0, torch.float32)
+    narrow = dataclasses.replace(whole, users=whole.users.int(), items=whole.items.int())
+    rows = [torch.arange(0, 900, step, dtype=torch.int32) for step in (2, 3)]
+    shared = [dataclasses.replace(narrow, rows=r, seed=seed) for seed, r in enumerate(rows)]
+    copies = [table.flat() for table in shared]
+    assert copies[1].users.tolist() == whole.users[::3].tolist()
+    assert copies[1].users.dtype == torch.int64
+    models = [MatrixFactorization(k=5, epochs=2, batch=16).fit(t, PURPOSE) for t in (shared, copies)]
+    assert torch.equal(models[0].user_factors_, models[1].user_factors_)
+    assert torch.equal(models[0].item_factors_, models[1].item_factors_)
+    assert list(map(len, shared)) == list(map(len, copies)) == [450, 300]
+
+
 def test_merge_domains():
     source = RatingTable(torch.tensor([0, 1]), torch.tensor([2, 0]), torch.tensor([5.0, 4.0]), 2, 3, seed=7)
     target = RatingTable(torch.tensor([1, 0]), torch.tensor([0, 1]), torch.tensor([1.0, 2.0]), 2, 2, seed=7)
@@ -270,7 +284,8 @@ GOOD = RatingTable(torch.tensor([0, 1]), torch.tensor([0, 2]), torch.tensor([5.0
         ({"items": torch.tensor([-1, 0])}, r"replica 1, row 0: item -1 is not in 0\.\.2"),
         ({"values": torch.tensor([1.0, float("nan")])}, "replica 1, row 1: rating nan is not finite"),
         ({"values": torch.tensor([1.0])}, "replica 1 has 2 users, 2 items and 1 values"),
-        ({"values": torch.tensor([1, 2])}, "replica 1 has .* torch.int64 values; give int64 ids and float32"),
+        ({"values": torch.tensor([1, 2])}, "replica 1 has .* torch.int64 values; give int32 or int64 ids"),
+        ({"rows": torch.tensor([0, 2])}, r"replica 1, row 1: row 2 is not in 0\.\.1"),
         ({"n_items": 4}, "equal n_users, n_items and value type"),
     ],
 )
