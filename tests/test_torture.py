@@ -9,14 +9,14 @@ from tests.torture import kills
 from tests.torture.cases import cases, short
 from tests.torture.judge import Accepted, Answer, Refused, Sound, judge
 from tests.torture.mutations import mutated
-from tests.torture.runner import Runner
+from tests.torture.runner import Runner, patience
 
 ONE_MODEL = ("run", "-t", "tiny", "-p", "strict", "-b", "0.2", "-s", "0", "-m", "emcdr")
 GOOD = "error: FileError: /x/a.csv, line 3: 7 is outside the scale; correct the row\n"
 
 
 def test_a_sample_of_the_campaign_finds_nothing(tmp_path, request):
-    outcomes = list(Runner(request.config.rootpath, tmp_path, 0).run(short(), 60))
+    outcomes = list(Runner(request.config.rootpath, tmp_path, 0).run(short(), patience(60)))
     assert len(outcomes) == 20
     assert [(each.case.name, each.why, each.said) for each in outcomes if each.verdict != "good"] == []
 
