@@ -35,8 +35,8 @@ class House:
 
     def run(self, **asked) -> None:
         asked = {"tasks": ["tiny"], "betas": [0.2], "seeds": [], "profiles": ["strict"], "models": []} | asked
-        for _, step in Chain(self.instance, **asked).steps():
-            step()
+        for step in Chain(self.instance, **asked).steps():
+            step.perform()
 
     def results(self, profile: str = "strict") -> pd.DataFrame:
         return read_results([source(self.store, load_catalog(), load_profiles()[profile])])
