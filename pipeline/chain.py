@@ -35,8 +35,8 @@ REPOSITORY = "__repository__"
 # The daemon starts nothing again that somebody started by hand.
 OUR_RUNS = {".dagster/repository": f"{REPOSITORY}@diffcdr", "dagster/max_retries": "0"}
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-# What a model that is trained counts as, at least, beside a step that only computes: about so many trials.
-TRAINED = 8
+# What a step of training that has no trials counts as, and a model that is trained, at least: in trials.
+SIMPLE, TRAINED = 2, 8
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def perform(steps: Iterable[Step]) -> None:
 def _size(profile: Profile, name: str, task: str) -> float:
     """The share of the work that an asset of a profile is, in trials of a model."""
     if name not in profile.entries or role(profile, name) != "learned":
-        return 1
+        return SIMPLE
     return len(profile.objectives_of(name)) * max(TRAINED, len(plan(profile, name, task, 0)))
 
 

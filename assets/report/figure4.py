@@ -107,8 +107,8 @@ def figure4_part(source: Source) -> Part:
 def _caption(cell: Cell, names: Names) -> str:
     return (
         f"Figure 4. {names.task(cell.task)}, β = {cell.beta:.0%}, seed {cell.seed}: t-SNE of up to {USERS} "
-        "users (the paper: 1000; distances are of all). (a) training and (b) test users by model, black is the "
-        "truth; (c) training and (d) test users by DiffCDR's number of function evaluations, grey is the "
+        "users (the paper: 1000; distances are of all). (a) training and (b) test users by model, black is "
+        "the truth; (c) training and (d) test users by DiffCDR's number of function evaluations, grey is the "
         "source domain."
     )
 
