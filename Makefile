@@ -5,7 +5,7 @@ BIN := .venv/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: demo paper serve test torture ui check audit bench bench-growth bench-gpu docs lock clean
+.PHONY: demo paper serve test torture ui check audit bench bench-growth bench-gpu docs check-deploy lock clean
 
 demo: .venv/ready ## two splits of generated data in a minute and a half, ending with a champion to serve
 	$(BIN)/diffcdr demo
@@ -20,7 +20,7 @@ serve: .venv/ready ## the champion of TASK on 127.0.0.1:5001, with a page to try
 test: .venv/ready ## all tests
 	$(BIN)/python -m pytest
 
-torture: .venv/ready ## hostile files, names, settings and command lines, ten minutes at most
+torture: .venv/ready ## hostile files, names, settings and homes, then 100 kills; half an hour at most
 	$(BIN)/python -m tests.torture
 
 ui: .venv/ready ## Dagster on 127.0.0.1:3000, MLflow on 127.0.0.1:5000
@@ -51,6 +51,11 @@ docs: .venv/ready ## pages of docs/ with the reference from docstrings, in build
 	.venv/docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	.venv/docs/bin/mkdocs build --quiet
 	@echo build/site/index.html
+
+check-deploy: ## deploy/ as far as it can be checked without a cluster
+	$(PYTHON) -m venv .venv/deploy
+	.venv/deploy/bin/python -m pip install --quiet --disable-pip-version-check dagster==1.13.27 kubernetes-validate==1.37.0 -r deploy/docker/requirements.txt
+	.venv/deploy/bin/python deploy/check.py
 
 lock: ## pin what is installed now into requirements.lock
 	$(BIN)/python -m pip freeze --exclude-editable --exclude diffcdr | sed 's/+cpu$$//' > requirements.lock

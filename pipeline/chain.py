@@ -20,10 +20,12 @@ from assets.settings.catalog import load_catalog
 from assets.settings.profile import Profile, load_profiles
 from assets.state.progress import Steps
 from assets.training.choose import role
+from assets.training.first_choices import list_models
 from assets.training.models import BASES, upstream
 from assets.training.trials import plan
 from assets.training.warming import sampling_models
 from pipeline import processes, stopping
+from pipeline.asked import check_cells, check_tasks
 from pipeline.definitions import build_defs
 from pipeline.executor import FROM_COMMAND_LINE, WATCHED
 from pipeline.instance import WORKSPACE
@@ -41,15 +43,12 @@ SIMPLE, TRAINED = 2, 8
 
 @dataclass(frozen=True)
 class Step:
-    """A stage of the chain. perform: does it; parts: (asset, share of the work) of what it makes."""
+    """A stage of the chain. perform: does it with an instance; parts: (asset, share of the work) of what it
+    makes."""
 
     title: str
-    perform: Callable[[], object]
+    perform: Callable[[dg.DagsterInstance], None]
     parts: tuple[tuple[str, float], ...]
-
-
-class UnknownName(ValueError):
-    """Something asked for is not in the catalogue or the profiles; the message lists what is."""
 
 
 class Chain:
@@ -60,7 +59,6 @@ class Chain:
 
     def __init__(
         self,
-        instance: dg.DagsterInstance,
         tasks: Sequence[str],
         betas: Sequence[float],
         seeds: Sequence[int],
@@ -70,13 +68,9 @@ class Chain:
         self.known = known = load_profiles()
         self.axes = Axes(load_catalog())
         self.catalog = catalog = self.axes.catalog
-        _check("task", tasks, catalog.tasks)
-        _check("beta", betas, catalog.betas)
-        _check("seed", seeds, catalog.seeds)
-        _check("profile", profiles, known)
-        for name in profiles:
-            _check(f"model of profile {name}", models, known[name].trained)
-        self.instance, self.tasks, self.profiles = instance, list(tasks), list(profiles)
+        check_tasks(catalog, tasks)
+        check_cells(catalog, known, betas, seeds, profiles, models)
+        self.tasks, self.profiles = list(tasks), list(profiles)
         self.whole = not models  # analyses compare all models of a profile
         self.betas = [beta for beta in catalog.betas if not betas or beta in betas]
         self.seeds = [seed for seed in catalog.seeds if not seeds or seed in seeds]
@@ -118,6 +112,7 @@ class Chain:
         bases = {asset for assets in BASES.values() for asset in assets}
         needed = [key for model in models for key in upstream(settings, model) if key in bases]
         warming = ["warming_up"] if self.whole and sampling_models(settings) else []
+        warming += ["warming_up_lists"] if self.whole and list_models(settings) else []
         keys = dict.fromkeys([*needed, *models, *warming])
         for task in self.tasks:
             for first, last in self._ranges(task):
@@ -155,23 +150,22 @@ class Chain:
         span = {} if first == last else {RANGE_START: first, RANGE_END: last}
         perform = functools.partial(
             execute,
-            self.instance,
-            self.defs.resolve_job_def(job),
-            [dg.AssetKey(name.split("/")) for name in parts],
-            {**OUR_RUNS, **span},
-            first if first == last else None,
+            job=self.defs.resolve_job_def(job),
+            assets=[dg.AssetKey(name.split("/")) for name in parts],
+            tags={**OUR_RUNS, **span},
+            partition=first if first == last else None,
         )
         return Step(title, perform, tuple(parts.items()))
 
 
-def perform(steps: Iterable[Step]) -> None:
+def perform(instance: dg.DagsterInstance, steps: Iterable[Step]) -> None:
     """Do them in their order, and say which of how many begins and about how long the rest will take."""
     steps = list(steps)
     token = WATCHED.set(Steps([part for step in steps for part in step.parts]))
     try:
         for step in steps:
             log.info("%s", step.title)
-            step.perform()
+            step.perform(instance)
     finally:
         WATCHED.reset(token)
 
@@ -236,9 +230,3 @@ def adjacent(chosen: Sequence[int], axis: Sequence[int]) -> list[list[int]]:
         else:
             blocks.append([value])
     return blocks
-
-
-def _check(what: str, asked: Sequence, known: Sequence) -> None:
-    unknown = [str(value) for value in asked if value not in known]
-    if unknown:
-        raise UnknownName(f"unknown {what}: {', '.join(unknown)}; known are {', '.join(map(str, known))}")

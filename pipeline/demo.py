@@ -31,8 +31,8 @@ WIDTH = 100
 
 def run(instance: dg.DagsterInstance) -> Registered:
     """All stages, and the best models as the champion; what is up to date is not done again."""
-    chain = Chain(instance, [TASK], [BETA], SEEDS, [PROFILE], MODELS)
-    perform(chain.steps())
+    chain = Chain([TASK], [BETA], SEEDS, [PROFILE], MODELS)
+    perform(instance, chain.steps())
     return register(Store(), MlflowTracking(), chain.axes, TASK, chain.known[PROFILE])
 
 
