@@ -36,8 +36,8 @@ class House:
 
     def run(self, **asked) -> None:
         asked = {"tasks": ["tiny"], "betas": [0.2], "seeds": [], "profiles": ["strict"], "models": []} | asked
-        for _, step in Chain(**asked).steps():
-            step(self.instance)
+        for step in Chain(**asked).steps():
+            step.perform(self.instance)
 
     def results(self, profile: str = "strict") -> pd.DataFrame:
         return read_results([source(self.store, load_catalog(), load_profiles()[profile])])
