@@ -1,4 +1,4 @@
-"""`ratings`: each domain's ratings in a DuckDB file of its own, cleaned and checked."""
+"""`ratings`: each domain's ratings, cleaned and checked, as Parquet files that DuckDB writes and reads."""
 
 import dataclasses
 import logging
@@ -10,12 +10,13 @@ from assets.settings.axes import Axes
 from assets.settings.catalog import Domain
 from assets.state import plots
 from assets.state.code import code_of
-from assets.state.store import DATABASE, Store, fingerprint
+from assets.state.store import Store, fingerprint
 
 log = logging.getLogger("diffcdr")
 CODE = code_of("assets.data.ratings:ingest_domain")
 COLUMNS = dg.TableSchema(
     columns=[
+        dg.TableColumn("row", "BIGINT", "number of the row: by user, time and line of the file"),
         dg.TableColumn("user", "INTEGER", "row of the users table, dense, in the order of user ids"),
         dg.TableColumn("item", "INTEGER", "row of the items table, dense, in the order of item ids"),
         dg.TableColumn("rating", "FLOAT", "stars on the declared scale"),
@@ -31,7 +32,7 @@ def ratings_asset(axes: Axes) -> dg.AssetsDefinition:
         partitions_def=axes.domains,
         deps=["reviews"],
         group_name="data",
-        kinds={"duckdb"},
+        kinds={"duckdb", "parquet"},
         owners=["team:data"],
         code_version=CODE,
     )
@@ -47,7 +48,7 @@ def ratings_asset(axes: Axes) -> dg.AssetsDefinition:
                     "dropped_by_core": facts["dropped_by_core"],
                     "sparsity": facts["sparsity"],
                     "stars": dg.MetadataValue.md(plots.bars(facts["stars"], "stars", "share of ratings")),
-                    "database": dg.MetadataValue.path(str(store.database(name))),
+                    "path": dg.MetadataValue.path(store.ratings(name).place),
                 },
                 partition_key=name,
             )
@@ -69,7 +70,7 @@ def ingest_domain(store: Store, domain: Domain) -> dict:
         log.info("ratings %s: up to date", domain.name)
         return entry.require()
     with entry.draft() as draft:
-        ingested = ingest.ingest(raw.path_of(source["file"]), draft.folder / DATABASE, domain)
+        ingested = ingest.ingest(raw.path_of(source["file"]), draft.folder, domain)
         manifest = draft.publish(expected, **dataclasses.asdict(ingested))
     log.info(
         "ratings %s: %d ratings of %d users on %d items (%d rows read, %d repeated)",

@@ -6,7 +6,7 @@ from assets.settings.axes import Axes, Cell
 from assets.settings.profile import Profile
 from assets.state import plots
 from assets.state.code import code_of
-from assets.state.compute import Compute
+from assets.state.compute import CUDA, Compute
 from assets.state.store import Store
 from assets.state.tracking import MlflowTracking
 from assets.training.fingerprints import TRAINING, needs_of
@@ -37,6 +37,7 @@ def model_asset(axes: Axes, profile: Profile, name: str) -> dg.AssetsDefinition:
         code_version=code_of(*TRAINING, *(kind.path for kind in kinds)),
         backfill_policy=axes.seeds_together,
         pool="gpu",
+        op_tags=CUDA,
         description=f"{profile.title_of(name)}: {kinds[0].summary} Profile: {profile.title}.",
     )
     def trained(
