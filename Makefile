@@ -6,15 +6,19 @@ CLUSTER := .venv/cluster/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: cluster cluster-demo test-cluster demo test torture ui check audit bench bench-growth bench-gpu lock clean
+.PHONY: cluster cluster-demo test-cluster demo serve test torture ui check audit bench bench-growth bench-gpu docs lock clean
 
 demo: .venv/ready ## the whole pipeline on generated data, ending with Tables 1 and 2
 	$(BIN)/diffcdr run --task demo_video_music --profile paper --profile strict
 
+TASK ?= demo_video_music
+serve: .venv/ready ## the champion of TASK on 127.0.0.1:5001, with a page to try it
+	$(BIN)/diffcdr serve --task $(TASK)
+
 test: .venv/ready ## all tests
 	$(BIN)/python -m pytest
 
-torture: .venv/ready ## hostile files, names, settings and command lines, ten minutes at most
+torture: .venv/ready ## hostile files, names, settings and homes, then 100 kills; half an hour at most
 	$(BIN)/python -m tests.torture
 
 ui: .venv/ready ## Dagster on 127.0.0.1:3000, MLflow on 127.0.0.1:5000
@@ -48,6 +52,12 @@ cluster-demo: .venv/cluster/ready ## one backfill of six cells over two nodes, a
 
 test-cluster: .venv/cluster/ready ## locks by Postgres; a node is killed in the middle of a backfill
 	$(CLUSTER)/python -m pytest -o addopts= -q --timeout=1800 tests/cluster
+
+docs: .venv/ready ## pages of docs/ with the reference from docstrings, in build/site
+	$(PYTHON) -m venv .venv/docs
+	.venv/docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	.venv/docs/bin/mkdocs build --quiet
+	@echo build/site/index.html
 
 lock: ## pin what is installed now into requirements.lock
 	$(BIN)/python -m pip freeze --exclude-editable --exclude diffcdr | sed 's/+cpu$$//' > requirements.lock

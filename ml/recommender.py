@@ -21,6 +21,7 @@ from ml.models.registry import build
 
 BLOCK = 1 << 12  # users who are answered at a time
 PAIRS = 1 << 18  # ratings predicted at a time
+_NOTHING = Ratings(torch.zeros(0).long(), torch.zeros(0).long(), torch.zeros(0))
 REASONS = 3  # source items that are named for a listed item
 LEFT_OUT = 200  # latest ratings of a user that are left out in turn to find them
 
@@ -231,10 +232,19 @@ class Recommender:
     def _expected(self, asked: Asked, items: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and median stars of lists (n, k), NaN where there is no item."""
         mean, median = torch.full(items.shape, torch.nan), torch.full(items.shape, torch.nan)
-        if self.stars is not None:
-            users, places = (items >= 0).nonzero(as_tuple=True)
-            predicted = self.rate(asked, users, items[users, places])
-            mean[users, places], median[users, places] = predicted.mean.float(), predicted.median.float()
+        if self.stars is None:
+            return mean, median
+        known = asked.known
+        users, places = ((items >= 0) & known[:, None]).nonzero(as_tuple=True)
+        predicted = self.rate(asked, users, items[users, places])
+        mean[users, places], median[users, places] = predicted.mean.float(), predicted.median.float()
+        if not known.all():
+            # All of whom nothing is known have one list.
+            popular = items[~known][0]
+            nobody = self.new_users(_NOTHING, 1)
+            predicted = self.rate(nobody, torch.zeros_like(popular), popular.clamp(min=0))
+            for values, found in ((mean, predicted.mean), (median, predicted.median)):
+                values[~known] = found.float().where(popular >= 0, torch.nan)
         return mean, median
 
     def rate(self, asked: Asked, users: Tensor, items: Tensor) -> Predicted:

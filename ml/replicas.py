@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+PART = 1 << 22  # rows of a replica whose draws are held at a time
 
 
 def replica_generator(seed: int, purpose: str) -> torch.Generator:
@@ -30,6 +32,12 @@ class Epoch:
     measured: list[dict[str, float]] | None = None
 
 
+def permutation(size: int, generator: torch.Generator) -> Tensor:
+    """A random order (size,) of 0..size−1, int32 where that is wide enough; the same in either width."""
+    narrow = size < 1 << 31
+    return torch.randperm(size, generator=generator, dtype=torch.int32 if narrow else torch.int64)
+
+
 @dataclass(frozen=True)
 class EpochPlan:
     """The order of one epoch for R replicas: rows (R, steps, B) int64, weight (R, steps, B) float32.
@@ -48,16 +56,34 @@ class EpochPlan:
     @classmethod
     def draw(cls, counts: Sequence[int], batch: int, generators: Sequence[torch.Generator]) -> EpochPlan:
         """Shuffle `counts[r]` rows of each replica by its own generator."""
+        return next(cls.parts(counts, batch, generators, max(counts)))
+
+    @classmethod
+    def parts(
+        cls,
+        counts: Sequence[int],
+        batch: int,
+        generators: Sequence[torch.Generator],
+        most: int = PART,
+    ) -> Iterator[EpochPlan]:
+        """The epoch of `draw` in runs of steps with at most `most` rows a replica, or one step: what is drawn
+        beside the rows then takes no more memory in a larger epoch."""
         if min(counts) < 1:
             raise ValueError(f"every replica needs at least one training row, got {list(counts)}")
-        orders = [torch.randperm(n, generator=g) for n, g in zip(counts, generators, strict=True)]
-        steps = -(-max(counts) // batch)
-        rows = torch.zeros(len(counts), steps * batch, dtype=torch.int64)
-        weight = torch.zeros(len(counts), steps * batch)
+        orders = [permutation(n, g) for n, g in zip(counts, generators, strict=True)]
+        size = -(-most // batch) * batch
+        for begin in range(0, max(counts), size):
+            yield cls._of([order[begin : begin + size].long() for order in orders], batch)
+
+    @classmethod
+    def _of(cls, orders: list[Tensor], batch: int) -> EpochPlan:
+        steps = -(-max(map(len, orders)) // batch)
+        rows = torch.zeros(len(orders), steps * batch, dtype=torch.int64)
+        weight = torch.zeros(len(orders), steps * batch)
         for r, order in enumerate(orders):
             rows[r, : len(order)] = order
             weight[r, : len(order)] = 1
-        shape = (len(counts), steps, batch)
+        shape = (len(orders), steps, batch)
         return cls(orders, rows.view(shape), weight.view(shape))
 
     def spread(self, draws: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

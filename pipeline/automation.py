@@ -1,12 +1,14 @@
 """What happens by itself, once someone switches it on: stale cells are recomputed, tables follow."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
 from assets.data.reviews import change
 from assets.settings.catalog import Catalog
+from assets.settings.profile import Profile
 from assets.state.store import Store
+from pipeline.jobs import report_selection
 
 When = dg.AutomationCondition
 
@@ -64,17 +66,22 @@ def changed_domains(store: Store, catalog: Catalog) -> Iterator[dg.RunRequest]:
             yield dg.RunRequest(run_key=f"{domain.name}-{state}", partition_key=domain.name)
 
 
-stale_cells_sensor = dg.AutomationConditionSensorDefinition(
-    "recompute_stale_cells",
-    target=dg.AssetSelection.all() - dg.AssetSelection.groups("reports"),
-    default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Where a domain's ratings have changed, computes overlaps, splits, factors, models and "
-    "analyses of the cells that had been computed before, and no others.",
-)
-
-freshness_sensor = dg.AutomationConditionSensorDefinition(
-    "keep_tables_fresh",
-    target=dg.AssetSelection.groups("reports"),
-    default_status=dg.DefaultSensorStatus.STOPPED,
-    description="Makes a table anew when its cells have been recomputed; training never starts by itself.",
-)
+def condition_sensors(profiles: Mapping[str, Profile]) -> list[dg.AutomationConditionSensorDefinition]:
+    """What evaluates the assets' conditions: of cells, and of tables."""
+    tables = report_selection(profiles)
+    return [
+        dg.AutomationConditionSensorDefinition(
+            "recompute_stale_cells",
+            target=dg.AssetSelection.all() - tables,
+            default_status=dg.DefaultSensorStatus.STOPPED,
+            description="Where a domain's ratings have changed, computes overlaps, splits, factors, models "
+            "and analyses of the cells that had been computed before, and no others.",
+        ),
+        dg.AutomationConditionSensorDefinition(
+            "keep_tables_fresh",
+            target=tables,
+            default_status=dg.DefaultSensorStatus.STOPPED,
+            description="Makes a table anew when its cells have been recomputed; training never starts by "
+            "itself.",
+        ),
+    ]

@@ -5,27 +5,33 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import dagster as dg
 from dagster._core.definitions.job_base import InMemoryJob
-from dagster._core.execution.execute_in_process import core_execute_in_process, merge_run_tags
+from dagster._core.execution.api import execute_run
+from dagster._core.execution.execute_in_process import merge_run_tags
+from dagster._core.remote_origin import RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._core.storage.dagster_run import DagsterRun
+from dagster._core.utils import make_new_run_id
+from dagster._core.workspace.load_target import WorkspaceFileTarget
 
 from assets.settings.axes import Axes, Cell
 from assets.settings.catalog import load_catalog
 from assets.settings.profile import load_profiles
+from assets.training.first_choices import list_models
 from assets.training.models import BASES, upstream
 from assets.training.warming import sampling_models
 from pipeline import processes, stopping
+from pipeline.asked import check_cells, check_tasks
 from pipeline.definitions import build_defs
 from pipeline.executor import FROM_COMMAND_LINE
+from pipeline.instance import WORKSPACE
 
-Step = tuple[str, Callable[[], object]]
+# A title, and what does the step with an instance.
+Step = tuple[str, Callable[[dg.DagsterInstance], None]]
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+REPOSITORY = "__repository__"
 # The UI lists a run under its job and on the timeline by this tag, which it sets itself on runs it launches.
 # The daemon starts nothing again that somebody started by hand.
-OUR_RUNS = {".dagster/repository": "__repository__@diffcdr", "dagster/max_retries": "0"}
+OUR_RUNS = {".dagster/repository": f"{REPOSITORY}@diffcdr", "dagster/max_retries": "0"}
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-
-
-class UnknownName(ValueError):
-    """Something asked for is not in the catalogue or the profiles; the message lists what is."""
 
 
 class Chain:
@@ -36,7 +42,6 @@ class Chain:
 
     def __init__(
         self,
-        instance: dg.DagsterInstance,
         tasks: Sequence[str],
         betas: Sequence[float],
         seeds: Sequence[int],
@@ -46,13 +51,9 @@ class Chain:
         self.known = known = load_profiles()
         self.axes = Axes(load_catalog())
         self.catalog = catalog = self.axes.catalog
-        _check("task", tasks, catalog.tasks)
-        _check("beta", betas, catalog.betas)
-        _check("seed", seeds, catalog.seeds)
-        _check("profile", profiles, known)
-        for name in profiles:
-            _check(f"model of profile {name}", models, known[name].trained)
-        self.instance, self.tasks, self.profiles = instance, list(tasks), list(profiles)
+        check_tasks(catalog, tasks)
+        check_cells(catalog, known, betas, seeds, profiles, models)
+        self.tasks, self.profiles = list(tasks), list(profiles)
         self.whole = not models  # analyses compare all models of a profile
         self.betas = [beta for beta in catalog.betas if not betas or beta in betas]
         self.seeds = [seed for seed in catalog.seeds if not seeds or seed in seeds]
@@ -69,7 +70,7 @@ class Chain:
         yield from self.data_steps()
         for profile in self.profiles:
             yield from self._training_steps(profile)
-        yield "tables, figures and the report", self._step("tables")
+        yield from self.report_steps()
 
     def data_steps(self) -> Iterator[Step]:
         """The stages before anything is trained: domains and tasks."""
@@ -79,11 +80,16 @@ class Chain:
         for task in wanted:
             yield f"overlap of {task.name}", self._step("pair", task.name, task.name)
 
+    def report_steps(self) -> Iterator[Step]:
+        """The last stage, from what is finished."""
+        yield "tables, figures and the report", self._step("tables")
+
     def _training_steps(self, profile: str) -> Iterator[Step]:
         settings, models = self.known[profile], self.models[profile]
         bases = {asset for assets in BASES.values() for asset in assets}
         needed = [key for model in models for key in upstream(settings, model) if key in bases]
         warming = ["warming_up"] if self.whole and sampling_models(settings) else []
+        warming += ["warming_up_lists"] if self.whole and list_models(settings) else []
         keys = dict.fromkeys([*needed, *models, *warming])
         assets = [dg.AssetKey("split"), *(dg.AssetKey([profile, key]) for key in keys)]
         for task in self.tasks:
@@ -117,15 +123,14 @@ class Chain:
         first: str | None = None,
         last: str | None = None,
         assets: Sequence[dg.AssetKey] | None = None,
-    ) -> Callable[[], object]:
+    ) -> Callable[[dg.DagsterInstance], None]:
         span = {} if first == last else {RANGE_START: first, RANGE_END: last}
         return functools.partial(
             execute,
-            self.instance,
-            self.defs.resolve_job_def(job),
-            assets,
-            {**OUR_RUNS, **span},
-            first if first == last else None,
+            job=self.defs.resolve_job_def(job),
+            assets=assets,
+            tags={**OUR_RUNS, **span},
+            partition=first if first == last else None,
         )
 
 
@@ -140,19 +145,37 @@ def execute(
 
     `JobDefinition.execute_in_process` would put another executor in its place, which waits for pools unheard.
     """
-    assets = list(assets or ())
-    tags = {**(tags or {}), **processes.tags(), FROM_COMMAND_LINE: "true"}
-    core_execute_in_process(
-        job=InMemoryJob(job.get_subset(asset_selection=frozenset(assets)) if assets else job),
-        instance=instance,
-        run_config=QUIET,
-        run_tags=merge_run_tags(job, partition, tags, assets, instance, QUIET),
-        asset_selection=frozenset(assets),
-        output_capturing_enabled=False,
-        raise_on_error=True,
-    )
+    run = _new_run(instance, job, list(assets or ()), tags or {}, partition)
+    execute_run(InMemoryJob(job), run, instance, raise_on_error=True)
     # A signal that came between two steps has been noted, and nothing more.
     stopping.raise_if_received()
+
+
+def _new_run(
+    instance: dg.DagsterInstance,
+    job: dg.JobDefinition,
+    assets: list[dg.AssetKey],
+    tags: Mapping[str, str],
+    partition: str | None,
+) -> DagsterRun:
+    """A run that the UI takes for one of its own: it knows the job, and can start it again."""
+    run_id = make_new_run_id()
+    tags = {**tags, **processes.tags(run_id), FROM_COMMAND_LINE: run_id}
+    return instance.create_run_for_job(
+        job,
+        run_id=run_id,
+        run_config=QUIET,
+        tags={**job.run_tags, **merge_run_tags(job, partition, tags, assets, instance, QUIET)},
+        asset_selection=frozenset(assets) or None,
+        remote_job_origin=_origin(job.name),
+    )
+
+
+@functools.cache
+def _origin(job: str) -> RemoteJobOrigin:
+    """Where the UI finds a job: in the one code location of its workspace."""
+    [location] = WorkspaceFileTarget([str(WORKSPACE)]).create_origins()
+    return RemoteRepositoryOrigin(location, REPOSITORY).get_job_origin(job)
 
 
 def adjacent(chosen: Sequence[int], axis: Sequence[int]) -> list[list[int]]:
@@ -164,9 +187,3 @@ def adjacent(chosen: Sequence[int], axis: Sequence[int]) -> list[list[int]]:
         else:
             blocks.append([value])
     return blocks
-
-
-def _check(what: str, asked: Sequence, known: Sequence) -> None:
-    unknown = [str(value) for value in asked if value not in known]
-    if unknown:
-        raise UnknownName(f"unknown {what}: {', '.join(unknown)}; known are {', '.join(map(str, known))}")

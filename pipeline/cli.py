@@ -1,6 +1,7 @@
 """The command line: `run` chains the stages, `inspect` looks at data, `results` prints every number."""
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import logging
@@ -47,6 +48,7 @@ UserColumn = Annotated[list[str], typer.Option(help="Column of the user ids; onc
 ItemColumn = Annotated[list[str], typer.Option(help="Column of the item ids.")]
 RatingColumn = Annotated[list[str], typer.Option(help="Column of the ratings.")]
 TimeColumn = Annotated[list[str], typer.Option(help="Column of the times.")]
+TitleColumn = Annotated[list[str], typer.Option(help="Column of the items' titles, for readers.")]
 Scale = Annotated[tuple[float, float], typer.Option(help="Lowest and highest legal rating of own files.")]
 SideScale = Annotated[
     tuple[float, float] | None, typer.Option(help="The same of this file alone, where the two differ.")
@@ -70,7 +72,8 @@ def _version(asked: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """Diffusion cross-domain recommendation: from rating files to cold-start results.
@@ -99,6 +102,7 @@ def run(
     item_col: ItemColumn = [],  # noqa: B006
     rating_col: RatingColumn = [],  # noqa: B006
     time_col: TimeColumn = [],  # noqa: B006
+    title_col: TitleColumn = [],  # noqa: B006
     scale: Scale = (1.0, 5.0),
     source_scale: SideScale = None,
     target_scale: SideScale = None,
@@ -106,11 +110,16 @@ def run(
     tracking: Annotated[
         bool, typer.Option("--tracking/--no-tracking", help="Record trainings in MLflow, or nowhere.")
     ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Only print what would be computed; with --task.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Run every stage of a task, or of two files of your own; what is up to date is not done again.
 
     diffcdr run -t demo_video_music -b 0.2 -s 0 -m emcdr
+
+    diffcdr run --source movies.csv --target albums.parquet -p tuned
     """
     _log_to_terminal()
     start = time.perf_counter()
@@ -118,16 +127,19 @@ def run(
         if not tracking:
             os.environ["DIFFCDR_TRACKING"] = "off"
         files = _files(task, source, target)
+        if dry_run:
+            _print_plan(files, task, beta, seed, profile, model)
+            return
         _check_tracking()
         if files:
-            columns = _columns(user_col, item_col, rating_col, time_col)
+            _refuse_unknown_cells(beta, seed, profile, model)
+            columns = _columns(user_col, item_col, rating_col, time_col, title_col)
             pair = _read_pair(files, columns, scale, source_scale, target_scale, on_bad_rows)
             task = [_enter(pair)]
         from pipeline.chain import Chain
 
-        with _opened_instance() as instance:
-            chain = Chain(instance, task, beta, seed, profile, model)
-            _perform(chain.steps())
+        chain = Chain(task, beta, seed, profile, model)
+        _perform(chain.steps())
         _print_tables(chain.tasks, chain.profiles)
     if files:
         print(f"see it: DIFFCDR_CATALOG={os.environ['DIFFCDR_CATALOG']} make ui")
@@ -143,21 +155,27 @@ def inspect(
     item_col: ItemColumn = [],  # noqa: B006
     rating_col: RatingColumn = [],  # noqa: B006
     time_col: TimeColumn = [],  # noqa: B006
+    title_col: TitleColumn = [],  # noqa: B006
     scale: Scale = (1.0, 5.0),
     source_scale: SideScale = None,
     target_scale: SideScale = None,
     on_bad_rows: BadRows = BadRowsAre.fail,
-    format: Annotated[ReportFormat, typer.Option(help="How to print.")] = ReportFormat.table,
+    format: Annotated[
+        ReportFormat, typer.Option("--format", "-f", help="How to print.")
+    ] = ReportFormat.table,
     debug: Debug = False,
 ) -> None:
-    """Report on two domains and the users they share, before anything is trained."""
+    """Report on two domains and the users they share, before anything is trained.
+
+    diffcdr inspect --source movies.csv --target albums.parquet
+    """
     _log_to_terminal()
     with _errors_in_one_line(debug):
         files = _files([task] if task else [], source, target)
         if files:
             from assets.data.own_data import examine
 
-            columns = _columns(user_col, item_col, rating_col, time_col)
+            columns = _columns(user_col, item_col, rating_col, time_col, title_col)
             report = examine(_read_pair(files, columns, scale, source_scale, target_scale, on_bad_rows))
         else:
             report = _inspect_task(task)
@@ -166,30 +184,30 @@ def inspect(
 
 @app.command()
 def results(
-    task: Annotated[str | None, typer.Option("--task", "-t", help="Only this task.")] = None,
+    task: MaybeTask = None,
     profile: Annotated[str | None, typer.Option("--profile", "-p", help="Only this profile.")] = None,
     format: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
     debug: Debug = False,
 ) -> None:
-    """Print one row per metric of every finished cell."""
+    """Print one row per metric of every finished cell, with numbers of six digits.
+
+    diffcdr results -t demo_video_music -p strict -f csv
+    """
     with _errors_in_one_line(debug):
         from assets.report.results import read_results
 
         _refuse_unknown(task, profile)
         frame = read_results(_sources([profile] if profile else []), task)
-        if format is Format.csv:
-            frame.to_csv(sys.stdout, index=False)
-        elif format is Format.json:
-            print(frame.to_json(orient="records", indent=1))
-        else:
-            _print_rows(
-                list(frame.columns), frame.astype(str).values.tolist(), len(frame.columns) - 1, "Results"
-            )
+        frame["value"] = frame["value"].map(lambda value: float(f"{value:.6g}"))
+        _print_frame(frame, format, left=len(frame.columns) - 1, title="Results")
 
 
 @app.command("list")
 def list_names(debug: Debug = False) -> None:
-    """Print the tasks, profiles and models that the other commands know."""
+    """Print the tasks, profiles and models that the other commands know.
+
+    diffcdr list
+    """
     with _errors_in_one_line(debug):
         from assets.settings.catalog import load_catalog
         from assets.settings.profile import load_profiles
@@ -212,12 +230,55 @@ def list_names(debug: Debug = False) -> None:
 
 
 @app.command()
+def status(
+    task: MaybeTask = None,
+    profile: Annotated[str | None, typer.Option("--profile", "-p", help="Only this profile.")] = None,
+    format: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
+    debug: Debug = False,
+) -> None:
+    """Print what is finished, stale, missing or diverged, for each profile, task, β and seed.
+
+    diffcdr status -t demo_video_music -p strict
+    """
+    with _errors_in_one_line(debug):
+        from assets.settings.catalog import load_catalog
+        from assets.settings.profile import load_profiles
+        from assets.state.store import Store
+        from pipeline import overview
+
+        _refuse_unknown(task, profile)
+        store, catalog, known = Store(), load_catalog(), load_profiles()
+        profiles = [known[profile]] if profile else list(known.values())
+        shown = overview.status(store, catalog, profiles, task)
+        _print_frame(shown, format, left=2, title="Models, once for each objective")
+        absent = overview.not_begun(store, catalog, profiles, shown, task)
+        if absent and format is Format.table:
+            print(f"nothing yet of {'; '.join(absent)}")
+
+
+@app.command()
 def ui(debug: Debug = False) -> None:
-    """Start the Dagster and MLflow pages on this machine, until Ctrl-C."""
+    """Start the Dagster and MLflow pages on this machine, until Ctrl-C.
+
+    diffcdr ui
+    """
     with _errors_in_one_line(debug):
         from pipeline.ui import serve
 
         serve()
+
+
+@app.command()
+def report(debug: Debug = False) -> None:
+    """Make every table, every picture and the report anew from what is finished; nothing is trained."""
+    _log_to_terminal()
+    with _errors_in_one_line(debug):
+        from assets.state.store import Store
+        from pipeline.chain import Chain
+
+        _perform(Chain([], [], [], [], []).report_steps())
+        for file in sorted(Store().report("report").iterdir()):
+            print(f"wrote {_short(file)}")
 
 
 @app.command()
@@ -228,7 +289,10 @@ def verdict(
     profile: OneProfile = "tuned",
     debug: Debug = False,
 ) -> None:
-    """Say which model to use for stars and for lists, what it gains, and whether knowing the user helps."""
+    """Say which model to use for stars and for lists, what it gains, and whether knowing the user helps.
+
+    diffcdr verdict -t demo_video_music -p tuned
+    """
     with _errors_in_one_line(debug):
         from assets.report.verdict import verdict_of_tasks
         from assets.settings.catalog import load_catalog
@@ -259,8 +323,8 @@ def _files(tasks: Sequence[str], source: Path | None, target: Path | None) -> li
     return [file.absolute() for file in given]
 
 
-def _columns(users, items, ratings, times) -> dict[str, Sequence[str]]:
-    return {"user": users, "item": items, "rating": ratings, "timestamp": times}
+def _columns(users, items, ratings, times, titles) -> dict[str, Sequence[str]]:
+    return {"user": users, "item": items, "rating": ratings, "timestamp": times, "title": titles}
 
 
 def _read_pair(files, columns, scale, source_scale, target_scale, on_bad_rows):
@@ -289,15 +353,42 @@ def _inspect_task(task: str):
     from assets.state.store import Store
     from pipeline.chain import Chain
 
-    with _opened_instance() as instance:
-        _perform(Chain(instance, [task], [], [], [], []).data_steps())
+    _perform(Chain([task], [], [], [], []).data_steps())
     return inspect_task(Store(), load_catalog(), task)
 
 
 def _perform(steps) -> None:
-    for title, step in steps:
-        log.info("— %s", title)
-        step()
+    with _opened_instance() as instance:
+        for title, step in steps:
+            log.info("— %s", title)
+            step(instance)
+
+
+def _print_plan(files, tasks, betas, seeds, profiles, models) -> None:
+    from assets.state.store import Store
+    from pipeline.chain import Chain
+    from pipeline.overview import plan
+
+    if files:
+        raise Ambiguous(
+            "--dry-run is for a task of the catalogue; look at files of your own with `diffcdr inspect`"
+        )
+    # Nothing is run, so that no history is opened.
+    rows = plan(Chain(tasks, betas, seeds, profiles, models), Store())
+    if rows:
+        _print_rows(["stage", "models", "which"], rows, 3, "To be computed, models once for each objective")
+    else:
+        print("everything is up to date; a run makes the tables anew")
+
+
+def _print_frame(frame, format: Format, left: int, title: str) -> None:
+    """A frame as CSV, JSON or a table whose first `left` columns are words."""
+    if format is Format.csv:
+        frame.to_csv(sys.stdout, index=False)
+    elif format is Format.json:
+        print(frame.to_json(orient="records", indent=1, double_precision=15))
+    else:
+        _print_rows(list(frame.columns), frame.astype(str).values.tolist(), left, title)
 
 
 def _print_report(report, format: ReportFormat) -> None:
@@ -434,10 +525,15 @@ def _print_rows(names: Sequence[str], rows: Sequence[Sequence[str]], left: int, 
 def register(
     task: OneTask,
     profile: OneProfile = "tuned",
-    force: Annotated[bool, typer.Option(help="Promote what does not beat the simple rows, too.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Promote what does not beat the simple rows, too.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Put the best models of a task into MLflow's registry as the champion, ready to be served."""
+    """Put the best models of a task into MLflow's registry as the champion, ready to be served.
+
+    diffcdr register -t demo_video_music
+    """
     _log_to_terminal()
     with _errors_in_one_line(debug):
         from assets.serving import registry
@@ -449,13 +545,39 @@ def register(
         tracking, axes = MlflowTracking(), Axes(load_catalog())
         settings = _known_profile(task, profile)
         done = registry.register(Store(), tracking, axes, task, settings, force)
+        for each in done.judged:
+            print(each)
         if done.forced:
             errors.print("PROMOTED BY FORCE, with a warning on its card", style="bold red")
         print(f"{done.name} version {done.version}: {done.model} of {done.cell.key} is the {registry.ALIAS}")
-        print(
-            f"serve it: MLFLOW_TRACKING_URI={tracking.uri} mlflow models serve -m {done.uri} "
-            "--env-manager local --port 5001"
-        )
+        print(f"serve it: diffcdr serve --task {task}")
+
+
+@app.command()
+def serve(
+    task: OneTask,
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", "-p", help="Its latest version; default: the champion, of whichever."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, help="Port; 0 is any that is free.")] = 5001,
+    host: Annotated[str, typer.Option(help="Address to listen on; there is no login.")] = "127.0.0.1",
+    page: Annotated[
+        bool, typer.Option("--page/--no-page", help="With a page to try it, or MLflow's endpoints alone.")
+    ] = True,
+    debug: Debug = False,
+) -> None:
+    """Serve a registered version on this machine until Ctrl-C, with a page to try it.
+
+    diffcdr serve -t demo_video_music
+    """
+    with _errors_in_one_line(debug):
+        from assets.serving import server
+        from assets.state.tracking import MlflowTracking
+
+        _refuse_unknown(task, profile)
+        say = functools.partial(print, flush=True)
+        server.serve(MlflowTracking(), task, profile or "", host, port, page, say)
 
 
 class ListOrder(StrEnum):
@@ -467,9 +589,12 @@ class ListOrder(StrEnum):
 def recommend(
     task: OneTask,
     users: Annotated[
-        Path, typer.Option(help="Parquet or CSV: user_id, or user_id, item_id and rating of the source.")
+        Path,
+        typer.Option(
+            "--users", "-u", help="Parquet or CSV: user_id, or user_id, item_id and rating of the source."
+        ),
     ],
-    output: Annotated[Path, typer.Option(help="Parquet or CSV file to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet or CSV file to write.")],
     profile: Annotated[
         str | None,
         typer.Option("--profile", "-p", help="Profile of settings; default: the champion's, else tuned."),
@@ -486,7 +611,10 @@ def recommend(
     min_ratings: Annotated[int, typer.Option(min=0, help="Only items with so many ratings.")] = 1,
     debug: Debug = False,
 ) -> None:
-    """Recommend items to the users of a file, by the champion or by the best models of a cell."""
+    """Recommend items to the users of a file, by the champion or by the best models of a cell.
+
+    diffcdr recommend -t demo_video_music -u users.csv -o lists.parquet -k 10
+    """
     _log_to_terminal()
     start = time.perf_counter()
     with _errors_in_one_line(debug):
@@ -521,6 +649,14 @@ def _known_profile(task: str, name: str):
 
     _refuse_unknown(task, name)
     return load_profiles()[name]
+
+
+def _refuse_unknown_cells(betas, seeds, profiles, models) -> None:
+    from assets.settings.catalog import load_catalog
+    from assets.settings.profile import load_profiles
+    from pipeline.asked import check_cells
+
+    check_cells(load_catalog(), load_profiles(), betas, seeds, profiles, models)
 
 
 def _refuse_unknown(task: str | None, profile: str | None) -> None:

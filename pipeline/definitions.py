@@ -20,14 +20,14 @@ from assets.training.effects import effects_asset
 from assets.training.embeddings import embeddings_asset
 from assets.training.factors import factor_assets
 from assets.training.fingerprints import needs_of
+from assets.training.first_choices import first_choices_asset, list_models
 from assets.training.models import model_asset
 from assets.training.search import search_asset
 from assets.training.warming import sampling_models, warming_asset
 from pipeline.automation import (
     change_sensor,
+    condition_sensors,
     following,
-    freshness_sensor,
-    stale_cells_sensor,
     weekly_schedule,
 )
 from pipeline.executor import in_process
@@ -39,11 +39,13 @@ def build_defs(axes: Axes | None = None, profiles: Mapping[str, Profile] | None 
     axes, profiles = axes or Axes(load_catalog()), profiles or load_profiles()
     data = [ratings_asset(axes), overlap_asset(axes), split_asset(axes)]
     computed = [asset for profile in profiles.values() for asset in profile_assets(axes, profile)]
+    assets = [reviews_asset(axes), *following([*data, *computed]), *report_assets(axes, profiles)]
     return dg.Definitions(
-        assets=[reviews_asset(axes), *following([*data, *computed]), *report_assets(axes, profiles)],
+        # With the file and line of each asset's function, which its page shows.
+        assets=dg.with_source_code_references(assets),
         asset_checks=split_checks(axes, profiles.values()),
         jobs=build_jobs(profiles),
-        sensors=[change_sensor(axes.catalog), stale_cells_sensor, freshness_sensor],
+        sensors=[change_sensor(axes.catalog), *condition_sensors(profiles)],
         schedules=[weekly_schedule(axes.catalog)],
         resources={"store": Store(), "compute": Compute(), "tracking": MlflowTracking()},
         executor=in_process,
@@ -58,6 +60,7 @@ def profile_assets(axes: Axes, profile: Profile) -> list[dg.AssetsDefinition]:
         *([effects_asset(axes, profile)] if "effects" in needs else []),
         *(model_asset(axes, profile, name) for name in profile.trained),
         *([warming_asset(axes, profile)] if sampling_models(profile) else []),
+        *([first_choices_asset(axes, profile)] if list_models(profile) else []),
         *([] if profile.biased else [embeddings_asset(axes, profile)]),
         *([search_asset(axes, profile)] if profile.search else []),
         recommendations_asset(axes, profile),

@@ -28,7 +28,7 @@ from pipeline import processes, recovery
 log = logging.getLogger("diffcdr")
 # How often a waiting step looks at the pool, and how often it says that it still waits.
 LOOK_SECONDS, SAY_SECONDS = 0.5, 60.0
-# The command line's runs carry this tag: who stops the command has canceled its run.
+# The command line's runs carry this tag with their id: who stops the command has canceled its run.
 FROM_COMMAND_LINE = "diffcdr/command_line"
 
 
@@ -43,7 +43,7 @@ class InProcess(Executor):
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
     ) -> Iterator[DagsterEvent]:
         instance, run = plan_context.instance, plan_context.dagster_run
-        instance.add_run_tags(run.run_id, processes.tags())
+        instance.add_run_tags(run.run_id, processes.tags(run.run_id))
         here = EngineEventData.in_process(os.getpid(), execution_plan.step_keys_to_execute)
         yield DagsterEvent.engine_event(plan_context, f"Executing steps in process {os.getpid()}", here)
         try:
@@ -64,7 +64,7 @@ class InProcess(Executor):
             )
         except (KeyboardInterrupt, DagsterExecutionInterruptedError):
             # Dagster calls what nobody asked it to cancel a failure.
-            if FROM_COMMAND_LINE in run.tags:
+            if run.tags.get(FROM_COMMAND_LINE) == run.run_id:
                 instance.report_run_canceling(run, "The command was stopped by Ctrl-C or TERM.")
             raise
 

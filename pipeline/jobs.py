@@ -1,9 +1,10 @@
 """One job for each axis, since a job cannot mix partition definitions; `diffcdr run` chains them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import dagster as dg
 
+from assets.report.page import GROUP
 from assets.settings.profile import Profile
 
 
@@ -23,20 +24,20 @@ def build_jobs(profiles: Mapping[str, Profile]) -> list:
         ),
         dg.define_asset_job(
             "train",
-            selection=_training(*profiles),
+            selection=_training(profiles.values()),
             description="Split, factors and every model of every profile for a cell or a range of cells.",
         ),
         *(
             dg.define_asset_job(
                 f"train_{name}",
-                selection=_training(name),
+                selection=_training([profile]),
                 description=f"Split, factors and every model. Profile: {profile.title}.",
             )
             for name, profile in profiles.items()
         ),
         dg.define_asset_job(
             "analyse",
-            selection=dg.AssetSelection.groups("analysis", "search"),
+            selection=_stage(profiles.values(), "analysis"),
             description="Embedding analysis and the search over λ and s, of a cell.",
         ),
         *(
@@ -48,11 +49,19 @@ def build_jobs(profiles: Mapping[str, Profile]) -> list:
             for name, profile in profiles.items()
         ),
         dg.define_asset_job(
-            "tables", selection=dg.AssetSelection.groups("reports"), description="Make every table anew."
+            "tables", selection=report_selection(profiles), description="Make every table anew."
         ),
     ]
 
 
-def _training(*profiles: str) -> dg.AssetSelection:
-    trained = dg.AssetSelection.key_prefixes(*profiles) & dg.AssetSelection.groups("factors", "models")
-    return dg.AssetSelection.assets("split") | trained
+def report_selection(profiles: Mapping[str, Profile]) -> dg.AssetSelection:
+    """All tables and figures, and the report."""
+    return dg.AssetSelection.groups(GROUP) | _stage(profiles.values(), "tables")
+
+
+def _training(profiles: Iterable[Profile]) -> dg.AssetSelection:
+    return dg.AssetSelection.assets("split") | _stage(profiles, "factors", "models")
+
+
+def _stage(profiles: Iterable[Profile], *stages: str) -> dg.AssetSelection:
+    return dg.AssetSelection.groups(*(profile.group(stage) for profile in profiles for stage in stages))

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 HOST, PROCESS, STARTED = "diffcdr/host", "diffcdr/process", "diffcdr/started"
+# A run that is started again from the UI inherits the tags of the first, which speak of another process.
+RUN = "diffcdr/run"
 
 
-def tags() -> dict[str, str]:
-    """Run tags that name this process."""
-    return {HOST: host(), PROCESS: str(os.getpid()), STARTED: started(os.getpid()) or ""}
+def tags(run: str) -> dict[str, str]:
+    """Tags of the run with this id that name this process."""
+    return {RUN: run, HOST: host(), PROCESS: str(os.getpid()), STARTED: started(os.getpid()) or ""}
 
 
 def host() -> str:
@@ -23,9 +25,11 @@ def host() -> str:
     return f"{socket.gethostname()} {os.readlink(space)}" if space.is_symlink() else socket.gethostname()
 
 
-def is_gone(named: Mapping[str, str]) -> bool:
-    """Whether the process of these tags has ended; False where only another machine can tell."""
-    return named.get(HOST) == host() and started(int(named[PROCESS])) != named[STARTED]
+def is_gone(run: str, named: Mapping[str, str]) -> bool:
+    """Whether the process that these tags of a run name has ended; False where only another machine can tell,
+    and where the run has no process yet."""
+    mine = named.get(RUN) == run and named.get(HOST) == host()
+    return mine and started(int(named[PROCESS])) != named[STARTED]
 
 
 def started(process: int) -> str | None:

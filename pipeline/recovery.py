@@ -20,7 +20,7 @@ def close_dead_runs(instance: dg.DagsterInstance) -> None:
     """
     of_this_host = dg.RunsFilter(statuses=UNFINISHED, tags={processes.HOST: processes.host()})
     for run in instance.get_runs(of_this_host):
-        if processes.is_gone(run.tags):
+        if processes.is_gone(run.run_id, run.tags):
             _close(instance, run)
     for pool in instance.event_log_storage.get_concurrency_keys():
         free_abandoned(instance, pool)
@@ -31,7 +31,7 @@ def free_abandoned(instance: dg.DagsterInstance, pool: str) -> None:
     info = instance.event_log_storage.get_concurrency_info(pool)
     for run_id in {claim.run_id for claim in [*info.claimed_slots, *info.pending_steps]}:
         run = instance.get_run_by_id(run_id)
-        if run is not None and not run.is_finished and processes.is_gone(run.tags):
+        if run is not None and not run.is_finished and processes.is_gone(run.run_id, run.tags):
             _close(instance, run)
         elif run is None or run.is_finished:
             instance.event_log_storage.free_concurrency_slots_for_run(run_id)

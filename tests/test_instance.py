@@ -11,7 +11,7 @@ from dagster._core.instance.ref import InstanceRef
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 
 from pipeline import instance as instances
-from pipeline.ui import WORKSPACE
+from pipeline.instance import WORKSPACE
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEPLOYMENTS = sorted(path.parent.name for path in PROJECT.glob("deploy/*/dagster.yaml"))

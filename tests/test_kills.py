@@ -28,7 +28,9 @@ from pipeline.instance import dagster_instance
 def holding(): ...
 
 with dagster_instance() as instance:
-    run = instance.create_run_for_job(holding, tags=processes.tags(), status=dg.DagsterRunStatus.STARTED)
+    run = instance.create_run_for_job(
+        holding, run_id="held", tags=processes.tags("held"), status=dg.DagsterRunStatus.STARTED
+    )
     instance.event_log_storage.initialize_concurrency_limit_to_default("gpu")
     assert instance.event_log_storage.claim_concurrency_slot("gpu", run.run_id, "training").is_claimed
     print(run.run_id, flush=True)
@@ -108,9 +110,9 @@ def test_a_killed_run_is_closed_and_gives_its_slot_back(holder):
 
 def test_a_living_run_and_one_of_another_machine_are_left_alone(holder):
     with dagster_instance() as instance:
-        elsewhere = {**processes.tags(), processes.HOST: "another", processes.PROCESS: "1"}
+        elsewhere = {**processes.tags("other"), processes.HOST: "another", processes.PROCESS: "1"}
         instance.add_run_tags(holder.run_id, {})
-        other = instance.create_run_for_job(_job(), tags=elsewhere, status=Status.STARTED)
+        other = instance.create_run_for_job(_job(), run_id="other", tags=elsewhere, status=Status.STARTED)
         close_dead_runs(instance)
         assert instance.get_run_by_id(holder.run_id).status == Status.STARTED
         assert instance.get_run_by_id(other.run_id).status == Status.STARTED
@@ -119,10 +121,19 @@ def test_a_living_run_and_one_of_another_machine_are_left_alone(holder):
 
 def test_another_process_of_the_same_id_is_not_the_run(home):
     with dagster_instance() as instance:
-        reused = {**processes.tags(), processes.STARTED: "before the last boot"}
-        run = instance.create_run_for_job(_job(), tags=reused, status=Status.STARTED)
+        reused = {**processes.tags("reused"), processes.STARTED: "before the last boot"}
+        run = instance.create_run_for_job(_job(), run_id="reused", tags=reused, status=Status.STARTED)
         close_dead_runs(instance)
         assert instance.get_run_by_id(run.run_id).status == Status.FAILURE
+
+
+def test_a_run_that_is_started_again_is_not_taken_for_the_dead_one(home):
+    """It inherits the tags of the first, and has no process of its own until it begins."""
+    with dagster_instance() as instance:
+        dead = {**processes.tags("first"), processes.STARTED: "before the last boot"}
+        again = instance.create_run_for_job(_job(), run_id="again", tags=dead, status=Status.STARTING)
+        close_dead_runs(instance)
+        assert instance.get_run_by_id(again.run_id).status == Status.STARTING
 
 
 def test_a_run_that_was_being_canceled_is_canceled(holder):

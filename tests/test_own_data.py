@@ -109,6 +109,15 @@ def test_a_name_given_wins_in_the_file_that_has_it(tmp_path):
     assert (pair.source.columns.user, pair.target.columns.user) == ("who", "user")
 
 
+def test_titles_are_found_by_a_name_that_means_items_and_by_option(tmp_path):
+    source = write(tmp_path / "a.csv", "user,movieId,rating,Movie Title,title\nx,u1,3,Alien,Great!\n")
+    target = write(tmp_path / "b.csv", "user,item,rating,title\nx,i1,3,The Wall\n")
+    plain = read_pair(Store(), source, target, PLAIN)
+    assert (plain.source.columns.title, plain.target.columns.title) == ("Movie Title", None)
+    named = read_pair(Store(), source, target, Options({"title": ["title"]}))
+    assert (named.source.columns.title, named.target.columns.title) == ("title", "title")
+
+
 def test_semicolons_and_decimal_commas_are_seen(tmp_path):
     text = "user;item;rating;time\nu1;i1;4,5;1400000000\nu2;i1;3;1400000100\n"
     pair = read_pair(Store(), write(tmp_path / "a.csv", text), write(tmp_path / "b.csv", GOOD), PLAIN)

@@ -24,6 +24,8 @@ from ml.models.statistics import source_statistics
 from ml.recommender import Recommender, Served, UserRatings
 
 USERS, SOURCE_ITEMS, TARGET_ITEMS, WIDTH = 30, 12, 25, 4
+# Of every other item.
+TITLES = np.array([None if row % 2 else f"Title {row}" for row in range(TARGET_ITEMS)], dtype=object)
 NOTE = "nothing is known of this user: the most popular items"
 
 
@@ -80,7 +82,7 @@ def bundle() -> Bundle:
         scale=(1.0, 5.0),
     )
     ids = names("u", USERS), names("s", SOURCE_ITEMS), names("t", TARGET_ITEMS)
-    return Bundle("made up", "tiny|b20-s0", recommender, *ids, (1.0, 5.0))
+    return Bundle("made up", "tiny|b20-s0", recommender, *ids, (1.0, 5.0), target_titles=TITLES)
 
 
 class Server:
@@ -155,7 +157,9 @@ def server(bundle, tmp_path_factory):
 def expected(bundle: Bundle, asked, k: int, include_rated: bool = False) -> dict:
     listed = bundle.recommender.recommend(asked, k, include_rated=include_rated)
     items = [
-        {"item": f"t{item}", "rank": rank + 1} | {n: pytest.approx(v, rel=1e-4) for n, v in numbers.items()}
+        {"item": f"t{item}", "rank": rank + 1}
+        | ({"title": TITLES[item]} if TITLES[item] else {})
+        | {n: pytest.approx(v, rel=1e-4) for n, v in numbers.items()}
         for rank, item in enumerate(listed.items[0].tolist())
         if item >= 0
         for numbers in [
@@ -207,8 +211,8 @@ def test_reasons_are_source_items_of_the_users_history(server, bundle):
     assert "because" not in server.predict({"history": HISTORY, "k": 1})[0]["items"][0]
 
 
-def test_who_rated_nothing_gets_popular_items_and_is_told_so(server):
-    for request in ({"user_id": "u0"}, {"history": []}):
+def test_of_whom_nothing_is_known_gets_popular_items_and_is_told_so(server):
+    for request in ({"user_id": "u0"}, {"user_id": "nobody"}, {"history": []}):
         [answer] = server.predict({**request, "k": 2, "because": True})
         assert (answer["model"], answer["note"]) == ("popularity", NOTE)
         shown = [(each["item"], each["rank"], each["score"]) for each in answer["items"]]
@@ -245,7 +249,6 @@ def test_one_call_answers_many_in_order(server):
 
 
 BAD = [
-    ({"user_id": "nobody"}, "inputs[0].user_id: unknown user 'nobody'"),
     ({"user_id": 7}, "inputs[0].user_id: Input should be a valid string"),
     ({}, "inputs[0]: give either user_id or history"),
     ({"user_id": "u1", "history": []}, "inputs[0]: give either user_id or history"),
@@ -278,7 +281,10 @@ BAD = [
         "inputs[0]: list 'coverage' is none that ptupcdr makes; it makes probability",
     ),
     ({"user_id": "u1", "k": 500, "because": True}, "inputs[0].k is 500, with because give 1 to 100"),
-    ({"user_id": "x" * 10**5}, f"inputs[0].user_id: unknown user '{'x' * 60}…'"),
+    (
+        {"user_id": "u1", "item_ids": ["x" * 10**5]},
+        f"inputs[0].item_ids[0]: unknown target item '{'x' * 60}…'",
+    ),
     (7, "inputs[0]: Input should be a valid dictionary or instance of Request"),
 ]
 

@@ -133,7 +133,7 @@ def test_one_call_answers_many_in_order(server):
         {"user_id": "u3", "k": 2},
         {"history": [{"item": "s0", "rating": 5}], "k": 4},
         {"user_id": "u3", "item_ids": ["t1"]},
-        {"user_id": "nobody"},
+        {"user_id": "u3", "history": []},
         {"user_id": "u9", "item_ids": []},
     ]
     together = server.predict(*requests)

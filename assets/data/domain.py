@@ -61,6 +61,15 @@ def ids(store: Store, domain: str, kind: str) -> np.ndarray:
     return np.asarray(found[f"{kind}_id"], dtype=object)
 
 
+def titles(store: Store, domain: str) -> np.ndarray:
+    """Titles of a domain's items by row, None where there is none: (n,)."""
+    with duckdb.connect() as connection:
+        attach(connection, store.ratings(domain).folder())
+        query = "SELECT title FROM items LEFT JOIN titles USING (item) ORDER BY item"
+        found = connection.execute(query).fetchall()
+    return np.array([title for (title,) in found], dtype=object)
+
+
 def domain_negatives(store: Store, domain: str, seed: int) -> "Negatives":
     """A domain's negatives for a seed: drawn once for all its ratings, so that every model sees the same."""
     return _draw_negatives(*_tables(store, domain), domain, seed)

@@ -39,6 +39,7 @@ _NO_DELIMITER = "\x01\x02\x03\x04"
 # 1 January of 1900 and of 2100, in seconds: a timestamp beyond them was written in another unit.
 _FIRST_SECOND, _LAST_SECOND = -2208988800, 4102444800
 _OUTSIDE = "is outside the scale"
+_LONGEST_TITLE = 300  # characters; the rest is cut off
 _LONGEST_ID = 1000  # characters; a longer one is another column, or the rest of the file behind a quote
 
 
@@ -89,6 +90,7 @@ def ingest(path: Path, folder: Path, domain: Domain, *, memory_limit: str = "2GB
       a (user, item) pair: the latest, and the last in the file where times are equal or absent.
     - users(user INTEGER, user_id VARCHAR), items(item INTEGER, item_id VARCHAR): codes from 0 without gaps
       in bytewise order of the ids, which stay exactly as written.
+    - titles(item INTEGER, title VARCHAR): of the items that have one, the first in the file.
     - quarantine(line BIGINT, field VARCHAR, reason VARCHAR, record VARCHAR): the rows left out. line counts
       from 1: lines of JSON, records of csv and tsv with the header, rows of Parquet.
 
@@ -219,7 +221,7 @@ def _stage(con: duckdb.DuckDBPyConnection, path: Path, domain: Domain, names: li
 
 
 def _source(path: Path, domain: Domain, names: list[str]) -> str:
-    """SQL: line, the fields u, i, r, t as text, whole (is it a record at all) and the record as text."""
+    """SQL: line, the fields u, i, r, t, n as text, whole (is it a record at all) and the record as text."""
     # A folder above the file may be called user=5, which DuckDB would make a column of.
     file = f"{literal(path)}, hive_partitioning = false"
     if domain.kind == "parquet":
@@ -234,9 +236,10 @@ def _source(path: Path, domain: Domain, names: list[str]) -> str:
     )
     if domain.kind == "json":
         pointers = ", ".join(_text(_pointer(name)) for name in domain.columns.names)
+        found = {name: f"f[{number}]" for number, name in enumerate(domain.columns.names, 1)}
         return f"""
-            SELECT line, f[1] AS u, f[2] AS i, f[3] AS r, f[4] AS t, f IS NOT NULL AS whole,
-                   {_odd(domain)} AS odd, record
+            SELECT line, {_selected(found, domain)},
+                   f IS NOT NULL AS whole, {_odd(domain)} AS odd, record
             FROM (SELECT row_number() OVER () AS line, record,
                          TRY(json_extract_string(record, [{pointers}])) AS f
                   FROM {read} header = false, columns = {{record: 'VARCHAR'}},
@@ -269,20 +272,24 @@ def _odd(domain: Domain) -> str:
 
 def _records(domain: Domain, columns: dict[str, str], read: str, line: str) -> str:
     """SQL of a table's rows; `columns` are the SQL names of the file's columns."""
-    wanted = [f"{columns[name]}::VARCHAR" for name in domain.columns.names]
-    fields = dict(zip("uirt", wanted, strict=False))
-    record = ", ".join(
-        f"{_text(name)}: {sql}" for name, sql in zip(domain.columns.names, wanted, strict=True)
-    )
+    wanted = {name: f"{columns[name]}::VARCHAR" for name in domain.columns.names}
+    record = ", ".join(f"{_text(name)}: {sql}" for name, sql in wanted.items())
     return f"""
-        SELECT {line} AS line, {fields["u"]} AS u, {fields["i"]} AS i, {fields["r"]} AS r,
-               {fields.get("t", "NULL::VARCHAR")} AS t,
+        SELECT {line} AS line, {_selected(wanted, domain)},
                true AS whole, NULL::VARCHAR AS odd, to_json({{{record}}})::VARCHAR AS record
         FROM {read}"""
 
 
+def _selected(columns: dict[str, str], domain: Domain) -> str:
+    """SQL: the fields u, i, r, t, n of `columns`, the SQL of the domain's columns by name."""
+    names = domain.columns
+    fields = {"u": names.user, "i": names.item, "r": names.rating, "t": names.timestamp, "n": names.title}
+    return ", ".join(f"{columns.get(name, 'NULL::VARCHAR')} AS {field}" for field, name in fields.items())
+
+
 def _checked(domain: Domain, source: str) -> str:
-    """SQL: line, user_id, item_id, rating, timestamp, bad {field, reason} or null, and a bad row's record."""
+    """SQL: line, user_id, item_id, rating, timestamp, title, bad {field, reason} or null, and a bad row's
+    record."""
     columns, (low, high) = domain.columns, domain.scale
     rules = [
         ("NOT whole", "", "'not a JSON object'"),
@@ -332,6 +339,7 @@ def _checked(domain: Domain, source: str) -> str:
     )
     return f"""
         SELECT line, u AS user_id, i AS item_id, score::FLOAT AS rating, time // {per_second} AS timestamp,
+               nullif(left(trim(n), {_LONGEST_TITLE}), '') AS title,
                CASE WHEN {plain} THEN NULL {cases} END AS bad,
                CASE WHEN bad IS NOT NULL THEN record END AS record
         FROM (SELECT *, TRY_CAST({number} AS DOUBLE) AS score, TRY_CAST({time} AS BIGINT) AS time
@@ -443,6 +451,11 @@ def _keep_latest(con: duckdb.DuckDBPyConnection) -> None:
            QUALIFY row_number() OVER (
              PARTITION BY u.code, i.code ORDER BY timestamp DESC NULLS LAST, line DESC) = 1"""
     )
+    con.execute(
+        """CREATE TABLE item_titles AS
+           SELECT code, arg_min(title, line) AS title FROM checked JOIN item_codes USING (item_id)
+           WHERE bad IS NULL AND title IS NOT NULL GROUP BY code"""
+    )
     con.execute("DROP TABLE checked")
 
 
@@ -465,6 +478,12 @@ def _write(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
                 SELECT (row_number() OVER (ORDER BY code) - 1)::INTEGER AS "{kind}", {kind}_id
                 FROM {kind}_codes SEMI JOIN (SELECT "{kind}" AS code FROM kept) USING (code) ORDER BY code"""
         )
+    con.execute(
+        """CREATE TABLE result.titles AS
+           SELECT i.item, title
+           FROM item_titles JOIN item_codes USING (code) JOIN result.items i USING (item_id)
+           ORDER BY i.item"""
+    )
     ratings = """
         SELECT row_number() OVER () - 1 AS "row", *
         FROM (SELECT u."user", i.item, rating, timestamp
@@ -474,7 +493,7 @@ def _write(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
               ORDER BY u."user", timestamp NULLS FIRST, line)"""
     tables.write(con, ratings, folder, "ratings")
     con.execute("DROP TABLE kept")
-    for table in ("users", "items", "quarantine"):
+    for table in ("users", "items", "titles", "quarantine"):
         tables.write(con, f"FROM result.{table}", folder, table)
         con.execute(f"DROP TABLE result.{table}")
     tables.attach(con, folder, "result")

@@ -24,7 +24,7 @@ from assets.data.files import DELIMITERS, NOT_UTF8, check_file, first_lines, lis
 from assets.data.overview import Report, inspect_tables, stripped
 from assets.data.tables import attach
 from assets.settings.catalog import BUILT_IN, Catalog, Columns, Domain, check_scale, load_catalog
-from assets.state.store import Store
+from assets.state.store import Store, writing
 
 HEAD = 100  # rows looked at
 # Common names, best first, in small letters and digits alone: `user_id`, `userId` and `User-ID` are one.
@@ -34,8 +34,17 @@ COMMON = {
     "songid song albumid album artistid artist gameid game businessid articleid",
     "rating": "rating overall stars starrating score ratingvalue userrating bookrating ratings",
     "timestamp": "timestamp time unixreviewtime date datetime createdat ratedat ts",
+    # A plain `title` is a review's as often as an item's.
+    "title": "itemtitle itemname producttitle productname movietitle booktitle tracktitle trackname "
+    "songtitle songname albumtitle albumname gametitle gamename",
 }
-OPTIONS = {"user": "--user-col", "item": "--item-col", "rating": "--rating-col", "timestamp": "--time-col"}
+OPTIONS = {
+    "user": "--user-col",
+    "item": "--item-col",
+    "rating": "--rating-col",
+    "timestamp": "--time-col",
+    "title": "--title-col",
+}
 MILLISECONDS_FROM = 10**11  # as seconds, the year 5138
 MICROSECONDS_FROM = 10**14
 SIDES = ("source", "target")
@@ -51,8 +60,8 @@ class OwnDataError(ValueError):
 class Options:
     """What was said about the files.
 
-    columns: names to look for first, by user, item, rating, timestamp. scale: of both files; scales: of the
-    source or the target where it has another. on_bad_rows: as in the catalogue, for both files.
+    columns: names to look for first, by user, item, rating, timestamp, title. scale: of both files; scales:
+    of the source or the target where it has another. on_bad_rows: as in the catalogue, for both files.
     """
 
     columns: Mapping[str, Sequence[str]]
@@ -154,7 +163,10 @@ def catalog_file(store: Store) -> Path:
 
 def _catalog(store: Store) -> Catalog:
     file = catalog_file(store)
-    return load_catalog(file if file.exists() else BUILT_IN)
+    # Of a home with an impossible name this much cannot be asked.
+    with writing(store.root):
+        there = file.exists()
+    return load_catalog(file if there else BUILT_IN)
 
 
 # Heads

@@ -6,7 +6,7 @@ import duckdb
 
 from assets.data.files import literal
 
-TABLES = ("ratings", "users", "items", "quarantine")
+TABLES = ("ratings", "users", "items", "titles", "quarantine")
 
 
 def attach(connection: duckdb.DuckDBPyConnection, folder: Path, name: str = "main") -> None:

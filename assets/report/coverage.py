@@ -10,7 +10,7 @@ from assets.report.names import Names, compared
 from assets.report.part import Chapter, Part, Picture
 from assets.report.results import Source
 from assets.report.summaries import BEST_CONTROL, SELECTIONS, headline, table_by_model, task_betas
-from assets.report.table import KIND, Number, Table, digits
+from assets.report.table import KIND, Number, Table, digits, fold
 from assets.settings.profile import Profile
 from assets.state import plots
 
@@ -57,7 +57,7 @@ def coverage_tables(frame: pd.DataFrame, names: Names) -> list[Table]:
         for head, part in _buckets(known[known["by"] == "all"], names)
     ]
     caption = "Share of predictions outside the scale, before clipping"
-    return [*tables, *table_by_model(caption, outside, names, [*models, *controls])]
+    return fold([*tables, *table_by_model(caption, outside, names, [*models, *controls])])
 
 
 def _buckets(frame: pd.DataFrame, names: Names) -> Iterator[tuple[dict, pd.DataFrame]]:

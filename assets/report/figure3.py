@@ -17,7 +17,7 @@ from assets.report.summaries import (
     summary,
     table_by_model,
 )
-from assets.report.table import KIND, UNDEFINED, Number, Table, counted
+from assets.report.table import KIND, UNDEFINED, Number, Table, counted, fold
 from assets.settings.profile import Profile
 from assets.state import plots
 
@@ -49,7 +49,7 @@ def figure3_tables(frame: pd.DataFrame, names: Names, left_out: LeftOut) -> list
             change = (means["warm"] / means["cold"] - 1).dropna()
             cells = {names.model(model): Number(value, "{:+.1%}") for model, value in change.items()}
             rows.append({**head, KIND: "difference", **cells})
-    return table_by_model("", rows, names, models)
+    return fold(table_by_model("Errors, cold and warm", rows, names, models))
 
 
 def left_out(source: Source) -> LeftOut:
@@ -141,4 +141,5 @@ FIGURE3 = Chapter(
     figure3_part,
     lambda profile: profile.models,
     lambda profile: not profile.biased,
+    reproduces=True,
 )

@@ -60,7 +60,11 @@ def figure4_tables(frame: pd.DataFrame, names: Names) -> list[Table]:
         "Vectors",
         *((side, title) for side in SIDES.values() for title in MEASURES.values()),
     ]
-    return [table("", list(rows.values()), columns, keys=3, sections=True, notes=notes)] if rows else []
+    return (
+        [table("Distances", list(rows.values()), columns, keys=3, sections=True, notes=notes, folded=True)]
+        if rows
+        else []
+    )
 
 
 def _wins(record: Mapping, references: set[str]) -> bool:
@@ -115,4 +119,5 @@ FIGURE4 = Chapter(
     figure4_part,
     lambda profile: ["embeddings"],
     lambda profile: not profile.biased,
+    reproduces=True,
 )

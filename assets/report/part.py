@@ -24,11 +24,12 @@ NOTHING = "Nothing has been computed yet."
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure, as the bytes of each format by file ending (png, svg)."""
+    """One figure, as the bytes of each format by file ending (png, svg). folded: as of a `Table`."""
 
     name: str
     caption: str
     formats: Mapping[str, bytes]
+    folded: bool = False
 
     @property
     def data_uri(self) -> str:
@@ -46,7 +47,8 @@ def stored_picture(entry: Entry, file: str, name: str, caption: str) -> Picture:
 
 @dataclass(frozen=True)
 class Part:
-    """One table or figure of a profile: the numbers in long form and how they are read."""
+    """One table or figure of a profile: the numbers in long form and how they are read. sentences: what they
+    say, to be read first; notes: what is to be known of them."""
 
     name: str
     title: str
@@ -55,13 +57,16 @@ class Part:
     notes: Sequence[str] = ()
     missing: str = ""
     pictures: Sequence[Picture] = ()
+    sentences: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Chapter:
     """A kind of part, which every profile has for which it is `wanted`, and its chapter of the report.
 
-    what: of the asset, for people; upstream: the assets of the profile that it is made from.
+    what: of the asset, for people; upstream: the assets of the profile that it is made from. reproduces:
+    whether it is a table or figure of the paper, of which the profile with the paper's protocol comes first.
+    folded: whether few read it.
     """
 
     name: str
@@ -71,6 +76,8 @@ class Chapter:
     build: Callable[[Source], Part]
     upstream: Callable[[Profile], Sequence[str]]
     wanted: Callable[[Profile], bool] = lambda profile: True
+    reproduces: bool = False
+    folded: bool = False
 
 
 def write_part(folder: Path, part: Part, place: str) -> None:
@@ -91,12 +98,12 @@ def write_part(folder: Path, part: Part, place: str) -> None:
 
 def markdown(part: Part, folder: str = "", level: int = 1) -> str:
     """The part as Markdown; `folder` leads from the text to the part's pictures (with its last slash)."""
-    blocks = [f"{'#' * level} {part.title}"]
+    blocks = [f"{'#' * level} {part.title}", *part.sentences]
     blocks += [f"![{picture.caption}]({folder}{picture.name}.png)" for picture in part.pictures]
     for table in part.tables:
         blocks += [f"{'#' * (level + 1)} {table.caption}"] if table.caption else []
         blocks += [tables.markdown(table), *table.notes]
-    blocks += [] if part.tables else [NOTHING]
+    blocks += [] if part.tables or part.pictures else [NOTHING]
     blocks += [*part.notes, *([f"Missing: {part.missing}."] if part.missing else [])]
     return "\n\n".join(blocks) + "\n"
 
@@ -123,5 +130,5 @@ def _templates() -> "jinja2.Environment":
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    templates.globals["table_html"] = tables.html
+    templates.globals["table_html"], templates.globals["room"] = tables.html, tables.room
     return templates

@@ -19,7 +19,7 @@ from assets.report.summaries import (
     table_by_model,
     task_betas,
 )
-from assets.report.table import KIND, Number, Table, counted, digits, table
+from assets.report.table import KIND, Number, Table, counted, digits, fold, table
 from assets.settings.profile import Profile
 from assets.training.choose import role
 
@@ -85,7 +85,7 @@ def _later(of_rule: pd.DataFrame, names: Names) -> list[Table]:
         for stage, mine in part.groupby("stage")
     ]
     caption = "Cold and warm start, later half of each test user's ratings"
-    return table_by_model(caption, later, names, models)
+    return fold(table_by_model(caption, later, names, models))
 
 
 def list_tables(whole: pd.DataFrame, of_groups: pd.DataFrame, names: Names) -> list[Table]:
@@ -114,7 +114,12 @@ def list_tables(whole: pd.DataFrame, of_groups: pd.DataFrame, names: Names) -> l
     return [
         # Words are leading columns: what kind of model it is, too.
         table(
-            caption, rows, keys=3 + (caption == _WHOLE), sections=True, notes=[_BEATEN][: caption == _WHOLE]
+            caption,
+            rows,
+            keys=3 + (caption == _WHOLE),
+            sections=True,
+            notes=[_BEATEN][: caption == _WHOLE],
+            folded=caption != _WHOLE,
         )
         for caption, rows in tables.items()
         if rows

@@ -20,7 +20,9 @@ def search_tables(frame: pd.DataFrame, names: Names) -> list[Table]:
         part = frame[(frame["task"] == task) & (frame["beta"] == beta)]
         for seed, of_seed in part.groupby("seed"):
             rows += [{**head, "Seed": f"{seed}", **cells} for cells in _rows(of_seed)]
-    return [table("", rows, keys=3, sections=True)] if rows else []
+    return (
+        [table("Chosen and the paper's settings", rows, keys=3, sections=True, folded=True)] if rows else []
+    )
 
 
 def _rows(part: pd.DataFrame) -> list[dict[str, object]]:
@@ -68,4 +70,5 @@ SEARCH = Chapter(
     search_part,
     lambda profile: ["search"],
     lambda profile: bool(profile.search),
+    folded=True,
 )

@@ -192,4 +192,5 @@ SIGNIFICANCE = Chapter(
     "Our model against each baseline: tests over seeds and over users.",
     significance_part,
     compared,
+    folded=True,
 )

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 UNDEFINED = "n/a"
 BEATEN = "‡"
+HIT = "✓"
+# Characters of a line: on a phone, on a wide screen, and across A4 in the usual and in the smallest print.
+ROOM = {"phone": 44, "screen": 165, "tight": 190, "paper": 290}
+WORDS = 60  # characters: the width of a column of sentences
 # The column that says what a row is: ours, paper, difference, cold, warm.
 KIND = ""
 _LATEX = str.maketrans(
@@ -28,6 +32,7 @@ _LATEX = str.maketrans(
         "^": r"\textasciicircum{}",
         **{sign: f"${sign}$" for sign in "<>|"},
         **{"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "→": r"$\rightarrow$", "≥": r"$\geq$", "²": "$^2$"},
+        **{"★": r"$\star$", HIT: r"$\checkmark$"},
         **{"†": r"$^{\dagger}$", BEATEN: r"$^{\ddagger}$", "β": r"$\beta$", "λ": r"$\lambda$"},
     }
 )
@@ -91,6 +96,13 @@ class Words(str):
     """A text of sentences, which is broken into lines where there is no room for it."""
 
 
+class Hit(str):
+    """An item of a list that the user did choose."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} {HIT}"
+
+
 def _written(style: str, value: float) -> str:
     """With the sign for minus, which is as wide as plus."""
     return style.format(value).replace("-", "−")
@@ -112,7 +124,8 @@ class Table:
     """A table: `frame` of cells, with column names that are tuples where the header has several lines.
 
     keys: number of leading columns whose values are printed only where they change. sections: whether the
-    first of them divides the table into several, each under a heading.
+    first of them divides the table into several, each under a heading. folded: whether few read it, so that
+    the report shows its caption alone until it is asked for. small: whether sections fit side by side.
     """
 
     caption: str
@@ -120,6 +133,16 @@ class Table:
     keys: int = 1
     sections: bool = False
     notes: tuple[str, ...] = ()
+    folded: bool = False
+    small: bool = False
+
+    @property
+    def characters(self) -> int:
+        """How wide the table is, in characters: what a page or a phone has room for."""
+        return sum(
+            2 + max(_width(name), *(len(_plain(cell)) for cell in self.frame.iloc[:, position]), 0)
+            for position, name in enumerate(self.frame.columns)
+        )
 
     def parts(self) -> Iterator[tuple[str, "Table"]]:
         """The sections by heading; the whole table under no heading where it has none."""
@@ -172,6 +195,8 @@ def table(
     keys: int = 1,
     sections: bool = False,
     notes: Sequence[str] = (),
+    folded: bool = False,
+    small: bool = False,
 ) -> Table:
     """A table of rows by column name, blank where a row lacks a column.
 
@@ -185,7 +210,31 @@ def table(
     if any(isinstance(name, tuple) for name in names):
         columns = pd.MultiIndex.from_tuples([n if isinstance(n, tuple) else ("", n) for n in names])
     frame = pd.DataFrame(cells, columns=columns, dtype=object)
-    return Table(caption, frame, keys, sections, tuple(notes))
+    return Table(caption, frame, keys, sections, tuple(notes), folded, small)
+
+
+def _plain(cell: object) -> str:
+    """A cell's text as wide as it is shown: sentences are broken, and spreads stand behind their number."""
+    if isinstance(cell, Words):
+        return cell[:WORDS]
+    spread = getattr(cell, "spread_text", "")
+    return f"{cell} ± {spread}" if spread else str(cell)
+
+
+def _width(name: object) -> int:
+    """Of a column's name, which is broken between words."""
+    last = name[-1] if isinstance(name, tuple) else str(name)
+    return max((len(word) for word in last.split()), default=0)
+
+
+def room(part: Table) -> str:
+    """What one part of a table has no room on, as classes of the page, by the names of ROOM."""
+    return " ".join(f"beyond-{name}" for name, limit in ROOM.items() if part.characters > limit)
+
+
+def fold(several: "Sequence[Table]") -> list[Table]:
+    """The same tables, folded."""
+    return [replace(one, folded=True) for one in several]
 
 
 def _flat(name: object) -> str:
@@ -220,6 +269,8 @@ def _styler(cells: pd.DataFrame) -> "Styler":
 
 def _html_cell(cell: object, star: bool, spread: bool) -> str:
     """Room for a star and a spread is kept in every row of a column that has some: decimals align."""
+    if isinstance(cell, Hit):
+        return f'<span class="hit">{escaping.escape(str(cell))}</span>'
     if not isinstance(cell, Number):
         return escaping.escape(str(cell))
     text = escaping.escape(cell.text)
@@ -274,6 +325,8 @@ def latex_text(text: str) -> str:
 
 
 def _latex_cell(cell: object) -> str:
+    if isinstance(cell, Hit):
+        return rf"\textbf{{{latex_text(str(cell))}}}"
     if not isinstance(cell, Number):
         return latex_text(str(cell))
     text = latex_text(cell.text)
@@ -297,6 +350,8 @@ def markdown(whole: Table) -> str:
 
 def _markdown_cell(cell: object) -> str:
     text = str(cell).replace("|", r"\|")
+    if isinstance(cell, Hit):
+        return f"**{text}**"
     if not isinstance(cell, Number):
         return text
     text = f"**{text}**" if cell.best else text

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from assets.report.histograms import data_pictures
 from assets.report.part import Part
 from assets.report.summaries import beside_the_papers, published
 from assets.report.table import KIND, Number, Table, table
@@ -63,4 +64,5 @@ def table1_part(store: Store, catalog: Catalog) -> Part:
         "Counts after removing repeated ratings of the same user and item. Overlap: users with ratings in "
         "both domains. The paper gives thousands (K).",
     )
-    return Part("table1", "Table 1. Data statistics", frame, table1_tables(frame, catalog), notes)
+    tables, pictures = table1_tables(frame, catalog), data_pictures(store, catalog)
+    return Part("table1", "Table 1. Data statistics", frame, tables, notes, "", pictures)

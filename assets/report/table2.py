@@ -16,6 +16,7 @@ from assets.report.summaries import (
     best_other,
     best_rows,
     groups,
+    headline,
     model_cells,
     of_metrics,
     paired_seeds,
@@ -24,7 +25,7 @@ from assets.report.summaries import (
     summary,
     table_by_model,
 )
-from assets.report.table import KIND, UNDEFINED, Number, PValue, Table, counted, digits
+from assets.report.table import KIND, UNDEFINED, Number, PValue, Table, counted, digits, fold
 from assets.settings.profile import Profile
 from assets.state import plots
 
@@ -114,8 +115,9 @@ def table2_tables(frame: pd.DataFrame, names: Names) -> list[Table]:
         for what, metrics in _divided(profile):
             chosen = of_rule[of_rule["metric"].isin([metric.name for metric in metrics])]
             rows = [row for group in groups(chosen, names, metrics) for row in _rows(*group, names)]
-            tables += table_by_model(what + caption, rows, names, profile.models, _notes(chosen))
-    return [*tables, *_controls(frame, names), *_optimism(frame, names)]
+            of_rule_tables = table_by_model(what + caption, rows, names, profile.models, _notes(chosen))
+            tables += of_rule_tables if selection == headline(profile) else fold(of_rule_tables)
+    return [*tables, *fold([*_controls(frame, names), *_optimism(frame, names)])]
 
 
 def _divided(profile: Profile) -> list[tuple[str, list[Metric]]]:
@@ -252,7 +254,7 @@ def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:
         f"Optimism. {names.task(task)}: error at the best epoch on the test users minus error at the epoch "
         "chosen on validation users; 0 is honest."
     )
-    return Picture(f"optimism-{task}", caption, plots.formats(figure))
+    return Picture(f"optimism-{task}", caption, plots.formats(figure), folded=True)
 
 
 def table2_of_tasks(source: Source, tasks: Sequence[str]) -> list[Table]:
@@ -287,4 +289,5 @@ TABLE2 = Chapter(
     "Table 2: cold start, every model, mean and spread over seeds, under each selection rule.",
     table2_part,
     compared,
+    reproduces=True,
 )

@@ -11,6 +11,7 @@ from assets.report.summaries import (
     SELECTIONS,
     beside_the_papers,
     best_rows,
+    headline,
     of_metrics,
     published,
     summary,
@@ -58,14 +59,18 @@ def table3_frame(results: pd.DataFrame, catalog: Catalog, profile: Profile) -> p
 def table3_tables(frame: pd.DataFrame, names: Names) -> list[Table]:
     """One table for each selection rule and metric: rows variants, columns β × task, as in the paper."""
     chosen = [
-        (f"{metric.title}: {caption}", frame[(frame["selection"] == rule) & (frame["metric"] == metric.name)])
+        (
+            f"{metric.title}: {caption}",
+            frame[(frame["selection"] == rule) & (frame["metric"] == metric.name)],
+            rule != headline(names.profile),
+        )
         for rule, caption in SELECTIONS.items()
         for metric in ERRORS
     ]
-    return [_ablation(caption, part, names) for caption, part in chosen if len(part)]
+    return [_ablation(*each, names) for each in chosen if len(each[1])]
 
 
-def _ablation(caption: str, chosen: pd.DataFrame, names: Names) -> Table:
+def _ablation(caption: str, chosen: pd.DataFrame, folded: bool, names: Names) -> Table:
     columns = [
         (beta, task)
         for beta in sorted(chosen["beta"].unique())
@@ -86,7 +91,7 @@ def _ablation(caption: str, chosen: pd.DataFrame, names: Names) -> Table:
                 cells["difference"][title] = Number(value["mean"] - value["paper"], digits(4, True))
         head = {"Kind": row.kind, "Method": row.title}
         rows += [{**head, KIND: kind, **values} for kind, values in cells.items() if values]
-    return table(caption, rows, ["Kind", "Method", KIND, *titles.values()], keys=2)
+    return table(caption, rows, ["Kind", "Method", KIND, *titles.values()], keys=2, folded=folded)
 
 
 def table3_part(source: Source) -> Part:
@@ -110,4 +115,5 @@ TABLE3 = Chapter(
     table3_part,
     ablated,
     lambda profile: bool(profile.ablations) and not profile.biased,
+    reproduces=True,
 )

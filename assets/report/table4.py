@@ -90,4 +90,5 @@ TABLE4 = Chapter(
     "Table 4: training and test throughput.",
     table4_part,
     _timed,
+    reproduces=True,
 )

@@ -11,7 +11,7 @@ each other:
 - diffusion: our model, against the same without its diffusion.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,8 @@ METRICS = shown_in("verdict")
 COLUMNS = ["task", "beta", "metric", "question", "model", "against", "value", "value_against", "difference"]
 COLUMNS += ["low", "high", "users", "seeds", "answer"]
 SIGNED, PLAIN = digits(4, signed=True), digits(4)
+# The comparisons of `families`.
+ASKED = ("gain", "transfer", "learning", "baselines", "diffusion")
 # What a shop asks, and how the answer begins, by objective.
 QUESTIONS = {
     "rating": ("Which stars would this user give?", "Predict stars by"),
@@ -72,8 +74,10 @@ def _without_diffusion(profile: Profile, name: str) -> bool:
     return of_ours and (settings.get("parts") == "at" or settings.get("vectors") in ("gaussian", "mean"))
 
 
-def verdict_frame(source: Source) -> pd.DataFrame:
-    """One row for each task, β, metric and question whose families both have results: COLUMNS.
+def verdict_frame(
+    source: Source, only: Collection[str] = ASKED, metrics: Sequence[Metric] = METRICS
+) -> pd.DataFrame:
+    """One row for each task, β, metric and question of `only` whose families both have results: COLUMNS.
 
     difference is the value of `model` minus that of `against` on the test users, over the seeds both have;
     low..high its 95 % paired bootstrap interval; answer is `yes` where all of it favours `model`, `no` where
@@ -84,13 +88,15 @@ def verdict_frame(source: Source) -> pd.DataFrame:
     for task in names.in_order(task for frame in judged.values() for task in frame["task"]):
         sums = user_sums(source, task)
         for objective, frame in judged.items():
-            of_users, metrics = sums[objective], [m for m in METRICS if m.objective == objective]
+            of_users = sums[objective]
+            here = [metric for metric in metrics if metric.objective == objective]
             for beta, part in frame[frame["task"] == task].groupby("beta"):
                 of_beta = of_users[of_users["beta"] == beta]
                 rows += [
                     {"task": task, "beta": beta, "metric": metric.name, "question": question, **row}
-                    for metric in metrics
+                    for metric in here
                     for question, pair in families(profile, objective).items()
+                    if question in only
                     if (row := _compared(part, of_beta, pair, metric)) is not None
                 ]
     # An undefined bound is None, which must not turn the column into one of objects.
@@ -168,7 +174,10 @@ def verdict_tables(frame: pd.DataFrame, use: pd.DataFrame, names: Names) -> list
     ]
     answers = _answers(frame, use, names)
     tables = [table("", answers, keys=4, sections=True)] if answers else []
-    return [*tables, *([table("The numbers behind it", rows, keys=4, sections=True)] if rows else [])]
+    return [
+        *tables,
+        *([table("The numbers behind it", rows, keys=4, sections=True, folded=True)] if rows else []),
+    ]
 
 
 def _answers(frame: pd.DataFrame, use: pd.DataFrame, names: Names) -> list[dict[str, str]]:

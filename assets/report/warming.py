@@ -44,7 +44,9 @@ def warming_tables(frame: pd.DataFrame, names: Names) -> list[Table]:
             }
             ratings = Number(of_n["ratings"].iloc[0], "{:,.0f}")
             rows.append({**head, "Ratings seen": f"{n:.0f}", **cells, "Ratings": ratings})
-    return [table("", rows, keys=2, sections=True)] if rows else []
+    return (
+        [table("Errors by number of ratings seen", rows, keys=2, sections=True, folded=True)] if rows else []
+    )
 
 
 def warming_pictures(frame: pd.DataFrame, names: Names) -> list[Picture]:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from assets.serving.bundle import Bundle, RecommendationError
 from assets.serving.choice import Chosen, choose_at
-from assets.serving.registry import ALIAS, champion, registered_name
+from assets.serving.registry import champion
+from assets.serving.versions import ALIAS, registered_name
 from assets.settings.axes import Axes, Cell
 from assets.settings.profile import Profile
 from assets.state.store import NotMaterialized, Store

@@ -12,7 +12,7 @@ import pandas as pd
 
 from assets.data.cell import Gate, training_rows
 from assets.data.cell import source_factors as source_entry
-from assets.data.domain import domain_ratings, ids, rating_levels
+from assets.data.domain import domain_ratings, ids, rating_levels, titles
 from assets.data.domain import source_statistics as statistics_of
 from assets.serving.choice import Choice, Chosen
 from assets.settings.axes import Cell
@@ -79,7 +79,7 @@ class Filters:
 class Bundle:
     """Everything that answers for a cell. profile, cell: where it was trained; user_ids, source_ids,
     target_ids: ids by row of source users, source items and target items; scale: lowest and highest source
-    rating."""
+    rating; source_titles, target_titles: titles of the items by row, None where the data have none."""
 
     profile: str
     cell: str
@@ -88,6 +88,8 @@ class Bundle:
     source_ids: np.ndarray
     target_ids: np.ndarray
     scale: tuple[float, float]
+    source_titles: np.ndarray | None = None
+    target_titles: np.ndarray | None = None
 
     @property
     def scored_by(self) -> str:
@@ -128,7 +130,8 @@ class Bundle:
             scale=cell.target.scale,
         )
         ids_of = ids(store, source, "user"), ids(store, source, "item"), target_ids
-        return cls(profile.name, cell.key, recommender, *ids_of, cell.source.scale)
+        titles_of = titles(store, source), titles(store, target)
+        return cls(profile.name, cell.key, recommender, *ids_of, cell.source.scale, *titles_of)
 
     def filtered(self, filters: Filters) -> "Bundle":
         """With other items allowed. Raises RecommendationError as `Filters` does."""
@@ -145,12 +148,15 @@ class Bundle:
             "source_scale": list(self.scale),
             "recommender": self.recommender.settings(),
         }
-        named = {"user_ids": self.user_ids, "source_item_ids": self.source_ids}
-        named["target_item_ids"] = self.target_ids
+        named = {
+            "user_ids": (self.user_ids, None),
+            "source_item_ids": (self.source_ids, self.source_titles),
+            "target_item_ids": (self.target_ids, self.target_titles),
+        }
         return {
             "tensors.safetensors": tensors(self.recommender.tensors()),
             "config.json": json.dumps(config, indent=1).encode(),
-            **{f"{name}.parquet": parquet(pd.DataFrame({"id": values})) for name, values in named.items()},
+            **{f"{name}.parquet": parquet(_named(*columns)) for name, columns in named.items()},
         }
 
     @classmethod
@@ -162,13 +168,21 @@ class Bundle:
 
         config = json.loads((folder / "config.json").read_text())
         held = load_file(folder / "tensors.safetensors")
-        ids_of = (
-            pd.read_parquet(folder / f"{name}.parquet")["id"].to_numpy(dtype=object)
+        users, *items = (
+            pd.read_parquet(folder / f"{name}.parquet")
             for name in ("user_ids", "source_item_ids", "target_item_ids")
         )
+        ids_of = [table["id"].to_numpy(dtype=object) for table in (users, *items)]
+        titles_of = [table["title"].to_numpy(dtype=object) if "title" in table else None for table in items]
         recommender = Recommender.restore(config["recommender"], held)
         low, high = config["source_scale"]
-        return cls(config["profile"], config["cell"], recommender, *ids_of, (low, high))
+        return cls(config["profile"], config["cell"], recommender, *ids_of, (low, high), *titles_of)
+
+
+def _named(ids_of: np.ndarray, titles_of: np.ndarray | None) -> pd.DataFrame:
+    """A column id, and a column title where anything has one."""
+    table = pd.DataFrame({"id": ids_of})
+    return table if titles_of is None or not any(titles_of) else table.assign(title=titles_of)
 
 
 def _served(store: Store, profile: Profile, cell: Cell, choice: Choice) -> "Served":

@@ -40,6 +40,8 @@ def model_card(
     }
     recorded = ", ".join(f"{name} in MLflow run {run or 'unknown'}" for name, run in runs.items())
     warning = [f"> **Warning: promoted by force.** {forced}", ""] if forced else []
+    if source.synthetic or target.synthetic:
+        warning += ["> **The data are synthetic**, and no evidence for or against any model.", ""]
     return "\n".join(
         [
             f"# Recommender of {cell.task}: {bundle.names}",

@@ -8,16 +8,18 @@ from assets.serving.choice import LISTS, STARS, Chosen, validated
 from assets.settings.axes import Axes
 from assets.settings.profile import Profile
 from assets.state.store import Store
-from assets.training.choose import candidates, role
+from assets.training.choose import candidates, rivals, role
 
-# What a promoted model is compared with: it knows nothing of the user, or statistics of the source alone.
-RIVALS = ("blind", "simple")
 METRICS = {STARS: "RMSE", LISTS: "nDCG@20"}
 OF = {STARS: "stars", LISTS: "lists"}
 
 
 class NotPromoted(RuntimeError):
-    """The best models do not earn the alias; the message says why, with numbers."""
+    """The best models do not earn the alias; the message says why, with numbers, and `reasons` only why."""
+
+    def __init__(self, what: str, reasons: str) -> None:
+        super().__init__(f"{what} is not promoted: {reasons}. Improve it, or register with --force")
+        self.reasons = reasons
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,15 @@ class Judged:
     def means(self) -> pd.Series:
         """Means over the cells, the best first."""
         return self.scores.mean().sort_values(ascending=not self.higher_is_better)
+
+    def __str__(self) -> str:
+        """The best and what it was compared with, by name with numbers."""
+        means = self.scores.mean()
+        numbers = ", ".join(f"{name} {means[name]:.4f}" for name in self.rivals if name in means)
+        return (
+            f"{OF[self.objective]}: validation {METRICS[self.objective]} of {self.best} "
+            f"{means[self.best]:.4f} (mean of {counted(self.scores)}); {numbers or 'no simple row'}"
+        )
 
     def objections(self, profile: Profile) -> list[str]:
         """Why the best should not be promoted, with numbers; nothing where it may."""
@@ -91,12 +102,6 @@ def judge(store: Store, axes: Axes, profile: Profile, task: str, chosen: Chosen)
     return found
 
 
-def rivals(profile: Profile, objective: str) -> list[str]:
-    """The models and controls of a profile that any other must beat."""
-    names = (*profile.models, *profile.controls)
-    return [n for n in names if objective in profile.objectives_of(n) and role(profile, n) in RIVALS]
-
-
 def counted(scores: pd.DataFrame) -> str:
     return f"{len(scores)} cell{'s' * (len(scores) != 1)}"
 
@@ -105,7 +110,4 @@ def refuse(judged: list[Judged], profile: Profile, task: str, chosen: Chosen) ->
     """Raise NotPromoted where there is any objection."""
     objections = [reason for each in judged for reason in each.objections(profile)]
     if objections:
-        raise NotPromoted(
-            f"{chosen} of {task} is not promoted: {'; '.join(objections)}. Improve it, or register with "
-            "--force"
-        )
+        raise NotPromoted(f"{chosen} of {task}", "; ".join(objections))

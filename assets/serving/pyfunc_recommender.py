@@ -46,7 +46,8 @@ class Rated(BaseModel):
 
 
 class Request(BaseModel):
-    """One user, by user_id or by history; the k best items, or the ratings of item_ids.
+    """One user, by user_id or by history; the k best items, or the ratings of item_ids. Of a user_id that the
+    source domain does not have nothing is known, as of one with an empty history.
 
     Of lists: `list` is their order, by `probability` or, where the model can, as a set for `coverage`;
     `because` asks for the source items that speak most for each; `include_rated` for rated items, too.
@@ -86,14 +87,15 @@ class ServedRecommender(PythonModel):
         self.source_ids = list(self.source_rows)
         self.target_rows = _rows(files["target_item_ids"])
         self.target_ids = list(self.target_rows)
+        self.titles = _titles(files["target_item_ids"])
         if "mlflow.pyfunc.scoring_server.app" in sys.modules:
             guard_server()
 
     # Without a return type MLflow takes the output schema from the example: it has no type for these answers.
     def predict(self, context, model_input: list[Request], params=None):
-        """An answer to each request: model, and items (item, rank, probability or score, rating, median and
-        because) or ratings (item, rating, median; of a model of distributions also probabilities by level);
-        or an error.
+        """An answer to each request: model, and items (item, its title where the data have one, rank,
+        probability or score, rating, median and because) or ratings (item, rating, median; of a model of
+        distributions also probabilities by level); or an error.
 
         Raises RefusedRequest, which a server answers with status 400, for too many requests.
         """
@@ -104,10 +106,10 @@ class ServedRecommender(PythonModel):
         for i, request in enumerate(model_input):
             try:
                 self._check(request, f"inputs[{i}]")
-                if request.user_id is not None:
-                    known[i] = _row(self.user_rows, request.user_id, f"inputs[{i}].user_id", "user")
+                if request.user_id in self.user_rows:
+                    known[i] = self.user_rows[request.user_id]
                 else:
-                    new[i] = self._history(request.history, f"inputs[{i}].history")
+                    new[i] = self._history(request.history or [], f"inputs[{i}].history")
             except RefusedRow as refused:
                 answers[i] = {"error": str(refused)}
         if known:
@@ -202,7 +204,11 @@ class ServedRecommender(PythonModel):
         each = zip(*columns.values(), strict=False)  # scores are as many as were asked for in the call
         answer = {"model": self.recommender.lists.name if known else POPULARITY}
         answer |= {} if known else {"note": NOTE}
-        return {**answer, "items": [dict(zip(columns, one, strict=True)) for one in each]}
+        return {**answer, "items": [self._titled(dict(zip(columns, one, strict=True))) for one in each]}
+
+    def _titled(self, item: dict) -> dict:
+        title = self.titles.get(item["item"])
+        return item if title is None else {"item": item["item"], "title": title} | item
 
     def _rated(self, request: Request, asked: Asked, user: int) -> dict:
         items = torch.tensor([self.target_rows[item] for item in request.item_ids], dtype=torch.int64)
@@ -240,6 +246,14 @@ def _check_count(count: int) -> None:
 def _rows(path: Path) -> dict[str, int]:
     """The row of each id of a Parquet file with a column id, in order."""
     return {each: row for row, each in enumerate(pd.read_parquet(path)["id"].tolist())}
+
+
+def _titles(path: Path) -> dict[str, str]:
+    """Titles by id, of the items that have one."""
+    table = pd.read_parquet(path)
+    if "title" not in table:
+        return {}
+    return table.dropna(subset="title").set_index("id")["title"].to_dict()
 
 
 def _row(rows: dict[str, int], wanted: str, field: str, kind: str) -> int:

@@ -13,7 +13,8 @@ from typing import Any
 from assets.serving.bundle import Bundle
 from assets.serving.card import model_card
 from assets.serving.choice import Chosen, choose, complete, validated
-from assets.serving.gate import NotPromoted, judge, refuse
+from assets.serving.gate import Judged, NotPromoted, judge, refuse
+from assets.serving.versions import ALIAS, find, registered_name
 from assets.settings.axes import Axes, Cell
 from assets.settings.profile import Profile
 from assets.state.code import OURS
@@ -22,7 +23,6 @@ from assets.state.tracking import MlflowTracking
 from ml.models.registry import MODELS
 
 log = logging.getLogger("diffcdr")
-ALIAS = "champion"
 # What the served code imports: all that `ml` does, and what answers.
 REQUIREMENTS = (
     "implicit",
@@ -43,23 +43,20 @@ LONGEST, LONGEST_TAG = 5000, 5000
 
 @dataclass(frozen=True)
 class Registered:
-    """A version in the registry. `uri` is what `mlflow models serve -m` takes; forced: why it would have been
-    refused, "" where it would not."""
+    """A version in the registry. `uri` is what `mlflow models serve -m` takes; judged: what it was compared
+    with; forced: why it would have been refused, "" where it would not."""
 
     name: str
     version: str
     model: str
     cell: Cell
     card: str
+    judged: list[Judged]
     forced: str = ""
 
     @property
     def uri(self) -> str:
         return f"models:/{self.name}@{ALIAS}"
-
-
-def registered_name(task: str) -> str:
-    return f"diffcdr-{task}"
 
 
 def register(
@@ -84,13 +81,13 @@ def register(
     except NotPromoted as refused:
         if not force:
             raise
-        forced = str(refused)
-        log.warning("FORCED PROMOTION. %s", forced)
+        forced = refused.reasons
+        log.warning("FORCED PROMOTION of %s: %s", chosen, forced)
     cell = _best_cell(store, axes, profile, cells, chosen)
     bundle = Bundle.of_cell(store, profile, cell, chosen)
     card = model_card(store, axes, profile, cell, chosen, bundle, judged, forced)
     version = _log_version(store, tracking, profile, cell, chosen, bundle, card, forced)
-    return Registered(registered_name(task), version, str(chosen), cell, card, forced)
+    return Registered(registered_name(task), version, str(chosen), cell, card, judged, forced)
 
 
 def _best_cell(store: Store, axes: Axes, profile: Profile, cells: list[Cell], chosen: Chosen) -> Cell:
@@ -113,23 +110,11 @@ def _best_cell(store: Store, axes: Axes, profile: Profile, cells: list[Cell], ch
 
 def champion(tracking: MlflowTracking, task: str) -> tuple[Bundle, str] | None:
     """What the champion of a task answers from, and its version; None where none is registered."""
-    if not tracking.has_runs:
-        return None
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    client, _ = tracking.connect()
-    try:
-        version = client.get_model_version_by_alias(registered_name(task), ALIAS)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
+    version = find(tracking, task)
+    if version is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        found = download_artifacts(
-            artifact_uri=f"{version.source}/artifacts", dst_path=folder, tracking_uri=tracking.uri
-        )
-        return Bundle.of_files(Path(found)), str(version.version)
+        return Bundle.of_files(version.download(tracking, Path(folder), "artifacts")), version.number
 
 
 # The model in MLflow.
@@ -154,7 +139,7 @@ def _log_version(
     trained = store.model(profile.name, chosen.lists.name, cell, chosen.lists.objective).require()
     run_id = trained.get("mlflow_run_id")  # none where it was trained without tracking
     client, experiment = tracking.connect()
-    logged = client.create_logged_model(experiment, name="recommender", source_run_id=run_id)
+    logged = client.create_logged_model(experiment, name=f"recommender-{cell.task}", source_run_id=run_id)
     about = Model(artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id)
     with tempfile.TemporaryDirectory() as folder:
         client.log_model_artifacts(logged.model_id, str(save_pyfunc(Path(folder), bundle, card, about)))
@@ -172,6 +157,7 @@ def _log_version(
         "cell": cell.key,
         "logged_model": logged.model_id,
         "forced": forced[:LONGEST_TAG],
+        "synthetic": "true" if cell.source.synthetic or cell.target.synthetic else "",
     }
     version = client.create_model_version(
         name,

@@ -82,7 +82,8 @@ class _Named(Section):
 
 
 class Columns(Section):
-    """Names of the file's columns; in a file without header their numbers, counted from 1."""
+    """Names of the file's columns; in a file without header their numbers, counted from 1. title: of the
+    item, where a reader is to see more than its id."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
@@ -90,6 +91,7 @@ class Columns(Section):
     item: str
     rating: str
     timestamp: str | None = None
+    title: str | None = None
 
     @model_validator(mode="after")
     def _distinct(self) -> "Columns":
@@ -100,7 +102,8 @@ class Columns(Section):
 
     @property
     def names(self) -> list[str]:
-        return [name for name in (self.user, self.item, self.rating, self.timestamp) if name is not None]
+        every = (self.user, self.item, self.rating, self.timestamp, self.title)
+        return [name for name in every if name is not None]
 
 
 class Counts(Section):
@@ -179,6 +182,11 @@ class Domain(_Named):
     def origin(self) -> str:
         """Where the ratings come from, for people."""
         return self.url or "query"
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the ratings are generated."""
+        return self.origin.startswith("synthetic:")
 
     @property
     def liked_above(self) -> float:

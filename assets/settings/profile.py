@@ -103,6 +103,10 @@ class Profile:
         """Whether factors of ratings carry biases: the last number of a user's, and an item's offset."""
         return "trials" in self.base_factors
 
+    def group(self, stage: str) -> str:
+        """The group of assets of a stage, as Dagster shows them together: `strict_models`."""
+        return f"{self.name}_{stage}"
+
     def kind(self, name: str) -> str:
         """What the registry calls a profile's model, or its `module:Class`."""
         return self.entries[name].kind

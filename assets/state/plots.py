@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # One hue a model, strong enough beside its light variant and apart for colour-blind readers.
 COLOURS = ("#7f7f7f", "#4e79a7", "#59a14f", "#b6992d", "#9467bd", "#e07b39", "#c0392b", "#2a9d8f", "#8c564b")
-BLUE, INK = "#3b6ea5", "#333333"
+BLUE, RED, GREY, INK = "#3b6ea5", "#c0392b", "#7f7f7f", "#333333"
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -74,6 +74,9 @@ def png(figure: "Figure") -> bytes:
 
 def formats(figure: "Figure") -> dict[str, bytes]:
     """A figure by file ending, as PNG and as SVG."""
+    # What takes most of the time is to lay it out: once for both.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
     return {"png": _saved(figure, "png", 150), "svg": _saved(figure, "svg", 150)}
 
 
@@ -85,3 +88,55 @@ def _saved(figure: "Figure", ending: str, dpi: int) -> bytes:
     with matplotlib.rc_context({"svg.hashsalt": "diffcdr"}):
         figure.savefig(buffer, format=ending, dpi=dpi, metadata={"Date": None} if ending == "svg" else None)
     return buffer.getvalue()
+
+
+# A line from a label to its point.
+LEADER = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
+
+
+def label(axes: "Axes", places: Mapping[str, tuple[float, float, str]], size: float = 6.5) -> None:
+    """Name points (x, y, colour) to their right, moved up or down where names would lie on each other; a thin
+    line leads from each to its point. The limits and the scale of the axes must be set before."""
+    right = axes.transAxes.inverted().transform(
+        axes.transData.transform([(x, y) for x, y, _ in places.values()])
+    )
+    order = sorted(range(len(places)), key=lambda i: right[i][1])
+    inches = axes.get_figure().get_size_inches()[1] * axes.get_position().height
+    gap = size * 1.25 / 72 / inches
+    heights = _apart([float(right[i][1]) for i in order], gap)
+    texts = list(places)
+    for i, height in zip(order, heights, strict=True):
+        x, y, colour = places[texts[i]]
+        axes.annotate(
+            texts[i],
+            (x, y),
+            (1.03, height),
+            textcoords="axes fraction",
+            fontsize=size,
+            color=colour,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"color": lighter(colour, 0.5), **LEADER},
+        )
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Rising heights, moved to be `gap` apart: neighbours that touch share their middle."""
+    blocks: list[list[float]] = []
+    for height in heights:
+        blocks.append([height, 1])
+        # A block is its middle and its number of labels.
+        while len(blocks) > 1 and blocks[-1][0] - blocks[-2][0] < gap * (blocks[-1][1] + blocks[-2][1]) / 2:
+            (upper, m), (lower, n) = blocks.pop(), blocks.pop()
+            blocks.append([(upper * m + lower * n) / (m + n), m + n])
+    return [middle + gap * (i - (n - 1) / 2) for middle, n in blocks for i in range(int(n))]
+
+
+def near(values: "pd.Series", centre: float, far: float) -> tuple[float, float]:
+    """Ends of an axis that shows all values but those that are `far` times as far off as is typical."""
+    distance = (values - centre).abs()
+    reach = far * max(float(distance[distance > 0].median()), 1e-9) if (distance > 0).any() else 1.0
+    inside = values[distance <= reach]
+    low, high = min(centre, inside.min()), max(centre, inside.max())
+    room = 0.06 * ((high - low) or 1.0)
+    return float(low - room), float(high + room)

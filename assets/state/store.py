@@ -39,7 +39,9 @@ MANIFEST = "manifest.json"
 # Of manifests: what is written in another one is not read, but made anew.
 FORMAT = 2
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+_CLOSED = (
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
+)  # fmt: skip
 _OWN_FACTS = ("format", "generation", "previous", "keys", "files", "fingerprint", "written_at")
 # Files on disk that were found to be as written, by path, size and time of change: read once a process.
 _found_whole: set[tuple[str, int, int]] = set()
@@ -82,7 +84,9 @@ def writing(path: Path | UPath) -> Iterator[None]:
                 "free some space and run again",
             ) from error
         where = str(getattr(error, "filename", None) or path)
-        if code in _CLOSED and (where.startswith(str(path)) or str(path).startswith(where)):
+        # Some systems have folders in which nothing can be made, and say that it is not there.
+        closed = code in _CLOSED or (code == errno.ENOENT and not path.exists())
+        if closed and (where.startswith(str(path)) or str(path).startswith(where)):
             raise CannotWrite(
                 code,
                 f"{where} cannot be written ({error.strerror}); what is there is as it was. Make it "
@@ -514,6 +518,10 @@ class Store(dg.ConfigurableResource):
         return self._entry(
             "warming", _hint(f"{profile}/warming_up", cell.key), profile=profile, **_keys(cell)
         )
+
+    def first_choices(self, profile: str, cell) -> Entry:
+        hint = _hint(f"{profile}/warming_up_lists", cell.key)
+        return self._entry("first_choices", hint, profile=profile, **_keys(cell))
 
     def recommendations(self, profile: str, cell) -> Entry:
         hint = _hint(f"{profile}/recommendations", cell.key)

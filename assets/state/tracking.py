@@ -1,4 +1,4 @@
-"""Training runs in MLflow: one flat run for each model and cell, the DiffCDR model, links to both.
+"""Training runs in MLflow: one run for each model and cell, under that of its profile, task and β.
 
 A run is addressed by its id, never through MLflow's process-wide active run, so that the seeds of one Dagster
 run can be open side by side. What a run logs is buffered: a cell costs a handful of round trips, not one a
@@ -30,14 +30,15 @@ from filelock import FileLock
 from pydantic import Field
 
 from assets.state.code import OURS
+from assets.state.experiment import PARENT, RESULTS_VIEW, dress, holder
 from assets.state.store import Store
 
 # MLflow takes at most this many metrics in one request.
 BATCH = 1000
 # A longer training shows its curves while it runs.
 FLUSH_SECONDS = 10.0
-# The tag by which MLflow nests a run under another.
-PARENT = "mlflow.parentRunId"
+# The tag of a run nested in a cell's: its name among them.
+VARIANT = "variant"
 # A tag holds no more.
 TAG_LENGTH = 5000
 # How long a server may take to say that it is there, connecting and answering, in seconds.
@@ -84,7 +85,7 @@ class CellRun:
         self, tracking: "MlflowTracking", run_id: str, url: str, params: Mapping[str, object]
     ) -> None:
         self.run_id, self.url, self.ended = run_id, url, False
-        self.client = tracking.connect()[0]
+        self.client, self._experiment = tracking.connect()
         self._tracking = tracking
         self._params: list = []
         self.params(params)
@@ -154,6 +155,31 @@ class CellRun:
         if len(self._metrics) >= BATCH or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
+    def result(
+        self, values: Mapping[str, float], everything: Mapping[str, float], on: "DatasetRecord", name: str
+    ) -> None:
+        """Log how good the trained model `name` is, once: `values` of the test users of the data set `on`, as
+        metrics of a logged model; `everything` as the artifact `metrics.json`, since one value is no curve.
+        """
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        self.flush()
+        now = int(time.time() * 1000)
+        with self._tracking.answering():
+            made = self.client.create_logged_model(self._experiment, name=name, source_run_id=self.run_id)
+            about = {"model_id": made.model_id, "dataset_name": on.name, "dataset_digest": on.digest}
+            finite, lost = {}, []
+            for given, value in values.items():
+                metric = given.replace("@", "_at_")
+                finite[metric] = float(value) if math.isfinite(value) else math.nan
+                lost += [] if math.isfinite(value) else [metric]
+            metrics = [Metric(metric, value, now, 0, **about) for metric, value in finite.items()]
+            self.client.log_batch(self.run_id, metrics=metrics)
+            self.client.finalize_logged_model(made.model_id, "READY")
+            self.client.log_outputs(self.run_id, [LoggedModelOutput(made.model_id, step=0)])
+            self.client.log_dict(self.run_id, dict(everything), "metrics.json")
+        self._nonfinite.update(lost)
+
     def params(self, values: Mapping[str, object]) -> None:
         """Add hyper-parameters that were not known when the run began."""
         from mlflow.entities import Param
@@ -198,6 +224,10 @@ class Unrecorded(CellRun):
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None: ...
 
     def params(self, values: Mapping[str, object]) -> None: ...
+
+    def result(
+        self, values: Mapping[str, float], everything: Mapping[str, float], on: "DatasetRecord", name: str
+    ) -> None: ...
 
     def text(self, text: str, name: str) -> None: ...
 
@@ -307,16 +337,17 @@ class MlflowTracking(dg.ConfigurableResource):
         if not self.enabled:
             return Unrecorded()
         client, experiment_id = self.connect()
-        scenario, place = f"{model}/{task}/b{round(beta * 100):02d}", f"/{variant}" if nested else ""
-        cell = {"group": f"{profile}/{scenario}{place}", "seed": str(seed)}
-        about = (
-            {"model": model, "task": task, "beta": f"{beta:g}", "profile": profile} | cell | nested | _git()
-        )
+        percent, place = f"b{round(beta * 100):02d}", f"/{variant}" if nested else ""
+        where = {"profile": profile, "task": task, "beta": f"{beta:g}"}
+        cell = {"group": f"{profile}/{model}/{task}/{percent}{place}", "seed": str(seed), "model": model}
         with self.answering():
+            if not nested:
+                scenario, locks = f"{profile}/{task}/{percent}", self.folder / "locks"
+                nested = {PARENT: holder(client, experiment_id, where, scenario, locks)}
             created = client.create_run(
                 experiment_id,
-                run_name=f"{scenario}-s{seed}{place}",
-                tags=about | dict(tags) | self._note(tags),
+                run_name=f"{profile}/{task}/{percent}-s{seed}/{model}{place}",
+                tags=where | cell | nested | _git() | dict(tags) | self._note(tags),
             )
         run_id = created.info.run_id
         # Without the query MLflow 3 opens the page that it has for language models.
@@ -338,6 +369,12 @@ class MlflowTracking(dg.ConfigurableResource):
         left_open = f"tags.`dagster.run_id` = '{dagster_run}' and attributes.status = 'RUNNING'"
         for run in client.search_runs([experiment], left_open, max_results=BATCH):
             _end(client, run.info.run_id, reason, "FAILED")
+
+    @property
+    def view(self) -> str:
+        """The page that the experiment opens on, below the address of the MLflow UI."""
+        share = f"workflowType=machine_learning&viewStateShareKey={RESULTS_VIEW}"
+        return f"#/experiments/{self.connect()[1]}/runs?{share}"
 
     @property
     def has_runs(self) -> bool:
@@ -374,7 +411,9 @@ def _connect(uri: str, experiment: str, artifacts: Path) -> tuple[Any, str]:
     with _first_contact(uri):
         _create_whole(_sqlite_file(uri))
         client = mlflow.MlflowClient(uri)
-        return client, _experiment_id(client, uri, experiment, artifacts)
+        found = _experiment_id(client, uri, experiment, artifacts)
+        dress(client, found)
+        return client, found
 
 
 def _create_whole(file: Path | None) -> None:
@@ -407,6 +446,8 @@ def _silence(uri: str) -> str:
         return "no answer in time"
     except requests.ConnectionError:
         return "no connection"
+    except requests.RequestException as error:
+        return str(error)
     return ""
 
 
@@ -481,13 +522,13 @@ def _log_inputs(client: Any, run_id: str, inputs: Sequence[DatasetRecord]) -> No
 
 def _nested(parent: str, variant: str) -> dict[str, str]:
     _check_names(variant=variant)
-    return {PARENT: parent, "variant": variant}
+    return {PARENT: parent, VARIANT: variant}
 
 
 def _supersede(client: Any, run_id: str) -> None:
-    """Tag the older finished runs of a run's cell; a nested run supersedes nothing."""
+    """Tag the older finished runs of a run's cell; a trial's supersedes nothing."""
     run = client.get_run(run_id)
-    if PARENT in run.data.tags:
+    if VARIANT in run.data.tags:
         return
     experiment = run.info.experiment_id
     same_cell = " and ".join(f"tags.{name} = '{run.data.tags[name]}'" for name in ("group", "seed"))

@@ -7,6 +7,9 @@ import pandas as pd
 
 from assets.settings.profile import Profile
 
+# What a model must beat: it knows nothing of the user, or statistics of the source alone.
+RIVALS = ("blind", "simple")
+
 
 def role(profile: Profile, name: str) -> str:
     """How a model of a profile stands in a comparison, see `ml.models.contract.ROLES`."""
@@ -28,6 +31,12 @@ def candidates(profile: Profile, objective: str = "rating") -> list[str]:
         if not profile.of(name)
         and all(profile.facts[kind].serves == "anyone" for kind in profile.kinds(name))
     ]
+
+
+def rivals(profile: Profile, objective: str) -> list[str]:
+    """The models and controls of a profile that any other must beat."""
+    names = (*profile.models, *profile.controls)
+    return [n for n in names if objective in profile.objectives_of(n) and role(profile, n) in RIVALS]
 
 
 def best(

@@ -12,6 +12,7 @@ from assets.settings.profile import Profile
 from assets.state.code import code_of
 from assets.state.progress import Stopwatch
 from assets.state.store import Store, tensors
+from assets.training.checks import WHOLE, factor_check, factor_problems, judged
 from assets.training.fingerprints import EFFECTS, Fingerprints
 
 log = logging.getLogger("diffcdr")
@@ -25,19 +26,25 @@ def effects_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
         key_prefix=profile.name,
         partitions_def=axes.cells,
         deps=["overlap"],
-        group_name="factors",
+        group_name=profile.group("factors"),
         kinds={"pytorch"},
         owners=["team:recsys"],
         code_version=code_of(*EFFECTS),
         backfill_policy=axes.seeds_together,
+        check_specs=[factor_check(dg.AssetKey([profile.name, "source_effects"]))],
         description="Crossed random effects of the source domain's users and items on the distribution over "
         f"rating levels; {profile.title}. One fit for all tasks and β that share domain and seed.",
     )
-    def source_effects(context: dg.AssetExecutionContext, store: Store) -> None:
+    def source_effects(context: dg.AssetExecutionContext, store: Store) -> dg.MaterializeResult:
+        entries = {}
         for key in context.partition_keys:
             cell = axes.parse(key)
             facts = fit_source(store, axes.catalog, profile, cell)
             context.add_asset_metadata({"dagster/row_count": facts["users"]}, partition_key=key)
+            where = f"{cell.source.name} seed {cell.seed}"
+            entries[where] = store.source_effects(profile.name, cell.source.name, cell.seed)
+        found = (p for where, e in entries.items() for p in factor_problems(where, e, "effects.safetensors"))
+        return dg.MaterializeResult(check_results=[judged(WHOLE, found)])
 
     return source_effects
 

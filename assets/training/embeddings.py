@@ -97,7 +97,7 @@ def embeddings_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
         key_prefix=profile.name,
         partitions_def=axes.cells,
         deps=[dg.AssetKey([profile.name, name]) for name in upstream],
-        group_name="analysis",
+        group_name=profile.group("analysis"),
         kinds={"pytorch", "scikitlearn", "parquet"},
         owners=["team:recsys"],
         code_version=CODE,

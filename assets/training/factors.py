@@ -5,7 +5,7 @@ alternating least squares instead, one cell after another, with an item's bias a
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from assets.state.code import code_of
 from assets.state.compute import Compute
 from assets.state.progress import epochs
 from assets.state.store import Entry, Store, parquet, tensors
+from assets.training.checks import WHOLE, factor_check, factor_problems, judged
 from assets.training.fingerprints import (
     FACTORS,
     Fingerprints,
@@ -45,7 +46,7 @@ def factor_assets(axes: Axes, profile: Profile) -> list[dg.AssetsDefinition]:
     common = {
         "key_prefix": profile.name,
         "partitions_def": axes.cells,
-        "group_name": "factors",
+        "group_name": profile.group("factors"),
         "kinds": {"pytorch"},
         "owners": ["team:recsys"],
         "code_version": code_of(*FACTORS),
@@ -55,11 +56,15 @@ def factor_assets(axes: Axes, profile: Profile) -> list[dg.AssetsDefinition]:
 
     @dg.asset(
         deps=["overlap"],
+        check_specs=[factor_check(dg.AssetKey([profile.name, "source_factors"]))],
         description=f"Matrix factorization of the source domain's ratings; {profile.title}. "
         "One training for all tasks and β that share domain, settings and seed.",
         **common,
     )
-    def source_factors(context: dg.AssetExecutionContext, store: Store, compute: Compute) -> None:
+    def source_factors(
+        context: dg.AssetExecutionContext, store: Store, compute: Compute
+    ) -> dg.MaterializeResult:
+        entries = {}
         for group in axes.by_task(context.partition_keys).values():
             facts = [
                 train_source(store, compute, axes.catalog, profile, group, o)
@@ -67,17 +72,29 @@ def factor_assets(axes: Axes, profile: Profile) -> list[dg.AssetsDefinition]:
             ]
             for cell in group:
                 context.add_asset_metadata(_metadata(facts[0][cell.seed]), partition_key=cell.key)
+                for objective in objectives_with_factors(profile):
+                    # One for all β.
+                    where = f"{cell.source.name} seed {cell.seed} {objective}"
+                    entries[where] = source_entry(store, profile, cell, objective)
+        return _checked(entries)
 
     @dg.asset(
         deps=["split"],
+        check_specs=[factor_check(dg.AssetKey([profile.name, "target_factors"]))],
         description=f"Matrix factorization of the target domain's ratings without the held-out users'; "
         f"{profile.title}.",
         **common,
     )
-    def target_factors(context: dg.AssetExecutionContext, store: Store, compute: Compute) -> None:
+    def target_factors(
+        context: dg.AssetExecutionContext, store: Store, compute: Compute
+    ) -> dg.MaterializeResult:
+        written = {}
         for group in axes.by_task(context.partition_keys).values():
             for objective in objectives_with_factors(profile):
                 train_target(store, compute, axes.catalog, profile, group, objective)
+                for cell in group:
+                    entry = store.target_factors(profile.name, cell, objective)
+                    written[f"{cell.key} {objective}"] = entry
             entries = {
                 cell: store.target_factors(profile.name, cell, objectives_with_factors(profile)[0])
                 for cell in group
@@ -88,8 +105,15 @@ def factor_assets(axes: Axes, profile: Profile) -> list[dg.AssetsDefinition]:
             for cell, entry in entries.items():
                 facts = {**_metadata(entry.require()), "curve": picture}
                 context.add_asset_metadata(facts, partition_key=cell.key)
+        return _checked(written)
 
     return [source_factors, target_factors]
+
+
+def _checked(entries: Mapping[str, Entry]) -> dg.MaterializeResult:
+    """The result of the check of these factors."""
+    problems = [problem for where, entry in entries.items() for problem in factor_problems(where, entry)]
+    return dg.MaterializeResult(check_results=[judged(WHOLE, problems)])
 
 
 def train_source(

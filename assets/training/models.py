@@ -1,5 +1,7 @@
 """The trained models of each profile: one asset a model, one MLflow run a cell and objective."""
 
+from collections.abc import Mapping
+
 import dagster as dg
 
 from assets.settings.axes import Axes, Cell
@@ -9,6 +11,8 @@ from assets.state.code import code_of
 from assets.state.compute import CUDA, Compute
 from assets.state.store import Store
 from assets.state.tracking import MlflowTracking
+from assets.training.checks import Simple, is_compared, metrics_check, model_checks
+from assets.training.choose import RIVALS, role
 from assets.training.fingerprints import TRAINING, needs_of
 from assets.training.run import Training
 
@@ -31,18 +35,20 @@ def model_asset(axes: Axes, profile: Profile, name: str) -> dg.AssetsDefinition:
         key_prefix=profile.name,
         partitions_def=axes.cells,
         deps=["split", *(dg.AssetKey([profile.name, key]) for key in upstream(profile, name))],
-        group_name="models",
+        group_name=profile.group("models"),
         kinds={"pytorch", "mlflow"},
         owners=["team:recsys"],
         code_version=code_of(*TRAINING, *(kind.path for kind in kinds)),
         backfill_policy=axes.seeds_together,
         pool="gpu",
-        op_tags=CUDA,
+        # The simple predictors first, so that the others can be compared with them when they are finished.
+        op_tags=CUDA | ({"dagster/priority": "1"} if role(profile, name) in RIVALS else {}),
+        check_specs=model_checks(profile, name),
         description=f"{profile.title_of(name)}: {kinds[0].summary} Profile: {profile.title}.",
     )
     def trained(
         context: dg.AssetExecutionContext, store: Store, compute: Compute, tracking: MlflowTracking
-    ) -> None:
+    ) -> dg.MaterializeResult:
         from ml.evaluation.selection import OBJECTIVES
 
         tags = {"dagster.run_id": context.run.run_id, "dagster.asset": f"{profile.name}/{name}"}
@@ -50,15 +56,31 @@ def model_asset(axes: Axes, profile: Profile, name: str) -> dg.AssetsDefinition:
             Training(store, compute, tracking, axes.catalog, profile, name, OBJECTIVES[objective], tags)
             for objective in profile.objectives_of(name)
         ]
-        for group in axes.by_task(context.partition_keys).values():
+        groups = axes.by_task(context.partition_keys)
+        for group in groups.values():
             for training in trainings:
                 training.run(group)
             pictures = {f"curve_{t.objective.name}": _curve(t, group) for t in trainings}
             for cell in group:
                 metadata = {**_metadata(trainings, cell), **pictures}
                 context.add_asset_metadata(metadata, partition_key=cell.key)
+        return dg.MaterializeResult(check_results=_checked(trainings, groups))
 
     return trained
+
+
+def _checked(trainings: list[Training], groups: Mapping[str, list[Cell]]) -> list[dg.AssetCheckResult]:
+    """The results of `model_checks` over the cells of a run."""
+    cells, first = [cell for group in groups.values() for cell in group], trainings[0]
+    entries = {f"{cell.key} {t.objective.name}": t.entry(cell) for t in trainings for cell in cells}
+    results = [metrics_check(entries)]
+    if is_compared(first.profile, first.name):
+        results.append(_simple(first).check([t.objective for t in trainings], cells))
+    return results
+
+
+def _simple(training: Training) -> Simple:
+    return Simple(training.store, training.catalog, training.profile, training.name)
 
 
 def upstream(profile: Profile, name: str) -> list[str]:
@@ -69,14 +91,23 @@ def upstream(profile: Profile, name: str) -> list[str]:
 
 
 def _metadata(trainings: list[Training], cell: Cell) -> dict:
-    """What an asset page shows of a cell: headline values and the MLflow run of each objective."""
+    """What an asset page shows of a cell: headline values, beside them the best simple predictor's, and the
+    MLflow run of each objective."""
     metadata: dict = {}
     for training in trainings:
         entry, objective = training.entry(cell), training.objective.name
         manifest = entry.require()
         metrics = entry.table("metrics.parquet")
         cold = metrics[(metrics["stage"] == "cold") & metrics["metric"].isin(HEADLINES[objective])]
-        metadata |= {f"{row.selection}_{row.metric}": round(float(row.value), 6) for row in cold.itertuples()}
+        values = {f"{row.selection}_{row.metric}": round(float(row.value), 6) for row in cold.itertuples()}
+        # The rule that counts and the rival beside it come first.
+        rule = "validation" if training.profile.validation else "last"
+        metadata |= {name: value for name, value in values.items() if name.startswith(rule)}
+        compared = is_compared(training.profile, training.name)
+        if compared and (beside := _simple(training).compare(training.objective, [cell])):
+            metadata[f"best_simple_{beside.metric}"] = round(beside.best_value, 6)
+            metadata[f"best_simple_by_{beside.metric}"] = beside.best
+        metadata |= values
         metadata["dagster/row_count"] = manifest["test_users"]
         if "mlflow_url" in manifest:
             metadata[f"mlflow_run_{objective}"] = dg.MetadataValue.url(manifest["mlflow_url"])

@@ -125,14 +125,14 @@ class Training:
             for settings, cells in together([trials.ask() for trials in plans]):
                 outcomes = self._tried(settings, {r: (gates[r], plans[r], runs[r]) for r in cells})
                 for r, outcome in zip(cells, outcomes, strict=True):
-                    told = outcome.validated(self.objective)
+                    told = {**outcome.validated(self.objective), "epochs": len(outcome.curves)}
                     plans[r].tell(told[f"validation_{self.objective.criterion}"], told)
                     if plans[r].best == number:
                         best[r] = outcome
         for outcome, trials, run in zip(best, plans, runs, strict=True):
             outcome.trials = trials.results.to_dict("records")
             outcome.study = trials.study if trials.about else {}
-            for row in outcome.curves:
+            for row in outcome.curves if len(outcome.curves) > 1 else ():
                 run.metrics({name: v for name, v in row.items() if name != "epoch"}, int(row["epoch"]))
             run.params(hyperparameters(outcome.settings))
         return best
@@ -144,39 +144,54 @@ class Training:
         self, settings: Mapping[str, object], cells: "Mapping[int, tuple[Gate, Trials, CellRun]]"
     ) -> list[Outcome]:
         """Cells under one trial's settings; a trial that was drawn from a space is a nested MLflow run."""
-        gates = [gate for gate, *_ in cells.values()]
-        if not any(trials.about for _, trials, _ in cells.values()):
-            return self._fit(gates, settings, [None] * len(gates))
+        gates, plans, _ = zip(*cells.values(), strict=True)
+        if not any(trials.about for trials in plans):
+            return self._fit(gates, settings, [None] * len(gates), plans)
         with contextlib.ExitStack() as stack:
             nested = [
                 stack.enter_context(self._mlflow_run(gate.cell, run, trials.label(settings), settings))
                 for gate, trials, run in cells.values()
             ]
-            return self._fit(gates, settings, nested)
+            return self._fit(gates, settings, nested, plans)
 
     def _fit(
-        self, gates: Sequence[Gate], settings: Mapping[str, object], runs: "Sequence[CellRun | None]"
+        self,
+        gates: Sequence[Gate],
+        settings: Mapping[str, object],
+        runs: "Sequence[CellRun | None]",
+        plans: Sequence[Trials] = (),
     ) -> list[Outcome]:
-        """Train a model with `settings` on all cells as one program, and judge it after each epoch."""
-        model = built(settings)
+        """Train a model with `settings` on all cells as one program, and judge it after each epoch; with the
+        cells' `plans`, until these give it up. What one cell gives up others may go on with, unseen by it."""
+        model, open_cells, run_epochs = built(settings), set(range(len(gates))), 0
         sides = [{s: held for s in SIDES if (held := gate.held_out(s)) is not None} for gate in gates]
         judges = [
             {s: Judge(held, self.objective, self._clip(gate)) for s, held in of_cell.items()}
             for gate, of_cell in zip(gates, sides, strict=True)
         ]
+        criterion = f"validation_{self.objective.criterion}"
         outcomes, watch = [Outcome(dict(settings)) for _ in gates], Stopwatch()
         training = watch.time(model.fit([gate.data for gate in gates], self.compute.torch_device))
-        cells = [gate.cell for gate in gates]
-        for epoch in epochs(training, model.total_epochs, f"{self.title} {span(cells)}"):
-            for r, (outcome, run) in enumerate(zip(outcomes, runs, strict=True)):
+        title = f"{self.title} {span([gate.cell for gate in gates])}"
+        for epoch in epochs(training, model.total_epochs, title):
+            run_epochs = epoch.number
+            for r in sorted(open_cells):
+                outcome, run = outcomes[r], runs[r]
                 judged = epoch.measured[r] if epoch.measured else _judged(model, r, judges[r])
                 row = {**losses_of(epoch, r), **judged}
-                if run is not None:
+                # One value is no curve.
+                if run is not None and model.total_epochs > 1:
                     run.metrics(row, epoch.number)
                 if outcome.record({"epoch": epoch.number, **row}, self.objective):
                     outcome.keep(model, r, sides[r])
                     outcome.predicted, outcome.lists = judges[r]["test"].predicted, judges[r]["test"].lists
-        self._set_speed(model, gates, outcomes, judges, watch.seconds)
+                more = epoch.number < model.total_epochs
+                if plans and more and not plans[r].goes_on(epoch.number, row[criterion]):
+                    open_cells.remove(r)
+            if not open_cells:
+                log.info("%s: given up after %d of %d epochs", title, epoch.number, model.total_epochs)
+                break
+        self._set_speed(model, gates, outcomes, judges, run_epochs, watch.seconds)
         return outcomes
 
     def _set_speed(
@@ -185,6 +200,7 @@ class Training:
         gates: Sequence[Gate],
         outcomes: list[Outcome],
         judges: Sequence[Mapping[str, Judge]],
+        run_epochs: int,
         seconds: float,
     ) -> None:
         """Samples and seconds of the whole batched program, as the paper counts: rating rows."""
@@ -194,7 +210,7 @@ class Training:
         speed = {
             "device": self.compute.device_name,
             "replicas": len(outcomes),
-            "train_samples": model.total_epochs * sum(model.rows(gate.data) for gate in gates),
+            "train_samples": run_epochs * sum(model.rows(gate.data) for gate in gates),
             "train_seconds": seconds,
             "test_samples": sum(len(judge.held.ratings) for judge in tested),
             "test_users": sum(len(judge.held) for judge in tested),
@@ -244,9 +260,11 @@ class Training:
 
     def _write(self, gate: Gate, fingerprint: str, run: CellRun, outcome: Outcome) -> None:
         rows = metric_rows(outcome, self.objective)
-        values = {f"{row['stage']}.{row['selection']}.{row['metric']}": row["value"] for row in rows}
-        run.metrics(values, int(outcome.curves[-1]["epoch"]))
-        run.flush()
+        everything = {f"{row['stage']}.{row['selection']}.{row['metric']}": row["value"] for row in rows}
+        head = f"cold.{'validation' if self.profile.validation else 'last'}."
+        values = {name.removeprefix(head): v for name, v in everything.items() if name.startswith(head)}
+        tested = dataset_records(self.store, gate.cell)[-1]
+        run.result(values, everything, tested, f"{self.profile.name}-{self.name}-{self.objective.name}")
         files = {
             "metrics.parquet": parquet(pd.DataFrame(rows)),
             "curves.parquet": parquet(pd.DataFrame(outcome.curves)),

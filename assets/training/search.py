@@ -50,7 +50,7 @@ def search_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
         key_prefix=profile.name,
         partitions_def=axes.cells,
         deps=["split", *(dg.AssetKey([profile.name, key]) for key in ("source_factors", "target_factors"))],
-        group_name="search",
+        group_name=profile.group("analysis"),
         kinds={"pytorch", "mlflow"},
         owners=["team:recsys"],
         code_version=CODE,
@@ -177,7 +177,8 @@ class Search:
     @staticmethod
     def _write(entry: Entry, expected: str, run: CellRun, surface: pd.DataFrame, trials: Trials) -> None:
         best = surface[surface["chosen"]].iloc[0]
-        run.metrics({name: best[name] for name in (*GRID, *METRICS)}, int(best["epoch"]))
+        run.params({f"best_{name}": best[name] for name in (*GRID, "epoch")})
+        run.metrics({name: best[name] for name in METRICS})
         run.flush()
         image = heat_maps(surface)
         run.figure(image, "surface.png")

@@ -110,19 +110,43 @@ def paired_bootstrap(
     sums that are NaN or infinite. Raises ValueError where shapes differ, a sum is negative, a user has no
     rating, or level is outside (0, 1).
     """
-    columns = [np.asarray(x, dtype=np.float64) for x in (ours, other, weights)]
-    _check_sums(*columns)
+    return paired_bootstraps({"ours": ours}, other, weights, resamples, seed, level, root)["ours"]
+
+
+def paired_bootstraps(
+    several: Mapping[str, np.ndarray],
+    other: np.ndarray,
+    weights: np.ndarray,
+    resamples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+    root: bool = False,
+) -> dict[str, Interval]:
+    """`paired_bootstrap` of several models (users,) against one other, by name.
+
+    The users are drawn once for all of them, which is most of the work.
+    """
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; give the share that the interval covers, such as 0.95")
-    users = len(columns[0])
-    reason = _undecidable(columns[0] + columns[1], "user")
-    if reason is not None:
-        return Interval(None, None, None, users, reason)
-    totals = _resampled_totals(columns, resamples, seed)
-    tail = (1 - level) / 2
-    low, high = np.quantile(_error_difference(totals, root), [tail, 1 - tail])
-    observed = _error_difference(np.stack(columns).sum(1), root)
-    return Interval(float(observed), float(low), float(high), users)
+    other, weights = (np.asarray(x, dtype=np.float64) for x in (other, weights))
+    columns = {name: np.asarray(ours, dtype=np.float64) for name, ours in several.items()}
+    for ours in columns.values():
+        _check_sums(ours, other, weights)
+    reasons = {name: _undecidable(ours + other, "user") for name, ours in columns.items()}
+    decidable = [name for name, reason in reasons.items() if reason is None]
+    drawn = [*(columns[name] for name in decidable), other, weights]
+    *totals, of_other, of_weights = _resampled_totals(drawn, resamples, seed) if decidable else (None, None)
+    found, tail = {}, (1 - level) / 2
+    for name, reason in reasons.items():
+        if reason is not None:
+            found[name] = Interval(None, None, None, len(weights), reason)
+            continue
+        of_ours = totals[decidable.index(name)]
+        differences = _error_difference(np.stack([of_ours, of_other, of_weights]), root)
+        low, high = np.quantile(differences, [tail, 1 - tail])
+        observed = _error_difference(np.stack([columns[name], other, weights]).sum(1), root)
+        found[name] = Interval(float(observed), float(low), float(high), len(weights))
+    return found
 
 
 def _differences(ours: Sequence[float], other: Sequence[float]) -> tuple[np.ndarray, float]:

@@ -52,7 +52,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
-from ml.replicas import Epoch, replica_generator
+from ml.replicas import Epoch, permutation, replica_generator
 
 # Ratings planned at a time: bounds the memory of the plan; no effect on results.
 BLOCK = 1 << 18
@@ -330,7 +330,7 @@ class MatrixFactorization:
         adam = DeferredAdam(torch.cat(initial).to(device), self.lr, self.epochs * longest)
         flat = _FlatTables(tables, self.batch, device)
         for number in range(1, self.epochs + 1):
-            orders = [_order(len(t), g) for t, g in zip(tables, generators, strict=True)]
+            orders = [permutation(len(t), g) for t, g in zip(tables, generators, strict=True)]
             losses = self._epoch(adam, flat, orders, number)
             self._publish(adam, tables, number)
             yield Epoch(number, {"loss": losses})
@@ -409,12 +409,6 @@ class _FlatTables:
         rows = torch.stack([pad(x.long(), filling, value=self.width) for x in (users, items + self.n_users)])
         rows = (rows + r * (self.width + 1)).view(2, -1, self.batch)
         return rows.transpose(0, 1), pad(values, filling).view(-1, self.batch)
-
-
-def _order(size: int, generator: torch.Generator) -> Tensor:
-    """A random order (size,) of an epoch's ratings, the same in either width of integers."""
-    narrow = size < 1 << 31
-    return torch.randperm(size, generator=generator, dtype=torch.int32 if narrow else torch.int64)
 
 
 def _check(tables: list[RatingTable]) -> None:

@@ -254,7 +254,17 @@ class TransferModel(VectorModel):
         return ReplicaAdam(list(self.parameters_.values()), self.lr)
 
     def _epoch(self, stack: Stack, generators: list[torch.Generator], optimizer) -> dict[str, list[float]]:
-        plan = EpochPlan.draw([self.training_rows(p) for p in stack.problems], self.batch, generators)
+        total, sums = 0, {}
+        for plan in EpochPlan.parts([self.training_rows(p) for p in stack.problems], self.batch, generators):
+            for name, part in self._part(stack, plan, generators, optimizer).items():
+                sums[name] = sums.get(name, 0) + part
+            total = total + plan.weight.sum((1, 2))
+        return {name: (part.cpu() / total).tolist() for name, part in sums.items()}
+
+    def _part(
+        self, stack: Stack, plan: EpochPlan, generators: list[torch.Generator], optimizer
+    ) -> dict[str, Tensor]:
+        """The steps of a plan; the losses by name, summed over its rows (R,)."""
         draws = plan.spread(
             [
                 self.draws(p, order, g)
@@ -270,8 +280,7 @@ class TransferModel(VectorModel):
         rows = plan.weight.sum(2)
         counted = torch.ones_like(rows) if self.summed else rows
         return {
-            name: ((torch.stack([loss[name] for loss in losses], 1) * counted).sum(1) / rows.sum(1)).tolist()
-            for name in losses[0]
+            name: (torch.stack([loss[name] for loss in losses], 1) * counted).sum(1) for name in losses[0]
         }
 
     def _blocks(self, stack: Stack, plan: EpochPlan, draws: dict[str, Tensor]) -> Iterator[Batch]:

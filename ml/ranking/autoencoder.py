@@ -82,8 +82,10 @@ class AutoEncoder(Ranker):
     @torch.no_grad()
     def score(self, state: State, source: csr_matrix) -> np.ndarray:
         """log p(i | u)."""
-        rows = torch.from_numpy(rare_rows(source, state["rarity"].numpy()).toarray()) * SCALE
-        return (state["offset"] + forward(state, rows)).log_softmax(1).numpy()
+        rows = rare_rows(source, state["rarity"].numpy()) * SCALE
+        hidden = torch.tanh(torch.from_numpy(rows @ state["encoder"].numpy()) + state["hidden"])
+        utility = torch.addmm(state["offset"] + state["output"], hidden, state["decoder"])
+        return utility.sub_(utility.logsumexp(1, keepdim=True)).numpy()
 
 
 def forward(layers: State, rows: torch.Tensor) -> torch.Tensor:

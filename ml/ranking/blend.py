@@ -14,7 +14,7 @@ not seen those choices: otherwise the part that remembers most would be trusted 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -56,10 +56,11 @@ class Blend(Ranker):
     title: ClassVar[str] = "Multinomial blend"
     summary: ClassVar[str] = "Weighs popularity, neighbourhood and regression by the likelihood of choices."
     source: ClassVar[str] = "McFadden's conditional logit on the scores of other rankers"
+    warms_by: ClassVar[str] = "choices"
     role: ClassVar[str] = "learned"
     PARTS: ClassVar[Mapping[str, Ranker]] = {
         "neighbourhood": UserNeighbourhood(neighbours=100, popular=0.0),
-        "regression": ItemRegression(normalised=False, penalty=3000.0),
+        "regression": ItemRegression(normalised=False, penalty=3000.0, users=4096),
     }
 
     hidden: int = 0
@@ -146,11 +147,22 @@ class Blend(Ranker):
             scores[name] = (
                 ranker.score(mine, source) if observed is None else ranker.score_after(mine, source, observed)
             )
-        items, raw = self._raw(scores, state, source, also)
+        return self._standardized(state, *self._raw(scores, state, source, also))
+
+    def of_items(self, state: State, source: csr_matrix, items: np.ndarray) -> Candidates:
+        """The items (k,) as candidates of all users with the source rows (m, s)."""
+        scores = [
+            ranker.score_of(part(state, name), source, items).astype(np.float32)
+            for name, ranker in self.PARTS.items()
+        ]
+        places = torch.from_numpy(items).repeat(source.shape[0], 1)
+        tables = [torch.from_numpy(table) for table in scores]
+        return self._standardized(state, places, self._columns(tables, places, state["popularity"], source))
+
+    def _standardized(self, state: State, items: Tensor, raw: Tensor) -> Candidates:
         features = self._expanded(raw, state["blend.scale"])
-        return Candidates(
-            items, (features - state["blend.centre"]) / state["blend.spread"], torch.zeros(items.shape)
-        )
+        features = (features - state["blend.centre"]) / state["blend.spread"]
+        return Candidates(items, features, torch.zeros(items.shape))
 
     @torch.no_grad()
     def score(
@@ -169,9 +181,9 @@ class Blend(Ranker):
     def score_after(self, state: State, source: csr_matrix, observed: csr_matrix) -> np.ndarray:
         return self.score(state, source, observed, observed)
 
+    @torch.no_grad()
     def score_of(self, state: State, source: csr_matrix, items: np.ndarray) -> np.ndarray:
-        """With `items` among everyone's candidates."""
-        return self.score(state, source, everyone(items, source.shape[0], len(state["popularity"])))[:, items]
+        return utility(part(state, "logit"), self.of_items(state, source, items).features).numpy()
 
     def _logarithmic(self) -> list[int]:
         """Columns of the raw features that are logarithms or not a score at all."""
@@ -189,13 +201,20 @@ class Blend(Ranker):
         popularity = state["popularity"]
         tables = [torch.from_numpy(table) for table in scores.values()]
         items = shortlist(tables, popularity, also)
+        mine = [table.gather(1, items) for table in tables]
+        return items, self._columns(mine, items, popularity, source)
+
+    def _columns(
+        self, scores: Iterable[Tensor], items: Tensor, popularity: Tensor, source: csr_matrix
+    ) -> Tensor:
+        """(m, c, parts + 2) of the parts' scores (m, c) of `items` (m, c)."""
         popular = (popularity + 0.5).log()[items]
-        columns = [popular]
-        for ranker, table in zip(self.PARTS.values(), tables, strict=True):
-            mine = table.gather(1, items)
-            columns.append(mine - popular if isinstance(ranker, AutoEncoder) else mine)
+        mine = (
+            score - popular if isinstance(ranker, AutoEncoder) else score
+            for ranker, score in zip(self.PARTS.values(), scores, strict=True)
+        )
         length = torch.from_numpy(np.diff(source.indptr)).float().log1p()
-        return items, torch.stack([*columns, length[:, None].expand_as(popular)], 2)
+        return torch.stack([popular, *mine, length[:, None].expand_as(popular)], 2)
 
     def _expanded(self, raw: Tensor, scale: Tensor) -> Tensor:
         """Beside each score its logarithm."""
@@ -223,7 +242,7 @@ class DeepBlend(Blend):
     )
     PARTS: ClassVar[Mapping[str, Ranker]] = {
         **BlendAutoEncoder.PARTS,
-        "even_regression": ItemRegression(normalised=True, penalty=10.0),
+        "even_regression": ItemRegression(normalised=True, penalty=10.0, users=4096),
         "als": CollectiveALS(rank=32, confidence=5.0),
         "sure_als": CollectiveALS(rank=32, confidence=20.0),
     }
@@ -243,12 +262,6 @@ def present(matrix: csr_matrix, items: Tensor) -> Tensor:
     return torch.isin(users * matrix.shape[1] + items, rows * matrix.shape[1] + columns).float()
 
 
-def everyone(items: np.ndarray, n: int, n_items: int) -> csr_matrix:
-    """1 at the same items (k,) in all of n rows: (n, n_items)."""
-    columns, starts = np.tile(items, n), np.arange(0, n * len(items) + 1, len(items))
-    return csr_matrix((np.ones(len(columns), dtype=np.float32), columns, starts), shape=(n, n_items))
-
-
 def utility(layers: State, features: Tensor) -> Tensor:
     """Equation (1) without its normalisation: (..., c) of features (..., c, f)."""
     found = features @ layers["weights"]
@@ -264,14 +277,15 @@ def choice_loss(logp: Tensor, chosen: Tensor) -> Tensor:
 
 
 def shortlist(tables: list[Tensor], popularity: Tensor, also: csr_matrix | None = None) -> Tensor:
-    """Candidates (m, c), rising, by the reciprocal ranks in the parts' scores (m, t), and those of `also`."""
+    """Candidates (m, c), rising, by the reciprocal ranks in the parts' scores (m, t), and those of `also`.
+    Scores of items without a choice are overwritten."""
     missing = popularity == 0
     count = int((~missing).sum())
     total = (popularity / popularity.sum().clamp(min=1) * 1e-3).repeat(len(tables[0]), 1)
     first = min(SEARCHED, count)
     places = 1 / (10 + torch.arange(first, dtype=torch.float32))
     for table in tables:
-        best = table.masked_fill(missing, -torch.inf).topk(first, dim=1).indices
+        best = table.masked_fill_(missing, -torch.inf).topk(first, dim=1).indices
         total.scatter_add_(1, best, places.expand(len(table), -1))
     total.masked_fill_(missing, -torch.inf)
     if also is not None:

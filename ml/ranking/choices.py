@@ -35,7 +35,7 @@ from torch import Tensor
 
 from ml.data import Ratings, Users
 from ml.distribution.diffusion import VectorDiffusion, normal_points
-from ml.ranking.blend import Candidates, DeepBlend, beyond_candidates, choice_loss, everyone, present, utility
+from ml.ranking.blend import Candidates, DeepBlend, beyond_candidates, choice_loss, present, utility
 from ml.ranking.ranker import Choices, HeldOutScores, Ranker, State, choice_matrix, part, source_of
 from ml.replicas import replica_generator
 
@@ -73,6 +73,7 @@ class ChoiceDiffusion(Ranker):
     title: ClassVar[str] = "DiffCDR for choices"
     summary: ClassVar[str] = "Draws tastes by diffusion, and lists what they would choose on average."
     source: ClassVar[str] = "DiffCDR, with the likelihood of choices as its task loss"
+    warms_by: ClassVar[str] = "choices"
     role: ClassVar[str] = "learned"
     scored_by: ClassVar[str] = "probability"
     orders: ClassVar[tuple[str, ...]] = ("probability", "coverage")
@@ -233,11 +234,14 @@ class ChoiceDiffusion(Ranker):
         self, state: State, candidates: Candidates, items: Tensor, tastes: Tensor
     ) -> Tensor:
         """log of each sample's softmax (n, K, c), from v (n, c, D) and θ (n, K, D)."""
+        return self._utilities(state, candidates, items, tastes).log_softmax(2)
+
+    def _utilities(self, state: State, candidates: Candidates, items: Tensor, tastes: Tensor) -> Tensor:
         items = items @ state["map"]
         offset = self._offset(state, candidates, part(state, "logit"))
         if self.vectors != "mean":
             offset = offset - (items @ state["prior.factor"]).square().sum(2) / 2
-        return torch.baddbmm(offset[:, None], tastes, items.mT).log_softmax(2)
+        return torch.baddbmm(offset[:, None], tastes, items.mT)
 
     def score(self, state: State, source: csr_matrix) -> np.ndarray:
         """log p(i | u) of candidates, equation (1); other items follow, by popularity."""
@@ -247,9 +251,12 @@ class ChoiceDiffusion(Ranker):
         """With o of the parts that know `observed`, and the samples weighed by its likelihood."""
         return self._score(state, source, observed, observed)
 
+    @torch.no_grad()
     def score_of(self, state: State, source: csr_matrix, items: np.ndarray) -> np.ndarray:
-        also = everyone(items, source.shape[0], len(state["popularity"]))
-        return self._score(state, source, also)[:, items]
+        """(1) without its normalisation."""
+        candidates = DeepBlend().of_items(state, source, items)
+        tastes = self._vectors(state, self._condition(state, source), self.samples)
+        return mixed(self._utilities(state, candidates, state["items"][candidates.items], tastes)).numpy()
 
     @torch.no_grad()
     def _score(

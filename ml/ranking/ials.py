@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from ml.ranking.ranker import Choices, Ranker, State
 from ml.replicas import replica_generator
 
-BLOCK = 1 << 21  # numbers of user systems held at a time
+BLOCK = 1 << 19  # numbers of user systems held at a time
 
 
 @dataclass
@@ -30,6 +30,7 @@ class CollectiveALS(Ranker):
     title: ClassVar[str] = "Collective iALS"
     summary: ClassVar[str] = "Factorizes the choices of both domains together, one vector a user."
     source: ClassVar[str] = "Hu et al., ICDM 2008, on both domains; library implicit"
+    warms_by: ClassVar[str] = "choices"
     role: ClassVar[str] = "learned"
 
     rank: int = 32
@@ -62,10 +63,14 @@ class CollectiveALS(Ranker):
             "source_items": torch.tensor(choices.source.shape[1]),
             "source_vectors": items[: choices.source.shape[1]],
             "target_vectors": items[choices.source.shape[1] :],
+            "gram": items.double().T @ items.double(),
         }
 
     def score(self, state: State, source: csr_matrix) -> np.ndarray:
         return self.vectors(state, source) @ state["target_vectors"].numpy().T
+
+    def score_of(self, state: State, source: csr_matrix, items: np.ndarray) -> np.ndarray:
+        return self.vectors(state, source) @ state["target_vectors"].numpy()[items].T
 
     def score_after(self, state: State, source: csr_matrix, observed: csr_matrix) -> np.ndarray:
         return self.vectors(state, source, observed) @ state["target_vectors"].numpy().T
@@ -73,18 +78,19 @@ class CollectiveALS(Ranker):
     def vectors(self, state: State, source: csr_matrix, observed: csr_matrix | None = None) -> np.ndarray:
         """User vectors (m, rank) float32 of source rows (m, s), and target rows (m, t), with the items J:
         (VᵀV + λI + (c − 1) V_JᵀV_J) p = c V_Jᵀ1."""
-        both = [state[f"{side}_vectors"].double().numpy() for side in ("source", "target")]
-        items = np.concatenate(both)
-        base = items.T @ items + self.penalty * np.eye(self.rank)
-        if observed is None:
-            items, rows = both[0], source.astype(np.float64)
-        else:
-            rows = hstack([source, observed]).tocsr().astype(np.float64)
-        outer = (items[:, :, None] * items[:, None, :]).reshape(len(items), -1)
+        vectors, rows = state["source_vectors"].numpy(), source
+        if observed is not None:
+            vectors = np.concatenate([vectors, state["target_vectors"].numpy()])
+            rows = hstack([source, observed]).tocsr()
+        base = state["gram"].numpy() + self.penalty * np.eye(self.rank)
         out = np.empty((rows.shape[0], self.rank), dtype=np.float32)
         size = max(1, BLOCK // self.rank**2)
         for begin in range(0, len(out), size):
-            some = rows[begin : begin + size]
+            some = rows[begin : begin + size].astype(np.float64)
+            present, place = np.unique(some.indices, return_inverse=True)
+            items = vectors[present].astype(np.float64)
+            some = csr_matrix((some.data, place, some.indptr), shape=(some.shape[0], len(present)))
+            outer = (items[:, :, None] * items[:, None, :]).reshape(len(items), -1)
             systems = (some @ outer).reshape(-1, self.rank, self.rank) * (self.confidence - 1) + base
             sides = self.confidence * (some @ items)
             out[begin : begin + size] = np.linalg.solve(systems, sides[:, :, None])[:, :, 0]

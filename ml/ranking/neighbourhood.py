@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix, hstack
 
-from ml.ranking.ranker import Choices, HeldOutScores, Ranker, State, packed, rare_rows, unpacked
+from ml.ranking.ranker import Choices, HeldOutScores, Ranker, State, packed, rare_rows, transposed, unpacked
 
 
 @dataclass
@@ -25,6 +25,7 @@ class UserNeighbourhood(Ranker):
     title: ClassVar[str] = "User neighbourhood"
     summary: ClassVar[str] = "Lists what the training users chose whose source choices are most alike."
     source: ClassVar[str] = "Herlocker et al., SIGIR 1999, across domains"
+    warms_by: ClassVar[str] = "choices"
 
     neighbours: int = 100
     popular: float = 0.1
@@ -43,14 +44,18 @@ class UserNeighbourhood(Ranker):
 
     def score(self, state: State, source: csr_matrix) -> np.ndarray:
         rows = rare_rows(source, state["rarity"].numpy())
-        return self._of_neighbours(state, (rows @ unpacked("source", state).T).toarray())
+        return self._of_neighbours(state, (rows @ transposed("source", state)).toarray())
+
+    def score_of(self, state: State, source: csr_matrix, items: np.ndarray) -> np.ndarray:
+        rows = rare_rows(source, state["rarity"].numpy())
+        return self._of_neighbours(state, (rows @ transposed("source", state)).toarray(), items)
 
     def held_out(self, choices: Choices, state: State, device: torch.device | str = "cpu") -> HeldOutScores:
         """Every training user's neighbours but themselves."""
-        known = unpacked("source", state)
+        known, by_item = unpacked("source", state), transposed("source", state)
 
         def scores(rows: np.ndarray) -> np.ndarray:
-            alike = (known[rows] @ known.T).toarray()
+            alike = (known[rows] @ by_item).toarray()
             alike[np.arange(len(rows)), rows] = 0
             return self._of_neighbours(state, alike)
 
@@ -66,14 +71,20 @@ class UserNeighbourhood(Ranker):
         rows = rare_rows(hstack([source, observed]).tocsr(), both)
         return self._of_neighbours(state, (rows @ known.T).toarray())
 
-    def _of_neighbours(self, state: State, alike: np.ndarray) -> np.ndarray:
-        """Scores (m, t) from similarities (m, n)."""
+    def _of_neighbours(
+        self, state: State, alike: np.ndarray, items: np.ndarray | slice = slice(None)
+    ) -> np.ndarray:
+        """Scores (m, t) from similarities (m, n); of some `items` (k,) alone, (m, k)."""
         k = min(self.neighbours, alike.shape[1])
-        nearest = np.argpartition(-alike, k - 1, axis=1)[:, :k]
-        weight = np.take_along_axis(alike, nearest, 1)
+        best = torch.from_numpy(alike).topk(k, dim=1, sorted=False)
+        weight, nearest = best.values.numpy(), best.indices.numpy()
         rows = csr_matrix(
             (weight.ravel(), nearest.ravel(), np.arange(0, weight.size + 1, k)), shape=alike.shape
         )
         total = np.maximum(weight.sum(1, keepdims=True), 1e-9)
-        chosen = (rows @ unpacked("target", state)).toarray() / total
-        return (chosen + self.popular * state["share"].numpy()).astype(np.float32)
+        whole = isinstance(items, slice)
+        target = unpacked("target", state) if whole else transposed("target", state)[items].T
+        chosen = (rows @ target).toarray()
+        chosen /= total
+        chosen += self.popular * state["share"].numpy()[items]
+        return chosen

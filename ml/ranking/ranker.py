@@ -7,7 +7,9 @@ something can be ranked for without training.
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +27,7 @@ from ml.models.contract import Model, Predicted
 from ml.replicas import Epoch, replica_generator
 
 FOLDS = 4
+CELLS = 5  # whose choices are kept: the seeds that are trained together
 HISTORY = 50  # source items of a user that are asked for as reasons
 
 State = dict[str, Tensor]
@@ -50,11 +53,14 @@ class Choices:
 
     @classmethod
     def of(cls, data: Data) -> Choices:
-        """Those of one cell; the same object while its ratings are in memory, so that what several models of
-        a cell start from is learned once."""
-        if data.target.values not in CELLS:
-            CELLS[data.target.values] = cls._of(data)
-        return CELLS[data.target.values]
+        """Those of one cell; the same object for the same choices while it is among the CELLS asked for last:
+        what several models of a cell start from is learned once."""
+        choices = cls._of(data)
+        kept = RECENT.pop(choices.digest, choices)
+        RECENT[choices.digest] = kept
+        while len(RECENT) > CELLS:
+            RECENT.popitem(last=False)
+        return kept
 
     @classmethod
     def _of(cls, data: Data) -> Choices:
@@ -72,6 +78,16 @@ class Choices:
 
     def __len__(self) -> int:
         return self.source.shape[0]
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Of all that a ranker can learn from; equal choices have equal ones."""
+        found = hashlib.blake2b(str(self.seed).encode(), digest_size=16)
+        for matrix in (self.source, self.target, self.source_alone, self.target_alone):
+            found.update(str(matrix.shape).encode())
+            for part in (matrix.indptr, matrix.indices):
+                found.update(part.astype(np.int64).tobytes())
+        return found.digest()
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` gives, made the first time that `name` is asked for; it must not be changed."""
@@ -126,8 +142,10 @@ class Folds:
         return out
 
 
-# Choices of the cells in memory, by the tensor of their target ratings.
-CELLS = WeakTensorKeyDictionary()
+# The choices asked for last, by digest, with what was learned of them.
+RECENT: OrderedDict[bytes, Choices] = OrderedDict()
+# Sparse matrices of states in memory with their transposes, by the tensor of their values.
+UNPACKED = WeakTensorKeyDictionary()
 
 
 def choice_matrix(ratings: Ratings, n_users: int, n_items: int) -> csr_matrix:
@@ -173,8 +191,24 @@ def packed(name: str, matrix: csr_matrix) -> State:
 
 
 def unpacked(name: str, state: State) -> csr_matrix:
-    parts = (state[f"{name}.{part}"].numpy() for part in ("values", "columns", "starts"))
-    return csr_matrix(tuple(parts), shape=tuple(state[f"{name}.shape"].tolist()))
+    """What was `packed`; the same object for the same state, not to be changed."""
+    return _unpacked(name, state)[0]
+
+
+def transposed(name: str, state: State) -> csr_matrix:
+    """Its transpose, by rows, so that a few of its columns are found without reading all."""
+    return _unpacked(name, state)[1]
+
+
+def _unpacked(name: str, state: State) -> tuple[csr_matrix, csr_matrix]:
+    key = state[f"{name}.values"]
+    if key not in UNPACKED:
+        # A copy: the matrix must not keep alive the tensor that it is forgotten with.
+        values = key.numpy().copy()
+        columns, starts = (state[f"{name}.{part}"].numpy() for part in ("columns", "starts"))
+        matrix = csr_matrix((values, columns, starts), shape=tuple(state[f"{name}.shape"].tolist()))
+        UNPACKED[key] = matrix, matrix.T.tocsr()
+    return UNPACKED[key]
 
 
 def part(state: State, name: str) -> State:
@@ -236,7 +270,7 @@ class Ranker(Model):
     def scores(self, users: Users, items: Tensor, replica: int = 0) -> Tensor:
         state = self.state(replica)
         found = torch.from_numpy(self.score(state, source_of(users, state, self.name)))
-        found = found.masked_fill(state["popularity"] == 0, -torch.inf)
+        found = found.masked_fill_(state["popularity"] == 0, -torch.inf)
         return found if len(items) == found.shape[1] and bool((items.diff() == 1).all()) else found[:, items]
 
     def score_after(self, state: State, source: csr_matrix, observed: csr_matrix) -> np.ndarray:
@@ -245,17 +279,14 @@ class Ranker(Model):
         return self.score(state, source)
 
     @torch.no_grad()
-    def top_after(
-        self, users: Users, observed: Ratings, k: int = 20, replica: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """`top` after the first target choices `observed` of these users, which are not listed again."""
+    def top_after(self, users: Users, observed: Ratings, k: int, replica: int = 0) -> tuple[Tensor, Tensor]:
         state = self.state(replica)
         source = source_of(users, state, self.name)
         seen = choice_matrix(observed, len(users), len(state["popularity"]))
 
         def scores(rows: Tensor) -> Tensor:
             found = torch.from_numpy(self.score_after(state, source[rows.numpy()], seen[rows.numpy()]))
-            return found.masked_fill(state["popularity"] == 0, -torch.inf)
+            return found.masked_fill_(state["popularity"] == 0, -torch.inf)
 
         return top_by_scores(scores, len(users), len(state["popularity"]), k, observed)
 
@@ -285,7 +316,7 @@ class Ranker(Model):
         return reasons, losses
 
     def score_of(self, state: State, source: csr_matrix, items: np.ndarray) -> np.ndarray:
-        """Scores (m, k) of the same target items (k,) for users with the source rows (m, s)."""
+        """`score` of the target items (k,) alone, but for a constant: (m, k) of source rows (m, s)."""
         return self.score(state, source)[:, items]
 
     def items_of(self, replica: int = 0) -> int:

@@ -16,7 +16,17 @@ import torch
 from scipy.linalg.lapack import spotrf, spotri
 from scipy.sparse import csr_matrix
 
-from ml.ranking.ranker import Choices, HeldOutScores, Ranker, State, packed, rare_rows, unpacked, weighted
+from ml.ranking.ranker import (
+    Choices,
+    HeldOutScores,
+    Ranker,
+    State,
+    packed,
+    rare_rows,
+    transposed,
+    unpacked,
+    weighted,
+)
 
 
 @dataclass
@@ -54,8 +64,16 @@ class ItemRegression(Ranker):
 
     def score(self, state: State, source: csr_matrix) -> np.ndarray:
         rows = self._rows(source, state["rarity"].numpy())
-        weights = (rows @ unpacked("source", state).T).toarray() @ state["inverse"].numpy()
+        weights = (rows @ transposed("source", state)).toarray() @ state["inverse"].numpy()
         return product(weights, unpacked("target", state))
+
+    def score_of(self, state: State, source: csr_matrix, items: np.ndarray) -> np.ndarray:
+        """By the columns of B for `items`, over the source items that occur in `source`."""
+        rows = self._rows(source, state["rarity"].numpy())
+        present = np.unique(rows.indices)
+        columns = transposed("target", state)[items].toarray() @ state["inverse"].numpy()
+        coefficients = transposed("source", state)[present] @ columns.T
+        return rows[:, present] @ coefficients
 
     def held_out(self, choices: Choices, state: State, device: torch.device | str = "cpu") -> HeldOutScores:
         place = np.full(len(choices), -1)
@@ -77,7 +95,8 @@ class ItemRegression(Ranker):
 
 def product(weights: np.ndarray, target: csr_matrix) -> np.ndarray:
     """weights (m, n) times the sparse target (n, t)."""
-    return np.ascontiguousarray((target.T @ weights.T).T)
+    # torch turns a large matrix round by blocks, numpy column by column.
+    return torch.from_numpy(target.T @ weights.T).T.contiguous().numpy()
 
 
 def inverse(matrix: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from assets.state.code import OURS
 from assets.state.locks import by_postgres
 from assets.state.store import Store
 from assets.state.tracking import DatasetRecord, MlflowTracking
-from deploy.ray.loopback.cluster import DATA, PROFILE, TRAINED, Cluster
+from deploy.ray.loopback.cluster import CELLS, DATA, PROFILE, TRAINED, Cluster
 from pipeline.definitions import build_defs
 from pipeline.ray_launcher import NEEDS, OpTagsRunLauncher
 
@@ -148,8 +148,7 @@ def test_only_runs_with_an_op_that_uses_cuda_are_given_a_gpu(assets, gpus, given
 def test_a_node_dies_in_mid_backfill(here, tmp_path):
     """The other node does its run, no finished cell is computed again, and one machine gives the same."""
     catalog, store = load_catalog(), Store()
-    axes = Axes(catalog)
-    cells = [axes.parse(key) for key in axes.cells.get_partition_keys()]
+    cells = [Axes(catalog).parse(key) for key in CELLS]
     factors = [f"{PROFILE}/{name}" for name in TRAINED[:2]]
     first = here.backfill([*DATA, *factors])
     assert here.wait(first, limit=900) == "COMPLETED_SUCCESS"

@@ -73,6 +73,14 @@ class Linear(Model):
         return self
 
 
+class ByStatistics(Linear):
+    """The stars of a user are a function of the source statistics alone."""
+
+    def predict(self, users: Users, ratings: Ratings, replica: int = 0) -> Predicted:
+        stars = (1 + 4 * users.statistics.sum(1).sigmoid()).float()
+        return Predicted(stars[ratings.users], stars[ratings.users])
+
+
 HISTORY = Ratings(
     torch.tensor([0, 0, 0, 1, 2, 2, 4]),
     torch.tensor([3, 0, 5, 2, 1, 4, 0]),
@@ -137,6 +145,17 @@ def test_of_whom_nothing_is_known_gets_the_most_popular_items():
     assert listed.scores[0].tolist() == [9, 9, 5]
     nobody = held.new_users(Ratings(*(column[:0] for column in vars(HISTORY).values())), 1)
     assert held.recommend(nobody, 2).items.tolist() == [[1, 2]]
+
+
+def test_of_whom_nothing_is_known_is_expected_to_give_what_nobody_gives():
+    held = recommender(stars=served(ByStatistics()))
+    nobody = held.new_users(Ratings(*(column[:0] for column in vars(HISTORY).values())), 1)
+    expected = held.rate(nobody, torch.zeros(1).long(), torch.ones(1).long()).mean.item()
+    listed = held.recommend(held.known_users(torch.tensor([-1, 0, 3])), 8)
+    for values in (listed.mean, listed.median):
+        assert values[[0, 2], :6].flatten().tolist() == pytest.approx([expected] * 12)
+        assert values[[0, 2], 6:].isnan().all()
+        assert values[1, 0].item() != pytest.approx(expected)
 
 
 def test_a_new_user_is_known_by_ratings_alone():

@@ -164,3 +164,15 @@ def test_clipping_leaves_small_gradients_alone():
     gradient = torch.tensor([[3.0, 4.0], [0.03, 0.04]])
     clipped = clip_by_replica(gradient, 1.0)
     torch.testing.assert_close(clipped, torch.tensor([[0.6, 0.8], [0.03, 0.04]]))
+
+
+def test_parts_of_an_epoch_are_the_steps_of_the_whole():
+    def generators():
+        return [replica_generator(r, "parts") for r in range(2)]
+
+    whole = EpochPlan.draw([23, 6], 4, generators())
+    parts = list(EpochPlan.parts([23, 6], 4, generators(), most=7))
+    assert [part.steps for part in parts] == [2, 2, 2]
+    assert torch.equal(torch.cat([part.rows for part in parts], 1), whole.rows)
+    assert torch.equal(torch.cat([part.weight for part in parts], 1), whole.weight)
+    assert [len(part.orders[1]) for part in parts] == [6, 0, 0]

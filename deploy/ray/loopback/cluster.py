@@ -8,6 +8,7 @@ backfill and says which node did which cell.
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -30,10 +31,11 @@ HERE = Path(__file__).parent
 PROJECT = HERE.parents[2]
 BIN = Path(sys.executable).parent
 HOST, BUCKET = "127.0.0.1", "diffcdr"
-PROFILE = "small"
+PROFILE, TASK, DOMAINS = "small", "demo_video_music", ("demo_video", "demo_music")
+CELLS = [f"{TASK}|b{beta}-s{seed}" for beta in (20, 50, 80) for seed in (0, 1)]
 DATA = ["reviews", "ratings", "overlap", "split"]
 TRAINED = ["source_factors", "target_factors", "tgt", "emcdr", "diffcdr"]
-START_SECONDS, END_SECONDS = 180, 30
+START_SECONDS, END_SECONDS = 400, 30
 LAUNCH = """
 mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) { __typename
   ... on LaunchBackfillSuccess { backfillId }
@@ -106,11 +108,9 @@ class Cluster:
     # Backfills, as the UI launches them
 
     def backfill(self, assets: Sequence[str]) -> str:
-        """Launch one of all partitions of the assets; returns its id."""
-        keys = [{"path": name.split("/")} for name in assets]
-        answer = self._ask(LAUNCH, params={"assetSelection": keys, "allPartitions": True})[
-            "launchPartitionBackfill"
-        ]
+        """Launch one of the assets in all partitions that the task TASK has a part in; returns its id."""
+        params = {"partitionsByAssets": [_partitions(name) for name in assets]}
+        answer = self._ask(LAUNCH, params=params)["launchPartitionBackfill"]
         if "backfillId" not in answer:
             raise RuntimeError(f"Dagster did not launch the backfill: {answer}")
         return answer["backfillId"]
@@ -301,6 +301,8 @@ class Cluster:
 
 
 def main(command: str = "up") -> None:
+    # As Ctrl-C, so that everything is ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="diffcdr-"))
     console = Console()
     console.print(f"starting Postgres, S3, MLflow, two Ray nodes and Dagster in {folder}")
@@ -332,6 +334,12 @@ def demo(cluster: Cluster, console: Console) -> None:
     console.print(f"{status} after {time.monotonic() - begin:.0f} s")
     if status != "COMPLETED_SUCCESS":
         raise SystemExit(1)
+
+
+def _partitions(asset: str) -> dict:
+    keys = {"reviews": DOMAINS, "ratings": DOMAINS, "overlap": [TASK]}.get(asset, CELLS)
+    ranges = [{"start": key, "end": key} for key in keys]
+    return {"assetKey": {"path": asset.split("/")}, "partitions": {"ranges": ranges}}
 
 
 def _cells(tags: Mapping[str, str]) -> str:

@@ -103,6 +103,7 @@ def test_types_of_the_tables(run):
         ],
         "users": [("user", "INTEGER"), ("user_id", "VARCHAR")],
         "items": [("item", "INTEGER"), ("item_id", "VARCHAR")],
+        "titles": [("item", "INTEGER"), ("title", "VARCHAR")],
         "quarantine": [
             ("line", "BIGINT"),
             ("field", "VARCHAR"),
@@ -198,6 +199,30 @@ def test_semicolons_and_decimal_commas(run):
     domain = _domain(delimiter=";", decimal=",")
     _, folder = run('u;i;r;t\n"a;b";x;4,5;9\nb;x;3;9\n', domain)
     assert _ratings(folder) == [("a;b", "x", 4.5, 9), ("b", "x", 3.0, 9)]
+
+
+@pytest.mark.parametrize("timestamp", ["t", None])
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_titles_of_items(run, kind, timestamp):
+    """The first that an item has counts; it may have none, and a bad row's does not count."""
+    titles = [" One, and only ", "", "Uno", None, "x" * 400]
+    rows = pd.DataFrame({"u": list("abcde"), "i": list("xyxzw"), "r": 4, "t": 9, "n": titles})
+    rows.loc[5] = ["f", "y", 77, 9, "of a bad row"]
+    if kind == "parquet":
+        content = rows.to_parquet(index=False)
+    else:
+        content = rows.to_csv(index=False) if kind == "csv" else rows.to_json(orient="records", lines=True)
+    columns = {"user": "u", "item": "i", "rating": "r", "timestamp": timestamp, "title": "n"}
+    got, database = run(content, _domain(kind=kind, columns=columns, on_bad_rows="quarantine"))
+    assert (got.items, got.quarantined) == (4, 1)
+    assert _table(database, "items") == [(0, "w"), (1, "x"), (2, "y"), (3, "z")]
+    assert _table(database, "titles") == [(0, "x" * 300), (1, "One, and only")]
+    assert [time for *_, time in _ratings(database)] == [9 if timestamp else None] * 5
+
+
+def test_without_a_column_there_are_no_titles(run):
+    _, database = run("u,i,r,t\na,x,4,9\n", _domain())
+    assert _table(database, "titles") == []
 
 
 def test_columns_whose_names_differ_in_capitals(run, tmp_path):

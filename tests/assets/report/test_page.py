@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from html import escape
 
 import dagster as dg
 import numpy as np
@@ -62,10 +63,12 @@ def fill(store, rng):
                 "throughput.parquet": pd.DataFrame([speed]),
                 "coverage.parquet": support([mae * 4, mae * 6], [4, 6]),
             }
+            files["curves.parquet"] = pd.DataFrame({"epoch": [1, 2], "test_rmse": [mae + 0.5, mae + 0.3]})
             finish(store, model, key, errors(mae, mae + 0.3), files=files, warm_left_out=3 + seed)
             ranked = {("cold", "last", m): 0.01 * position for m in ("dcg@20", "recall@20", "ndcg@20")}
             finish(store, model, key, ranked, objective="ranking")
-        finish(store, "item_mean", key, errors(1.3, 1.6))
+        of_mean = {"user_errors.parquet": user_errors([1.3 * n for n in range(1, 7)], [1, 2, 3, 4, 5, 6])}
+        finish(store, "item_mean", key, errors(1.3, 1.6), files=of_mean)
         finish(store, "random", key, {("cold", "last", "ndcg@20"): 0.001}, objective="ranking")
     cloud = picture().formats
     row = ("emcdr", "test", None, 1.0, 0.5, 1.0, 0.9, None)
@@ -73,6 +76,10 @@ def fill(store, rng):
     files = {"distances.parquet": parquet(pd.DataFrame([row], columns=columns))}
     files |= {f"figure4.{ending}": content for ending, content in cloud.items()}
     store.embeddings("paper", AXES.parse("tiny|b20-s0")).write(files, "made by hand")
+
+
+# All that `report_assets` makes of the profile that a test takes.
+TABLES = dg.AssetSelection.groups("report", "paper_tables", "strict_tables").materializable()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,7 +99,7 @@ def reported(tmp_path_factory):
     result = dg.materialize(
         report_assets(AXES, profiles),
         resources={"store": store},
-        selection=dg.AssetSelection.groups("reports"),
+        selection=TABLES,
     )
     assert result.success
     return store, profiles, result
@@ -104,7 +111,8 @@ def test_every_part_is_there_in_every_format(reported):
         folder = store.report("paper", name)
         for ending in ("parquet", "csv", "md", "tex", "html"):
             assert (folder / f"{name}.{ending}").stat().st_size > 0
-        assert part.NOTHING not in (folder / f"{name}.md").read_text(), name
+        # Lists of each user are in no hand-made cell.
+        assert (part.NOTHING in (folder / f"{name}.md").read_text()) == (name == "people"), name
     assert {file.name for file in store.report("paper", "figure3").glob("*.[ps][nv]g")} == {
         "figure3-tiny.png",
         "figure3-tiny.svg",
@@ -119,8 +127,10 @@ def test_the_report_needs_nothing_but_itself(reported):
     assert all(link.startswith(("data:image/", "#")) for link in shown.links)
     assert "<script" not in text
     anchors = set(re.findall(r'<section id="([\w-]+)"', text))
-    assert {link[1:] for link in shown.links if link.startswith("#")} == anchors
-    assert {"summary", "data", "table2", "figure3", "table4"} <= anchors
+    assert {link[1:] for link in shown.links if link.startswith("#")} == anchors - {"opening"}
+    assert {"summary", "by_beta", "learning", "table2", "figure3", "table4", "opening"} <= anchors
+    assert "people" not in anchors
+    assert "Nothing has been computed for: People" in text
 
 
 def test_the_report_shows_what_the_tables_hold_and_what_is_missing(reported):
@@ -138,6 +148,54 @@ def test_the_report_shows_what_the_tables_hold_and_what_is_missing(reported):
     assert events["report"]["missing"].value == "none"
 
 
+def test_the_report_begins_with_sentences_and_a_picture_of_each_model(reported):
+    store, profiles, _ = reported
+    text = (store.report("report") / "report.html").read_text()
+    frame = pd.read_parquet(store.report("paper", "forest") / "forest.parquet").set_index("model")
+    start = text.index('class="sentence"')
+    assert start < text.index("<img") < text.index("<nav")
+    ours = frame.loc["diffcdr"]
+    said = f"miss by {ours['value']:.3f} (RMSE), each item&#39;s mean by {ours['value_reference']:.3f}"
+    assert said in text[start : text.index("<img")]
+    # Made up data are said to be, before anything else.
+    assert text.index('class="warning"') < start
+    assert set(frame.index) == set(MODELS) & {*profiles["paper"].models}
+
+
+def test_the_same_results_make_the_same_report(reported):
+    store, profiles, _ = reported
+    folder = store.report("report")
+    before = [(folder / name).read_bytes() for name in ("report.html", "report.md")]
+    made = dg.materialize(
+        report_assets(AXES, profiles), resources={"store": store}, selection=["paper/forest", "report"]
+    )
+    assert made.success
+    assert [(folder / name).read_bytes() for name in ("report.html", "report.md")] == before
+
+
+def test_what_few_read_is_folded_and_other_profiles_stand_behind(tmp_path):
+    store = Store(home=str(tmp_path))
+    for profile in ("paper", "tuned"):
+        finish(store, "emcdr", "tiny|b20-s0", errors(1.0, 1.2), profile=profile)
+    profiles = {name: load_profiles()[name] for name in ("paper", "strict", "tuned")}
+    dg.materialize(
+        report_assets(AXES, profiles),
+        resources={"store": store},
+        selection=["paper/table2", "tuned/table2", "paper/cost", "tuned/cost", "report"],
+    )
+    text = (store.report("report") / "report.html").read_text()
+    # Nothing of a profile that was never begun.
+    assert "strict" not in text
+    story, table2 = (text[text.index(f'<section id="{name}">') :] for name in ("by_beta", "table2"))
+    assert story.index("materialize tuned/by_beta") < story.index("materialize paper/by_beta")
+    # The paper's tables are those of the paper's protocol first.
+    opened, folded = (table2.index(escape(profiles[name].title)) for name in ("paper", "tuned"))
+    assert opened < folded
+    assert table2[:folded].rstrip().endswith("<summary>")
+    summary = text[text.index('<section id="summary"') :]
+    assert summary.index("<details") < summary.index("<table")
+
+
 def test_a_part_that_was_not_made_says_what_to_materialize():
     store, profiles = Store(), {"paper": load_profiles()["paper"]}
     result = dg.materialize(report_assets(AXES, profiles), resources={"store": store}, selection="report")
@@ -152,7 +210,7 @@ def test_tables_of_an_empty_home_say_that_nothing_was_computed():
     result = dg.materialize(
         report_assets(AXES, profiles),
         resources={"store": store},
-        selection=dg.AssetSelection.groups("reports"),
+        selection=TABLES,
     )
     assert result.success
     assert part.NOTHING in (store.report("strict", "table2") / "table2.md").read_text()
@@ -160,19 +218,18 @@ def test_tables_of_an_empty_home_say_that_nothing_was_computed():
 
 
 def test_assets_depend_on_what_they_show():
+    """Numbers of models reach the tables through one view of each profile."""
     profiles = load_profiles()
-    deps = {
-        asset.key.to_user_string(): asset.asset_deps[asset.key] for asset in report_assets(AXES, profiles)
-    }
-    paper, strict = (profiles[name] for name in ("paper", "strict"))
-    assert deps["paper/table2"] == {dg.AssetKey(["paper", n]) for n in (*paper.models, *paper.controls)}
-    # What a profile does not train is no asset of it.
-    assert deps["strict/table2"] == {
-        dg.AssetKey(["strict", n]) for n in (*strict.models, *strict.controls) if n in strict.trained
-    }
-    assert dg.AssetKey(["tuned", "choice_diffusion_mean"]) in deps["tuned/ranking"]
-    assert dg.AssetKey(["tuned", "choice_diffusion"]) in deps["tuned/verdict"]
-    assert dg.AssetKey(["paper", "random"]) in deps["paper/ranking"]
+    graph = dg.Definitions(report_assets(AXES, profiles), resources={"store": Store()}).resolve_asset_graph()
+    keys = [key for key in graph.get_all_asset_keys() if graph.get(key).group_name != "default"]
+    deps = {key.to_user_string(): graph.get(key).parent_keys for key in keys}
+    for name, profile in profiles.items():
+        # What a profile does not train is no asset of it.
+        view = dg.AssetKey([name, "results"])
+        assert deps.pop(f"{name}/results") == {dg.AssetKey([name, n]) for n in profile.trained}
+        assert graph.get(view).is_virtual
+        for made in ("table2", "ranking", "significance", "table4"):
+            assert deps[f"{name}/{made}"] == {view}
     assert deps["paper/figure4"] == {dg.AssetKey(["paper", "embeddings"])}
     searched = {name for name, profile in profiles.items() if profile.search}
     assert {key.split("/")[0] for key in deps if key.endswith("search_surface")} == searched
@@ -190,7 +247,7 @@ def test_another_table_is_one_file_and_one_line(monkeypatch):
     monkeypatch.setattr(page, "PARTS", (*PARTS, mine))
     store, profiles = Store(), {"paper": load_profiles()["paper"]}
     assets = report_assets(AXES, profiles)
-    made = dg.materialize(assets, resources={"store": store}, selection=dg.AssetSelection.groups("reports"))
+    made = dg.materialize(assets, resources={"store": store}, selection=TABLES)
     assert made.success
     assert '<section id="counted">' in (store.report("report") / "report.html").read_text()
     assert (store.report("paper", "counted") / "counted.tex").exists()

@@ -11,12 +11,12 @@ import pytest
 
 from assets.serving.answering import answering
 from assets.serving.choice import Choice, Chosen
-from assets.serving.gate import Judged, NotPromoted, judge, refuse, rivals
+from assets.serving.gate import Judged, NotPromoted, judge, refuse
 from assets.serving.registry import REQUIREMENTS, champion, register
 from assets.settings.profile import load_profiles
 from assets.state.code import OURS
 from assets.state.store import NotMaterialized, Store, parquet
-from assets.training.choose import best, candidates
+from assets.training.choose import best, candidates, rivals
 from assets.training.fingerprints import Fingerprints
 from tests.assets.axes import AXES, CATALOG, CELL
 from tests.assets.house import MODELS, STRICT
@@ -153,7 +153,9 @@ def test_the_champion_is_registered_with_its_card(house):
     assert version.run_id == trained["mlflow_run_id"]
     tags = dict(version.tags)
     logged = tags.pop("logged_model")
-    assert tags == {"model": chosen, "stars": chosen, "profile": "strict", "cell": CELL.key}
+    about = {"model": chosen, "stars": chosen, "profile": "strict", "cell": CELL.key}
+    assert tags == about | {"synthetic": "true"}
+    assert "**The data are synthetic**" in done.card
     assert version.description == done.card
 
     facts = house.store.ratings("tiny_video").require()

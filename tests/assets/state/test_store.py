@@ -193,7 +193,7 @@ def test_a_writer_that_stops_at_any_point_leaves_what_was_there(old, place, stor
     assert len(generations(entry)) == 1 + old
 
 
-def test_a_killed_process_leaves_what_was_there_and_the_next_one_cleans_up(home, monkeypatch):
+def test_a_killed_process_leaves_what_was_there_and_the_next_one_cleans_up(home):
     entry = split(Store())
     entry.write({"a": b"old"}, "f1")
     script = """
@@ -208,7 +208,6 @@ def test_a_killed_process_leaves_what_was_there_and_the_next_one_cleans_up(home,
     """
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        monkeypatch.setattr(folders, "_LOCKED_AFTER", -folders._LOCKED_AFTER)
         entry.write({"a": b"2"}, "f2")
         assert len(generations(entry)) == 3, "a living writer is left alone"
         process.kill()

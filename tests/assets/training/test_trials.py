@@ -78,6 +78,46 @@ def test_answers_come_in_the_order_of_asking():
         _ = Trials([{}]).best
 
 
+def epochs_run(trials: Trials, curves) -> list[int]:
+    """How many epochs of each trial's scores are run before it is given up."""
+    run = []
+    for curve in curves:
+        trials.ask()
+        for epoch, value in enumerate(curve, 1):
+            if not trials.goes_on(epoch, value):
+                break
+        trials.tell(max(curve[:epoch]))
+        run.append(epoch)
+    return run
+
+
+def test_of_three_trials_one_goes_on_beyond_a_rung():
+    curves = [[level + epoch / 100 for epoch in range(20)] for level in (0.5, 0.1, 0.3, 0.6, 0.2, math.nan)]
+    trials = Trials([{"lr": lr} for lr in range(6)], higher_is_better=True)
+    # The first is alone at the rungs of 2, 6 and 18 epochs; of the others only what is better goes on.
+    assert epochs_run(trials, curves) == [20, 2, 2, 20, 2, 2]
+    assert trials.best == 3
+
+
+def test_what_is_sampled_is_given_up_too_and_the_seed_gives_it():
+    def run() -> tuple[list, Trials]:
+        trials, epochs = of_space(SPACE, {}, 0), []
+        for _ in range(len(trials)):
+            settings = trials.ask()
+            for epoch in range(1, 11):
+                value = score(settings) + 1 / epoch
+                if not trials.goes_on(epoch, value):
+                    break
+            trials.tell(value)
+            epochs.append(epoch)
+        return epochs, trials
+
+    (epochs, trials), (again, _) = run(), run()
+    assert epochs == again
+    assert sum(epochs) < 0.6 * 10 * len(trials)
+    assert epochs[trials.best] == 10
+
+
 def test_choices_without_a_count_are_a_grid():
     space = Space({"a": (1, 2), "b": ("x", "y")})
     trials = of_space(space, {"model": "emcdr"}, seed=0)

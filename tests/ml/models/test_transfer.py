@@ -11,6 +11,7 @@ import torch
 from ml.data import Problem
 from ml.models.transfer import Batch, Stack, TransferModel
 from ml.replicas import (
+    EpochPlan,
     gather,
     weighted_mean,
 )
@@ -152,3 +153,16 @@ def test_hyperparameters_are_what_the_model_was_built_with():
         "lr": 0.01,
         "scale": 0.0,
     }
+
+
+def test_an_epoch_in_parts_trains_as_in_one(monkeypatch):
+    problems = [random_problem(0), random_problem(1, users=7, ratings=11)]
+    whole = list(Shift(batch=4, epochs=2).train(problems))
+    model = Shift(batch=4, epochs=2).trained(problems)
+    parts = EpochPlan.parts
+    monkeypatch.setattr(EpochPlan, "parts", lambda *given: parts(*given, most=8))
+    split = Shift(batch=4, epochs=2)
+    losses = [epoch.losses["loss"] for epoch in split.train(problems)]
+    assert losses == [pytest.approx(epoch.losses["loss"], rel=1e-5) for epoch in whole]
+    for r in range(2):
+        assert torch.equal(split.state_dict(r)["shift"], model.state_dict(r)["shift"])

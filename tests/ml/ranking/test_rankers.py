@@ -175,6 +175,18 @@ def test_reasons_are_what_the_score_loses(name, data):
         assert losses[user, place, 0].item() == pytest.approx(float(fall[0, place]), abs=1e-4)
 
 
+@pytest.mark.parametrize("model", RANKERS, ids=lambda model: model.name)
+def test_a_few_items_are_scored_as_among_all(model, data):
+    """But for what a softmax over all takes off them alike."""
+    train, held_out = data
+    state = fitted(model, train).state(0)
+    listed = model.top(held_out.users.take(torch.arange(1)), 6)[0][0].numpy()
+    source = Choices.of(train).source[:1]
+    apart = model.score(state, source)[:, listed] - model.score_of(state, source, listed)
+    normalised = model.name == "choice_diffusion"
+    np.testing.assert_allclose(apart, apart.mean() if normalised else 0, atol=0.05 if normalised else 1e-4)
+
+
 def test_what_models_of_a_cell_share_is_learned_once_and_left_as_it_is(data):
     train, _ = data
     choices = Choices.of(train)

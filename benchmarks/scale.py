@@ -1,0 +1,166 @@
+"""`python -m benchmarks.scale`: a cell of many generated ratings through the product's own steps, each alone
+in a process, with its time and peak memory: what one machine takes.
+
+Half of the ratings are the source domain's, half the target's; half of the source's users are in both. Users
+and items are drawn with a long tail. The ratings mean nothing, so no error is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import duckdb
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from assets.data.ratings import ingest_domain
+from assets.data.reviews import obtain
+from assets.data.splits import draw_split, find_overlap
+from assets.settings.axes import Axes
+from assets.settings.catalog import load_catalog
+from assets.settings.profile import Profile, load_profiles
+from assets.state.compute import Compute
+from assets.state.store import Store
+from assets.state.tracking import MlflowTracking
+from assets.training.factors import train_source, train_target
+from assets.training.run import Training
+from benchmarks.measure import in_child, machine, peak_mb
+from ml.evaluation.selection import RATING
+
+RESULTS = Path(__file__).with_name("scale.json")
+PER_USER, PER_ITEM = 50, 400  # ratings
+CATALOG = """
+domains:
+  wide_source:
+    {{url: {folder}/source.parquet, kind: parquet, columns: {{user: u, item: i, rating: r, timestamp: t}}}}
+  wide_target:
+    {{url: {folder}/target.parquet, kind: parquet, columns: {{user: u, item: i, rating: r, timestamp: t}}}}
+tasks:
+  wide: {{source: wide_source, target: wide_target}}
+"""
+MODELS = ("emcdr", "diffcdr")
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        rows = list(measure(Path(folder), options.ratings, options.seeds, options.epochs))
+    RESULTS.write_text(json.dumps({"machine": machine("cpu"), **vars(options), "stages": rows}, indent=1))
+    _print(rows, options)
+
+
+def measure(folder: Path, ratings: int, seeds: int, epochs: int) -> Iterator[dict]:
+    """A row a stage: stage, wall and processor seconds, peak memory in MiB, and that of an idle process."""
+    in_child(lambda: generate(folder, ratings))
+    (folder / "catalog.yaml").write_text(CATALOG.format(folder=folder))
+    for name, work in stages(folder, seeds, epochs):
+        row = {"stage": name, **in_child(lambda work=work: _measured(work))}
+        print(f"{name}: {row['wall']:.0f} s, {row['peak_mb']:,.0f} MiB", flush=True)
+        yield row
+
+
+def generate(folder: Path, ratings: int) -> None:
+    """source.parquet and target.parquet: users u, items i, stars r and seconds t."""
+    users, items = ratings // 2 // PER_USER, ratings // 2 // PER_ITEM
+    for side, first in (("source", 0), ("target", users // 2)):
+        with duckdb.connect(config={"memory_limit": "2GB", "temp_directory": str(folder)}) as con:
+            con.execute("SELECT setseed(0.5)")
+            con.execute(
+                f"""COPY (SELECT 'U' || ({first} + floor({users} * random() ** 2)::BIGINT) AS u,
+                                 'I' || floor({items} * random() ** 2)::BIGINT AS i,
+                                 1 + floor(5 * random())::INTEGER AS r, 1000000000 + range AS t
+                          FROM range({ratings // 2})) TO '{folder}/{side}.parquet'"""
+            )
+
+
+def stages(folder: Path, seeds: int, epochs: int) -> list[tuple[str, Callable[[], object]]]:
+    """The steps of a cell by name, in their order."""
+    catalog = load_catalog(folder / "catalog.yaml")
+    axes = Axes(catalog)
+    store, compute = Store(home=str(folder / "home")), Compute(device="cpu")
+    profile = _profile(epochs)
+    cells = [axes.parse(f"wide|b20-s{seed}") for seed in range(seeds)]
+    tracking = MlflowTracking(home=str(folder / "home"))
+
+    def data(side: str) -> Callable[[], object]:
+        domain = catalog.domains[f"wide_{side}"]
+        return lambda: (obtain(store, domain), ingest_domain(store, domain))
+
+    def split() -> None:
+        find_overlap(store, catalog, "wide")
+        for cell in cells:
+            draw_split(store, catalog, cell)
+
+    def model(name: str) -> Callable[[], object]:
+        return lambda: Training(store, compute, tracking, catalog, profile, name, RATING, {}).run(cells)
+
+    return [
+        ("ingest source", data("source")),
+        ("ingest target", data("target")),
+        ("overlap and split", split),
+        ("source factors", lambda: train_source(store, compute, catalog, profile, cells, "rating")),
+        ("target factors", lambda: train_target(store, compute, catalog, profile, cells, "rating")),
+        *((name, model(name)) for name in MODELS),
+    ]
+
+
+def _profile(epochs: int) -> Profile:
+    """The paper's, for ratings alone and as many epochs."""
+    paper = load_profiles()["paper"]
+    entries = {
+        name: dataclasses.replace(entry, settings={**entry.settings, "epochs": epochs})
+        for name, entry in paper.entries.items()
+        if name in MODELS
+    }
+    return dataclasses.replace(
+        paper,
+        objectives=("rating",),
+        base_factors={**paper.base_factors, "epochs": epochs},
+        entries={**paper.entries, **entries},
+    )
+
+
+def _measured(work: Callable[[], object]) -> dict[str, float]:
+    idle, wall = peak_mb(), time.perf_counter()
+    work()
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "wall": time.perf_counter() - wall,
+        "processor": used.ru_utime + used.ru_stime,
+        "peak_mb": peak_mb(),
+        "idle_mb": idle,
+    }
+
+
+def _print(rows: list[dict], options: argparse.Namespace) -> None:
+    title = f"{options.ratings:,} ratings, {options.seeds} seeds, {options.epochs} epochs. {machine('cpu')}"
+    table = Table(title=title, title_justify="left")
+    for name in ("stage", "wall, s", "processor, s", "peak, MiB", "above idle, bytes a rating"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for row in rows:
+        above = (row["peak_mb"] - row["idle_mb"]) * 2**20 / options.ratings
+        numbers = f"{row['wall']:.0f}", f"{row['processor']:.0f}", f"{row['peak_mb']:,.0f}", f"{above:.1f}"
+        table.add_row(row["stage"], *numbers)
+    Console().print(table)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
+    parser.add_argument("--ratings", type=int, default=100_000_000, help="of both domains together")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--folder", help="where files are made and removed; default: the system's")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
