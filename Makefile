@@ -6,7 +6,8 @@ CLUSTER := .venv/cluster/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: cluster cluster-demo test-cluster demo serve test torture ui check audit bench bench-growth bench-gpu docs lock clean
+.PHONY: cluster cluster-demo test-cluster demo serve test torture ui check audit bench bench-growth bench-gpu docs
+.PHONY: check-deploy lock clean
 
 demo: .venv/ready ## the whole pipeline on generated data, ending with Tables 1 and 2
 	$(BIN)/diffcdr run --task demo_video_music --profile paper --profile strict
@@ -58,6 +59,11 @@ docs: .venv/ready ## pages of docs/ with the reference from docstrings, in build
 	.venv/docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	.venv/docs/bin/mkdocs build --quiet
 	@echo build/site/index.html
+
+check-deploy: ## deploy/ as far as it can be checked without a cluster
+	$(PYTHON) -m venv .venv/deploy
+	.venv/deploy/bin/python -m pip install --quiet --disable-pip-version-check dagster==1.13.27 kubernetes-validate==1.37.0 -r deploy/docker/requirements.txt
+	.venv/deploy/bin/python deploy/check.py
 
 lock: ## pin what is installed now into requirements.lock
 	$(BIN)/python -m pip freeze --exclude-editable --exclude diffcdr | sed 's/+cpu$$//' > requirements.lock
