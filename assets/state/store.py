@@ -561,6 +561,26 @@ class Store(dg.ConfigurableResource):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def share_report(self, *parts: str) -> None:
+        """Make the files of a report's folder an entry for other machines, where the store is theirs, too."""
+        if not isinstance(folder_of(self.artifact_root), LocalFolder):
+            files = {file.name: file for file in self.report(*parts).iterdir() if file.is_file()}
+            contents = {name: described(file) for name, file in files.items()}
+            self._shared_report(parts).write(files, fingerprint(files=contents))
+
+    def fetch_report(self, *parts: str) -> Path:
+        """The report's folder with the files that another machine may have made."""
+        folder = self.report(*parts)
+        if not isinstance(folder_of(self.artifact_root), LocalFolder):
+            entry = self._shared_report(parts)
+            for name in entry.files() if entry.manifest() else []:
+                LocalFolder(folder).replace(name, entry.read(name))
+        return folder
+
+    def _shared_report(self, parts: tuple[str, ...]) -> Entry:
+        place = "/".join(parts)
+        return self._entry("reports", f"materialize {place}", place=place.replace("/", "."))
+
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         # Only there where Dagster's storage is Postgres.
         self._postgres = getattr(context.instance.run_storage, "postgres_url", "") if context.instance else ""
