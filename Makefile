@@ -5,7 +5,7 @@ BIN := .venv/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: demo serve test torture ui check audit bench bench-growth bench-gpu lock clean
+.PHONY: demo serve test torture ui check audit bench bench-growth bench-gpu docs check-deploy lock clean
 
 demo: .venv/ready ## the whole pipeline on generated data, ending with Tables 1 and 2
 	$(BIN)/diffcdr run --task demo_video_music --profile paper --profile strict
@@ -17,7 +17,7 @@ serve: .venv/ready ## the champion of TASK on 127.0.0.1:5001, with a page to try
 test: .venv/ready ## all tests
 	$(BIN)/python -m pytest
 
-torture: .venv/ready ## hostile files, names, settings and command lines, ten minutes at most
+torture: .venv/ready ## hostile files, names, settings and homes, then 100 kills; half an hour at most
 	$(BIN)/python -m tests.torture
 
 ui: .venv/ready ## Dagster on 127.0.0.1:3000, MLflow on 127.0.0.1:5000
@@ -42,6 +42,17 @@ bench-growth: .venv/ready ## time and memory as ratings, users, seeds and NFE gr
 
 bench-gpu: .venv/ready ## a GPU against the CPU: results, training steps, throughput, five minutes
 	$(BIN)/python -m benchmarks.gpu benchmarks/gpu.json
+
+docs: .venv/ready ## pages of docs/ with the reference from docstrings, in build/site
+	$(PYTHON) -m venv .venv/docs
+	.venv/docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	.venv/docs/bin/mkdocs build --quiet
+	@echo build/site/index.html
+
+check-deploy: ## deploy/ as far as it can be checked without a cluster
+	$(PYTHON) -m venv .venv/deploy
+	.venv/deploy/bin/python -m pip install --quiet --disable-pip-version-check dagster==1.13.27 kubernetes-validate==1.37.0 -r deploy/docker/requirements.txt
+	.venv/deploy/bin/python deploy/check.py
 
 lock: ## pin what is installed now into requirements.lock
 	$(BIN)/python -m pip freeze --exclude-editable --exclude diffcdr | sed 's/+cpu$$//' > requirements.lock

@@ -36,7 +36,7 @@ from ml.models.diffcdr import DiffCDR
 matplotlib.use("Agg")
 
 RESULTS = Path(__file__).with_name("growth.json")
-PLOTS = Path(__file__).with_name("plots")
+PLOTS = Path(__file__).parents[1] / "docs" / "plots"
 BLOCK = 100_000  # reviews of a generated file that differ only in user ids from the next as many
 
 

@@ -52,9 +52,6 @@ class CrossDomainRecommender(BaseEstimator):
 
     After `fit`: `recommender_`, which answers; `source_` and `target_`, the domains with their ids;
     `n_shared_`, users of both.
-
-    >>> recommender = CrossDomainRecommender().fit(movies, music)      # doctest: +SKIP
-    >>> recommender.recommend(k=10)                                     # doctest: +SKIP
     """
 
     def __init__(

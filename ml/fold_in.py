@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from ml.data import Ratings, check_rows
@@ -130,13 +131,23 @@ class FoldIn:
         left = precision.repeat(n, 1, 1)
         right = (precision @ self.mean).repeat(n, 1)
         for users, items, values in _blocks(ratings):
-            factors = self.item_factors[items].double()
+            rows, of = users.unique(return_inverse=True)
+            rated, which = items.unique(return_inverse=True)
+            factors = self.item_factors[rated].double() / self.noise.sqrt()
+            outer = (factors[:, :, None] * factors[:, None, :]).view(len(rated), k * k)
             counted = values.double() if self.choice.isnan() else self.choice
-            residual = counted - self.offset[items].double()
-            outer = (factors[:, :, None] * factors[:, None, :]).view(len(users), k * k)
-            left.view(n, k * k).index_add_(0, users, outer / self.noise)
-            right.index_add_(0, users, factors * residual[:, None] / self.noise)
+            residual = (counted - self.offset[items].double()) / self.noise.sqrt()
+            # A product by sparse sums takes each item's outer product once, however many users rated it.
+            shape = len(rows), len(rated)
+            left.view(n, k * k)[rows] += _sums(of, which, torch.ones_like(residual), shape, outer)
+            right[rows] += _sums(of, which, residual, shape, factors)
         return ((torch.linalg.solve(left, right) - self.centre) / self.scale).float()
+
+
+def _sums(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int], table: Tensor) -> Tensor:
+    """The product of a sparse matrix, `values` at `rows` and `columns`, and a table (columns, q)."""
+    matrix = csr_array((values.numpy(), (rows.numpy(), columns.numpy())), shape=shape)
+    return torch.from_numpy(matrix @ table.numpy())
 
 
 def _squared_error(user_factors: Tensor, item_factors: Tensor, ratings: Ratings) -> float:

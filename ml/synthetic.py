@@ -81,6 +81,10 @@ SCALES = {
         {("video", "music"): 1_000, ("video", "book"): 1_200, ("music", "book"): 900},
         everywhere=400,
     ),
+    # A pair of small files to try the commands on.
+    "sample": Scale(
+        {"video": Size(400, 160, 4_000), "music": Size(380, 140, 3_400)}, {("video", "music"): 320}
+    ),
     "task1": Scale(TASK1, {("video", "music"): 18_031}),
     "books": Scale(
         {**TASK1, "book": Size(603_668, 367_982, 8_898_041)},

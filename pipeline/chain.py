@@ -15,24 +15,23 @@ from dagster._core.workspace.load_target import WorkspaceFileTarget
 from assets.settings.axes import Axes, Cell
 from assets.settings.catalog import load_catalog
 from assets.settings.profile import load_profiles
+from assets.training.first_choices import list_models
 from assets.training.models import BASES, upstream
 from assets.training.warming import sampling_models
 from pipeline import processes, stopping
+from pipeline.asked import check_cells, check_tasks
 from pipeline.definitions import build_defs
 from pipeline.executor import FROM_COMMAND_LINE
 from pipeline.instance import WORKSPACE
 
-Step = tuple[str, Callable[[], object]]
+# A title, and what does the step with an instance.
+Step = tuple[str, Callable[[dg.DagsterInstance], None]]
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 REPOSITORY = "__repository__"
 # The UI lists a run under its job and on the timeline by this tag, which it sets itself on runs it launches.
 # The daemon starts nothing again that somebody started by hand.
 OUR_RUNS = {".dagster/repository": f"{REPOSITORY}@diffcdr", "dagster/max_retries": "0"}
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-
-
-class UnknownName(ValueError):
-    """Something asked for is not in the catalogue or the profiles; the message lists what is."""
 
 
 class Chain:
@@ -43,7 +42,6 @@ class Chain:
 
     def __init__(
         self,
-        instance: dg.DagsterInstance,
         tasks: Sequence[str],
         betas: Sequence[float],
         seeds: Sequence[int],
@@ -53,13 +51,9 @@ class Chain:
         self.known = known = load_profiles()
         self.axes = Axes(load_catalog())
         self.catalog = catalog = self.axes.catalog
-        _check("task", tasks, catalog.tasks)
-        _check("beta", betas, catalog.betas)
-        _check("seed", seeds, catalog.seeds)
-        _check("profile", profiles, known)
-        for name in profiles:
-            _check(f"model of profile {name}", models, known[name].trained)
-        self.instance, self.tasks, self.profiles = instance, list(tasks), list(profiles)
+        check_tasks(catalog, tasks)
+        check_cells(catalog, known, betas, seeds, profiles, models)
+        self.tasks, self.profiles = list(tasks), list(profiles)
         self.whole = not models  # analyses compare all models of a profile
         self.betas = [beta for beta in catalog.betas if not betas or beta in betas]
         self.seeds = [seed for seed in catalog.seeds if not seeds or seed in seeds]
@@ -95,6 +89,7 @@ class Chain:
         bases = {asset for assets in BASES.values() for asset in assets}
         needed = [key for model in models for key in upstream(settings, model) if key in bases]
         warming = ["warming_up"] if self.whole and sampling_models(settings) else []
+        warming += ["warming_up_lists"] if self.whole and list_models(settings) else []
         keys = dict.fromkeys([*needed, *models, *warming])
         assets = [dg.AssetKey("split"), *(dg.AssetKey([profile, key]) for key in keys)]
         for task in self.tasks:
@@ -128,15 +123,14 @@ class Chain:
         first: str | None = None,
         last: str | None = None,
         assets: Sequence[dg.AssetKey] | None = None,
-    ) -> Callable[[], object]:
+    ) -> Callable[[dg.DagsterInstance], None]:
         span = {} if first == last else {RANGE_START: first, RANGE_END: last}
         return functools.partial(
             execute,
-            self.instance,
-            self.defs.resolve_job_def(job),
-            assets,
-            {**OUR_RUNS, **span},
-            first if first == last else None,
+            job=self.defs.resolve_job_def(job),
+            assets=assets,
+            tags={**OUR_RUNS, **span},
+            partition=first if first == last else None,
         )
 
 
@@ -193,9 +187,3 @@ def adjacent(chosen: Sequence[int], axis: Sequence[int]) -> list[list[int]]:
         else:
             blocks.append([value])
     return blocks
-
-
-def _check(what: str, asked: Sequence, known: Sequence) -> None:
-    unknown = [str(value) for value in asked if value not in known]
-    if unknown:
-        raise UnknownName(f"unknown {what}: {', '.join(unknown)}; known are {', '.join(map(str, known))}")

@@ -72,7 +72,8 @@ def _version(asked: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """Diffusion cross-domain recommendation: from rating files to cold-start results.
@@ -109,11 +110,16 @@ def run(
     tracking: Annotated[
         bool, typer.Option("--tracking/--no-tracking", help="Record trainings in MLflow, or nowhere.")
     ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Only print what would be computed; with --task.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Run every stage of a task, or of two files of your own; what is up to date is not done again.
 
     diffcdr run -t demo_video_music -b 0.2 -s 0 -m emcdr
+
+    diffcdr run --source movies.csv --target albums.parquet -p tuned
     """
     _log_to_terminal()
     start = time.perf_counter()
@@ -121,16 +127,19 @@ def run(
         if not tracking:
             os.environ["DIFFCDR_TRACKING"] = "off"
         files = _files(task, source, target)
+        if dry_run:
+            _print_plan(files, task, beta, seed, profile, model)
+            return
         _check_tracking()
         if files:
+            _refuse_unknown_cells(beta, seed, profile, model)
             columns = _columns(user_col, item_col, rating_col, time_col, title_col)
             pair = _read_pair(files, columns, scale, source_scale, target_scale, on_bad_rows)
             task = [_enter(pair)]
         from pipeline.chain import Chain
 
-        with _opened_instance() as instance:
-            chain = Chain(instance, task, beta, seed, profile, model)
-            _perform(chain.steps())
+        chain = Chain(task, beta, seed, profile, model)
+        _perform(chain.steps())
         _print_tables(chain.tasks, chain.profiles)
     if files:
         print(f"see it: DIFFCDR_CATALOG={os.environ['DIFFCDR_CATALOG']} make ui")
@@ -151,10 +160,15 @@ def inspect(
     source_scale: SideScale = None,
     target_scale: SideScale = None,
     on_bad_rows: BadRows = BadRowsAre.fail,
-    format: Annotated[ReportFormat, typer.Option(help="How to print.")] = ReportFormat.table,
+    format: Annotated[
+        ReportFormat, typer.Option("--format", "-f", help="How to print.")
+    ] = ReportFormat.table,
     debug: Debug = False,
 ) -> None:
-    """Report on two domains and the users they share, before anything is trained."""
+    """Report on two domains and the users they share, before anything is trained.
+
+    diffcdr inspect --source movies.csv --target albums.parquet
+    """
     _log_to_terminal()
     with _errors_in_one_line(debug):
         files = _files([task] if task else [], source, target)
@@ -170,30 +184,30 @@ def inspect(
 
 @app.command()
 def results(
-    task: Annotated[str | None, typer.Option("--task", "-t", help="Only this task.")] = None,
+    task: MaybeTask = None,
     profile: Annotated[str | None, typer.Option("--profile", "-p", help="Only this profile.")] = None,
     format: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
     debug: Debug = False,
 ) -> None:
-    """Print one row per metric of every finished cell."""
+    """Print one row per metric of every finished cell, with numbers of six digits.
+
+    diffcdr results -t demo_video_music -p strict -f csv
+    """
     with _errors_in_one_line(debug):
         from assets.report.results import read_results
 
         _refuse_unknown(task, profile)
         frame = read_results(_sources([profile] if profile else []), task)
-        if format is Format.csv:
-            frame.to_csv(sys.stdout, index=False)
-        elif format is Format.json:
-            print(frame.to_json(orient="records", indent=1))
-        else:
-            _print_rows(
-                list(frame.columns), frame.astype(str).values.tolist(), len(frame.columns) - 1, "Results"
-            )
+        frame["value"] = frame["value"].map(lambda value: float(f"{value:.6g}"))
+        _print_frame(frame, format, left=len(frame.columns) - 1, title="Results")
 
 
 @app.command("list")
 def list_names(debug: Debug = False) -> None:
-    """Print the tasks, profiles and models that the other commands know."""
+    """Print the tasks, profiles and models that the other commands know.
+
+    diffcdr list
+    """
     with _errors_in_one_line(debug):
         from assets.settings.catalog import load_catalog
         from assets.settings.profile import load_profiles
@@ -216,8 +230,38 @@ def list_names(debug: Debug = False) -> None:
 
 
 @app.command()
+def status(
+    task: MaybeTask = None,
+    profile: Annotated[str | None, typer.Option("--profile", "-p", help="Only this profile.")] = None,
+    format: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.table,
+    debug: Debug = False,
+) -> None:
+    """Print what is finished, stale, missing or diverged, for each profile, task, β and seed.
+
+    diffcdr status -t demo_video_music -p strict
+    """
+    with _errors_in_one_line(debug):
+        from assets.settings.catalog import load_catalog
+        from assets.settings.profile import load_profiles
+        from assets.state.store import Store
+        from pipeline import overview
+
+        _refuse_unknown(task, profile)
+        store, catalog, known = Store(), load_catalog(), load_profiles()
+        profiles = [known[profile]] if profile else list(known.values())
+        shown = overview.status(store, catalog, profiles, task)
+        _print_frame(shown, format, left=2, title="Models, once for each objective")
+        absent = overview.not_begun(store, catalog, profiles, shown, task)
+        if absent and format is Format.table:
+            print(f"nothing yet of {'; '.join(absent)}")
+
+
+@app.command()
 def ui(debug: Debug = False) -> None:
-    """Start the Dagster and MLflow pages on this machine, until Ctrl-C."""
+    """Start the Dagster and MLflow pages on this machine, until Ctrl-C.
+
+    diffcdr ui
+    """
     with _errors_in_one_line(debug):
         from pipeline.ui import serve
 
@@ -232,8 +276,7 @@ def report(debug: Debug = False) -> None:
         from assets.state.store import Store
         from pipeline.chain import Chain
 
-        with _opened_instance() as instance:
-            _perform(Chain(instance, [], [], [], [], []).report_steps())
+        _perform(Chain([], [], [], [], []).report_steps())
         for file in sorted(Store().report("report").iterdir()):
             print(f"wrote {_short(file)}")
 
@@ -246,7 +289,10 @@ def verdict(
     profile: OneProfile = "tuned",
     debug: Debug = False,
 ) -> None:
-    """Say which model to use for stars and for lists, what it gains, and whether knowing the user helps."""
+    """Say which model to use for stars and for lists, what it gains, and whether knowing the user helps.
+
+    diffcdr verdict -t demo_video_music -p tuned
+    """
     with _errors_in_one_line(debug):
         from assets.report.verdict import verdict_of_tasks
         from assets.settings.catalog import load_catalog
@@ -307,15 +353,42 @@ def _inspect_task(task: str):
     from assets.state.store import Store
     from pipeline.chain import Chain
 
-    with _opened_instance() as instance:
-        _perform(Chain(instance, [task], [], [], [], []).data_steps())
+    _perform(Chain([task], [], [], [], []).data_steps())
     return inspect_task(Store(), load_catalog(), task)
 
 
 def _perform(steps) -> None:
-    for title, step in steps:
-        log.info("— %s", title)
-        step()
+    with _opened_instance() as instance:
+        for title, step in steps:
+            log.info("— %s", title)
+            step(instance)
+
+
+def _print_plan(files, tasks, betas, seeds, profiles, models) -> None:
+    from assets.state.store import Store
+    from pipeline.chain import Chain
+    from pipeline.overview import plan
+
+    if files:
+        raise Ambiguous(
+            "--dry-run is for a task of the catalogue; look at files of your own with `diffcdr inspect`"
+        )
+    # Nothing is run, so that no history is opened.
+    rows = plan(Chain(tasks, betas, seeds, profiles, models), Store())
+    if rows:
+        _print_rows(["stage", "models", "which"], rows, 3, "To be computed, models once for each objective")
+    else:
+        print("everything is up to date; a run makes the tables anew")
+
+
+def _print_frame(frame, format: Format, left: int, title: str) -> None:
+    """A frame as CSV, JSON or a table whose first `left` columns are words."""
+    if format is Format.csv:
+        frame.to_csv(sys.stdout, index=False)
+    elif format is Format.json:
+        print(frame.to_json(orient="records", indent=1, double_precision=15))
+    else:
+        _print_rows(list(frame.columns), frame.astype(str).values.tolist(), left, title)
 
 
 def _print_report(report, format: ReportFormat) -> None:
@@ -452,10 +525,15 @@ def _print_rows(names: Sequence[str], rows: Sequence[Sequence[str]], left: int, 
 def register(
     task: OneTask,
     profile: OneProfile = "tuned",
-    force: Annotated[bool, typer.Option(help="Promote what does not beat the simple rows, too.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Promote what does not beat the simple rows, too.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Put the best models of a task into MLflow's registry as the champion, ready to be served."""
+    """Put the best models of a task into MLflow's registry as the champion, ready to be served.
+
+    diffcdr register -t demo_video_music
+    """
     _log_to_terminal()
     with _errors_in_one_line(debug):
         from assets.serving import registry
@@ -511,9 +589,12 @@ class ListOrder(StrEnum):
 def recommend(
     task: OneTask,
     users: Annotated[
-        Path, typer.Option(help="Parquet or CSV: user_id, or user_id, item_id and rating of the source.")
+        Path,
+        typer.Option(
+            "--users", "-u", help="Parquet or CSV: user_id, or user_id, item_id and rating of the source."
+        ),
     ],
-    output: Annotated[Path, typer.Option(help="Parquet or CSV file to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet or CSV file to write.")],
     profile: Annotated[
         str | None,
         typer.Option("--profile", "-p", help="Profile of settings; default: the champion's, else tuned."),
@@ -530,7 +611,10 @@ def recommend(
     min_ratings: Annotated[int, typer.Option(min=0, help="Only items with so many ratings.")] = 1,
     debug: Debug = False,
 ) -> None:
-    """Recommend items to the users of a file, by the champion or by the best models of a cell."""
+    """Recommend items to the users of a file, by the champion or by the best models of a cell.
+
+    diffcdr recommend -t demo_video_music -u users.csv -o lists.parquet -k 10
+    """
     _log_to_terminal()
     start = time.perf_counter()
     with _errors_in_one_line(debug):
@@ -565,6 +649,14 @@ def _known_profile(task: str, name: str):
 
     _refuse_unknown(task, name)
     return load_profiles()[name]
+
+
+def _refuse_unknown_cells(betas, seeds, profiles, models) -> None:
+    from assets.settings.catalog import load_catalog
+    from assets.settings.profile import load_profiles
+    from pipeline.asked import check_cells
+
+    check_cells(load_catalog(), load_profiles(), betas, seeds, profiles, models)
 
 
 def _refuse_unknown(task: str | None, profile: str | None) -> None:

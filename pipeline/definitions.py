@@ -20,6 +20,7 @@ from assets.training.effects import effects_asset
 from assets.training.embeddings import embeddings_asset
 from assets.training.factors import factor_assets
 from assets.training.fingerprints import needs_of
+from assets.training.first_choices import first_choices_asset, list_models
 from assets.training.models import model_asset
 from assets.training.search import search_asset
 from assets.training.warming import sampling_models, warming_asset
@@ -59,6 +60,7 @@ def profile_assets(axes: Axes, profile: Profile) -> list[dg.AssetsDefinition]:
         *([effects_asset(axes, profile)] if "effects" in needs else []),
         *(model_asset(axes, profile, name) for name in profile.trained),
         *([warming_asset(axes, profile)] if sampling_models(profile) else []),
+        *([first_choices_asset(axes, profile)] if list_models(profile) else []),
         *([] if profile.biased else [embeddings_asset(axes, profile)]),
         *([search_asset(axes, profile)] if profile.search else []),
         recommendations_asset(axes, profile),

@@ -7,12 +7,13 @@ The folder is a DAGSTER_HOME with a dagster.yaml of its own, so that Dagster's c
 import contextlib
 import os
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
 
-from assets.state.store import Store
+from assets.state.store import Store, writing
 
 CONFIGURATION = Path(__file__).with_name("dagster.yaml")
 # What the UI shows, and where runs of the command line say that they belong.
@@ -24,22 +25,58 @@ def dagster_home() -> Path:
     if given := os.environ.get("DAGSTER_HOME"):
         return Path(given).absolute()
     folder = Store().root / "dagster"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / CONFIGURATION.name).exists():
-        shutil.copy(CONFIGURATION, folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / CONFIGURATION.name).exists():
+            shutil.copy(CONFIGURATION, folder)
     return folder
+
+
+class UnreadableHistory(RuntimeError):
+    """Dagster's settings or databases are damaged; the message names the file and says what to do."""
 
 
 @contextlib.contextmanager
 def dagster_instance() -> Iterator:
-    """The instance of `dagster_home`."""
+    """The instance of `dagster_home`. Raises UnreadableHistory, CannotWrite."""
     from dagster import DagsterInstance
 
     folder = dagster_home()
     # Two first runs would both create the databases.
-    with FileLock(folder / ".opening.lock"):
+    with writing(folder), _readable(folder), FileLock(folder / ".opening.lock"):
         opened = DagsterInstance.from_config(str(folder))
         opened.get_runs_count()
         opened.event_log_storage.get_concurrency_keys()
     with opened as instance:
         yield instance
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    import yaml
+    from dagster import DagsterInvalidConfigError
+    from sqlalchemy.exc import DatabaseError
+
+    try:
+        yield
+    except (yaml.YAMLError, DagsterInvalidConfigError) as error:
+        raise UnreadableHistory(
+            f"{folder / CONFIGURATION.name}: {error}; correct it, or remove it to have the usual one"
+        ) from error
+    except DatabaseError as error:
+        for file in sorted(folder.rglob("*.db")):
+            if problem := _damage(file):
+                raise UnreadableHistory(
+                    f"{file} is damaged ({problem}): remove {folder}, which loses Dagster's history and "
+                    "nothing that was computed"
+                ) from error
+        raise
+
+
+def _damage(database: Path) -> str:
+    try:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            [(found,)] = connection.execute("PRAGMA quick_check(1)").fetchall()
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return "" if found == "ok" else found

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,8 +17,8 @@ from pipeline.instance import WORKSPACE, dagster_home
 BIN = Path(sys.executable).parent
 HOST, DAGSTER_PORT, MLFLOW_PORT = "127.0.0.1", "3000", "5000"
 DAGSTER, MLFLOW = f"http://{HOST}:{DAGSTER_PORT}", f"http://{HOST}:{MLFLOW_PORT}"
-# How long a server may take to end before it is killed.
-END_SECONDS = 20
+# How long the servers may take to end before they are killed.
+END_SECONDS = 10
 
 
 def serve() -> None:
@@ -41,7 +42,11 @@ def serve() -> None:
     }
     servers: list[subprocess.Popen] = []
     try:
-        servers += [subprocess.Popen(command, env=environment) for command in commands.values()]
+        # Each leads a group of its own: a signal comes to us alone, and we end the groups.
+        servers += [
+            subprocess.Popen(command, env=environment, start_new_session=True)
+            for command in commands.values()
+        ]
         _announce(pages, servers)
         os.wait()
     finally:
@@ -60,13 +65,17 @@ def _announce(pages: dict[str, str], servers: Sequence[subprocess.Popen]) -> Non
 
 
 def _stop(servers: Sequence[subprocess.Popen]) -> None:
+    """End the servers and all that they have started."""
     for server in servers:
         server.terminate()
+    end = time.monotonic() + END_SECONDS
     for server in servers:
-        try:
-            server.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            server.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(max(0.0, end - time.monotonic()))
+        # What is left of its group: a code server would look for its parent for another minute.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 def _mlflow_server(tracking: MlflowTracking) -> list[str]:

@@ -19,7 +19,8 @@ from assets.settings.catalog import load_catalog
 from assets.settings.profile import load_profiles
 from assets.state.store import Store
 from assets.state.tracking import MlflowTracking
-from pipeline.chain import Chain, UnknownName
+from pipeline.asked import UnknownName
+from pipeline.chain import Chain
 from pipeline.cli import app
 from pipeline.definitions import build_defs, defs
 
@@ -35,8 +36,8 @@ class House:
 
     def run(self, **asked) -> None:
         asked = {"tasks": ["tiny"], "betas": [0.2], "seeds": [], "profiles": ["strict"], "models": []} | asked
-        for _, step in Chain(self.instance, **asked).steps():
-            step()
+        for _, step in Chain(**asked).steps():
+            step(self.instance)
 
     def results(self, profile: str = "strict") -> pd.DataFrame:
         return read_results([source(self.store, load_catalog(), load_profiles()[profile])])

@@ -1,6 +1,7 @@
 """The example runs as a reader would run it, with `ml` alone, and prints what can be computed otherwise."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -79,3 +80,31 @@ def test_the_transferred_users_of_the_example_beat_stars_at_random(printed):
     assert count == len(cold)
     assert 0 < mae < at_random
     assert mae <= rmse
+
+
+def test_the_sample_files_are_what_their_script_writes(tmp_path):
+    from examples.make_sample import main
+
+    main(tmp_path)
+    for name in ("movies.csv", "albums.csv"):
+        assert (tmp_path / name).read_bytes() == (ROOT / "examples" / "data" / name).read_bytes()
+
+
+def test_the_short_example_recommends_and_judges():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "examples" / "recommend.py")]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=600)
+    assert re.search(r"user320 +1 +a\d+ +0\.\d+", done.stdout)
+    assert re.search(r"stars +rmse +item_mean +\d\.\d+", done.stdout)
+
+
+def test_the_notebook_runs_from_top_to_bottom(monkeypatch):
+    """Its cells as a kernel runs them, one after the other in one namespace."""
+    monkeypatch.chdir(ROOT / "examples")
+    cells = json.loads((ROOT / "examples" / "recommend.ipynb").read_text())["cells"]
+    namespace: dict[str, object] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), namespace)
+    assert len(namespace["lists"]) == 80 * 5
+    assert namespace["recommender"].n_shared_ == 320

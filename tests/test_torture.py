@@ -1,12 +1,17 @@
 """The campaign's short version, and that its rules can tell good answers from bad."""
 
+import signal
+import sqlite3
+
 import pytest
 
+from tests.torture import kills
 from tests.torture.cases import cases, short
 from tests.torture.judge import Accepted, Answer, Refused, Sound, judge
 from tests.torture.mutations import mutated
 from tests.torture.runner import Runner
 
+ONE_MODEL = ("run", "-t", "tiny", "-p", "strict", "-b", "0.2", "-s", "0", "-m", "emcdr")
 GOOD = "error: FileError: /x/a.csv, line 3: 7 is outside the scale; correct the row\n"
 
 
@@ -14,6 +19,57 @@ def test_a_sample_of_the_campaign_finds_nothing(tmp_path, request):
     outcomes = list(Runner(request.config.rootpath, tmp_path, 0).run(short(), 60))
     assert len(outcomes) == 20
     assert [(each.case.name, each.why, each.said) for each in outcomes if each.verdict != "good"] == []
+
+
+def test_a_few_kills_lose_nothing(tmp_path, request):
+    killer = kills.Killer(request.config.rootpath, tmp_path, 0, run=ONE_MODEL, flips=3)
+    try:
+        list(killer.kill(4))
+    finally:
+        killer.close()
+    assert list(killer.tally.told()) == []
+    assert (killer.tally.kills.total(), killer.tally.flips) == (4, 3)
+
+
+def test_what_a_kill_left_is_counted(tmp_path):
+    """In a home in which a run, an entry and a temporary file were left, and an entry was lost."""
+    home = tmp_path / "home"
+    killer = kills.Killer(tmp_path, tmp_path, 0)
+    before, now = home / "models" / "task=a", home / "models" / "task=b"
+    for entry in (before, now):
+        (entry / "gen-20260101T000000-0a1b2c3d").mkdir(parents=True)
+        (entry / "manifest.json").write_text("{}")
+    known, files = killer._compare_entries(home, {}, 0), kills._files(home)
+    (before / "manifest.json").write_text("{} ")
+    (now / "manifest.json").unlink()
+    (now / "gen-20260101T000001-11111111").mkdir()
+    (now / ".0123456789abcdef").touch()
+    killer._compare_entries(home, known, 1)
+    assert killer.tally.lost == ["kill 1: models/task=a/manifest.json", "kill 1: models/task=b/manifest.json"]
+    assert kills._files(home) - files == {"models/task=b/.*", "models/task=b/gen-**, number 2"}
+    with sqlite3.connect(home / "runs.db") as connection:
+        connection.execute("CREATE TABLE runs (run_id, status)")
+        connection.executemany("INSERT INTO runs VALUES (?, ?)", [("a", "STARTED"), ("b", "FAILURE")])
+    assert kills._open_runs(home) == ["runs.db: a STARTED"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        ({"code": -9, "stopped": True}, ""),
+        ({"code": 0, "stopped": True}, ""),
+        ({"code": 1, "stopped": True}, "faults"),
+        ({"code": 1, "stopped": False}, "faults"),
+        ({"code": None, "stopped": True}, "hangs"),
+        ({"code": -9, "stopped": True, "ended": 1e6}, "hangs"),
+    ],
+)
+def test_how_a_run_ended_is_judged(tmp_path, answer, fault):
+    for part in ("out", "err"):
+        (tmp_path / f".said.{part}").touch()
+    killer = kills.Killer(tmp_path, tmp_path, 0)
+    killer._judge_kill(tmp_path / "home", {"ended": 0.1, **answer}, signal.SIGKILL, 1.0)
+    assert [each.partition(":")[0] for each in killer.tally.told()] == ([fault] if fault else [])
 
 
 @pytest.mark.parametrize(
@@ -64,4 +120,4 @@ def test_a_seed_makes_the_same_campaign():
     first, second = ([mutated(b"abc" * 50, random.Random(n)) for n in range(50)] for _ in range(2))
     assert first == second
     assert len(set(first)) > 45
-    assert len(cases()) >= 280
+    assert len(cases()) >= 300

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from assets.data.files import FileError, check_gzip, is_gzip, problem
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("diffcdr")
 
 CHUNK = 1 << 16  # what a broken connection can cost, bytes
 TIMEOUT = (10, 60)  # seconds to connect, seconds without a byte

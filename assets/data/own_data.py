@@ -23,7 +23,7 @@ from assets.data import ingest
 from assets.data.files import DELIMITERS, NOT_UTF8, check_file, first_lines, listed, literal, records, short
 from assets.data.overview import Report, attach, inspect_databases, stripped
 from assets.settings.catalog import BUILT_IN, Catalog, Columns, Domain, check_scale, load_catalog
-from assets.state.store import Store
+from assets.state.store import Store, writing
 
 HEAD = 100  # rows looked at
 # Common names, best first, in small letters and digits alone: `user_id`, `userId` and `User-ID` are one.
@@ -162,7 +162,10 @@ def catalog_file(store: Store) -> Path:
 
 def _catalog(store: Store) -> Catalog:
     file = catalog_file(store)
-    return load_catalog(file if file.exists() else BUILT_IN)
+    # Of a home with an impossible name this much cannot be asked.
+    with writing(store.root):
+        there = file.exists()
+    return load_catalog(file if there else BUILT_IN)
 
 
 # Heads

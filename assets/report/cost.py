@@ -83,6 +83,7 @@ def _panel(axes, frame: pd.DataFrame, metric: Metric, names: Names) -> list[str]
     # What takes less than the clock can tell apart stands at the left.
     seconds = inside["seconds"].clip(lower=LEAST)
     axes.set_xscale("log")
+    axes.minorticks_off()
     axes.set_xlim(10 ** np.floor(np.log10(seconds.min())), 10 ** np.ceil(np.log10(seconds.max() * 1.2)))
     axes.set_ylim(low, high)
     places = {}

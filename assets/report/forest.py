@@ -74,7 +74,9 @@ def _against(sums: pd.DataFrame, reference: str, metric: Metric, models: Sequenc
         if not seeds or not names:
             continue
         mine = wide[wide.index.get_level_values("seed").isin(seeds)].assign(count=counts)
-        users = mine.groupby("user")[[*names, reference, "count"]].agg(_strict_sum)
+        # A sum leaves NaN out, but not infinity: what has diverged for one user has no sum.
+        mine = mine[[*names, reference, "count"]].fillna(np.inf)
+        users = mine.groupby("user").sum().replace(np.inf, np.nan)
         found = paired_bootstraps(
             {name: users[name].to_numpy() for name in names},
             users[reference].to_numpy(),
@@ -90,10 +92,6 @@ def _against(sums: pd.DataFrame, reference: str, metric: Metric, models: Sequenc
             row = {"model": name, "value": values[name], "value_reference": values[reference], "gain": gain}
             rows.append({**row, "low": ends[0], "high": ends[1], "users": len(users), "seeds": len(seeds)})
     return rows
-
-
-def _strict_sum(values: pd.Series) -> float:
-    return values.sum(skipna=False)
 
 
 def _value(users: pd.DataFrame, name: str, metric: Metric) -> float:
@@ -213,7 +211,7 @@ def sentences(source: Source, frame: pd.DataFrame) -> list[str]:
     frame = frame[frame["beta"] == beta]
     use = _used(source, beta)
     spoken = [_spoken(frame[frame["metric"] == name], use.get(name, {}), names) for name in REFERENCES]
-    last = _against_simple(source, beta) if source.profile.validation else _counted(frame, names)
+    last = _against_simple(source, beta, use) if source.profile.validation else _counted(frame, names)
     return [sentence for sentence in (*spoken, last) if sentence]
 
 
@@ -276,7 +274,7 @@ def _better(row) -> str:
     return f"{word} by {size} (95 % interval {low} to {high}){sure}"
 
 
-def _against_simple(source: Source, beta: float) -> str:
+def _against_simple(source: Source, beta: float, use: Mapping[str, Mapping[str, str]]) -> str:
     """`Of the simple predictors the best is X in lists, 0.044 nDCG@20 behind Y, and …`"""
     names, metrics = source.names, [BY_NAME[name] for name in REFERENCES]
     found = verdict_frame(source, ("gain", "learning"), metrics)
@@ -285,9 +283,12 @@ def _against_simple(source: Source, beta: float) -> str:
     for metric in metrics:
         of_metric = found[found["metric"] == metric.name]
         for task in names.in_order(of_metric["task"]):
-            # Where a simple row is the one to use nothing is gained: what is trained stands against it.
             rows = of_metric[of_metric["task"] == task].set_index("question")
-            row = rows.loc["gain" if "gain" in rows.index else "learning"]
+            question = "gain" if "gain" in rows.index else "learning"
+            row = rows.loc[question]
+            # Where a simple row is the one to use, what is trained stands against it.
+            if question == "learning" and row["against"] != use[metric.name].get(task):
+                continue
             where = f" ({names.short_task(task)})" if found["task"].nunique() > 1 else ""
             said.append(f"{_margin(row, metric, names)}{where}")
     return f"Of the simple predictors the best is {_joined(said)}." if said else ""

@@ -19,6 +19,7 @@ from assets.report.coverage import COVERAGE
 from assets.report.distribution import DISTRIBUTION
 from assets.report.figure3 import FIGURE3
 from assets.report.figure4 import FIGURE4
+from assets.report.first_choices import FIRST_CHOICES
 from assets.report.forest import FOREST
 from assets.report.learning import LEARNING
 from assets.report.part import NOTHING, Chapter, Part, html, markdown, page, write_part
@@ -53,6 +54,7 @@ PARTS = (
     DISTRIBUTION,
     COVERAGE,
     WARMING,
+    FIRST_CHOICES,
     TABLE2,
     FIGURE3,
     TABLE3,

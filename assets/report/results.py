@@ -136,7 +136,7 @@ class Source:
         return cells.merge(chosen, how="left", on=KEYS).sort_values(KEYS, ignore_index=True)
 
     def analysis(self, kind: str, name: str, columns: Sequence[str]) -> pd.DataFrame:
-        """The table `name` of each cell's `kind`: embeddings, search or warming, where it is up to date."""
+        """The table `name` of each cell's `kind`, such as embeddings or warming, where it is up to date."""
         # What a row is of, the table says itself.
         frame = self._read(self._analyses(kind), name, columns, KEYS[:3])
         return frame.sort_values(list(columns), ignore_index=True)
@@ -196,7 +196,7 @@ class Source:
 
     def _analyses(self, kind: str) -> list[_Found]:
         """The profile's analyses of today's cells that are there, in the order of the cells."""
-        asset, entries = {"warming": "warming_up"}.get(kind, kind), {}
+        asset, entries = {"warming": "warming_up", "first_choices": "warming_up_lists"}.get(kind, kind), {}
         for keys, entry in self.store.entries(kind, profile=self.profile.name):
             entries[tuple(keys[key] for key in KEYS[:3])] = entry
         there = [(cell, entries.get((cell.task, cell.beta, cell.seed))) for cell in self.cells]
@@ -244,11 +244,13 @@ def _expected(
 ) -> str | None:
     from assets.training.embeddings import embeddings_fingerprint
     from assets.training.fingerprints import expected_fingerprint
+    from assets.training.first_choices import first_choices_fingerprint
     from assets.training.search import search_fingerprint
     from assets.training.warming import warming_fingerprint
 
     of_analyses = {
         "embeddings": embeddings_fingerprint,
+        "warming_up_lists": first_choices_fingerprint,
         "search": search_fingerprint,
         "warming_up": warming_fingerprint,
     }

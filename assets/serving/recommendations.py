@@ -74,7 +74,7 @@ def recommendations_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
         key_prefix=profile.name,
         partitions_def=axes.cells,
         deps=["split", *(dg.AssetKey([profile.name, name]) for name in names)],
-        group_name=profile.group("recommendations"),
+        group_name=profile.group("serving"),
         kinds={"parquet", "pytorch"},
         owners=["team:recsys"],
         code_version=CODE,

@@ -1,13 +1,15 @@
 """`diffcdr recommend`: lists for the users of a file, known ones and new ones with a history.
 
 Files are Parquet or CSV by their ending, read and written alike. Ids of users keep the type that they have in
-the file.
+the file; in CSV, which has none, they are numbers where all are written as such: `7`, and not `007`.
 """
 
+import contextlib
 import csv
 import logging
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,15 +62,17 @@ def recommend_file(bundle: Bundle, users: Path, output: Path, wanted: Wanted) ->
 
 
 def check_files(users: Path, output: Path, exclude: str = "") -> None:
-    """Raise RecommendationError where `users` is no readable file, or `output` cannot be written or is an
-    input."""
+    """Raise RecommendationError where `users` is no readable file with a column user_id, or where `output`
+    cannot be written or is an input."""
     for option, path in (("--users", users), ("--output", output)):
         if _ending(path) not in (CSV, PARQUET):
             raise RecommendationError(f"{option} {path}: name a file that ends in {CSV} or {PARQUET}")
     if not users.is_file():
-        raise RecommendationError(f"--users {users}: there is no such file")
+        raise RecommendationError(f"--users {users}: there is no such file; name another")
     if not os.access(users, os.R_OK):
         raise RecommendationError(f"--users {users}: the file may not be read; change its permissions")
+    with _readable(users):
+        _reader(users).close()
     if not output.absolute().parent.is_dir():
         raise RecommendationError(f"--output {output}: there is no folder {output.parent}; make it first")
     if output.exists() and not output.is_file():
@@ -136,12 +140,9 @@ class _File:
 
     def _read(self) -> tuple[pa.DataType, set[str]]:
         """Make the table given(row, user_id, item_id, rating); the type of the user ids, and the columns."""
-        try:
-            reader = _csv(self._path) if _ending(self._path) == CSV else _parquet(self._path)
+        with _readable(self._path):
+            reader = _reader(self._path)
             columns = {name for name in COLUMNS if name in reader.schema.names}
-            if "user_id" not in columns:
-                there = ", ".join(sorted(reader.schema.names))
-                raise RecommendationError(f"{self._path}: no column user_id; the file has {there}")
             kind = reader.schema.field("user_id").type
             given = ", ".join(
                 f"{name}::VARCHAR AS {name}" if name.endswith("_id") else name
@@ -153,11 +154,17 @@ class _File:
                 f"CREATE TABLE given AS SELECT row_number() OVER () AS row, {given} FROM reader"
             )
             self._connection.unregister("reader")
-        except (pa.ArrowException, duckdb.Error, UnicodeDecodeError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            what = "CSV" if _ending(self._path) == CSV else "Parquet"
-            raise RecommendationError(f"{self._path} is not a readable {what} file: {reason}") from None
+            if _ending(self._path) == CSV and self._all_numbers():
+                kind = pa.int64()
         return (kind if pa.types.is_integer(kind) else pa.string()), columns
+
+    def _all_numbers(self) -> bool:
+        """Whether every user id is a whole number as it would be written again: `7`, and not `007`."""
+        number = "regexp_full_match(user_id, '0|-?[1-9][0-9]{0,17}')"
+        [(others, count)] = self._connection.execute(
+            f"SELECT count_if(NOT {number}), count(user_id) FROM given"
+        ).fetchall()
+        return count > 0 and others == 0
 
     def _add_history(self) -> None:
         self._register("items", "item_id", self._bundle.source_ids)
@@ -204,6 +211,25 @@ class _File:
         ).fetchall()
         for row, why in found:
             raise RecommendationError(f"{self._path}, row {row}: {why}; correct or remove that row")
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, duckdb.Error, UnicodeDecodeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        what = "CSV" if _ending(path) == CSV else "Parquet"
+        raise RecommendationError(f"{path} is not a readable {what} file: {reason}; write it again") from None
+
+
+def _reader(path: Path) -> pa.RecordBatchReader:
+    """Raises RecommendationError where there is no column user_id."""
+    reader = _csv(path) if _ending(path) == CSV else _parquet(path)
+    if "user_id" not in reader.schema.names:
+        there = ", ".join(sorted(reader.schema.names))
+        raise RecommendationError(f"{path}: no column user_id; the file has {there}; rename one of them")
+    return reader
 
 
 def _parquet(path: Path) -> pa.RecordBatchReader:

@@ -1,5 +1,6 @@
 """One reader of settings files: YAML without doubled keys, checked by pydantic; errors name file and key."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -53,6 +54,10 @@ class SettingsFile:
         except (yaml.YAMLError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise self.error(f"{self.path}: not YAML ({reason}); correct the file") from error
+        try:
+            json.dumps(raw, default=str, skipkeys=True)
+        except (ValueError, RecursionError):
+            raise self.error(f"{self.path}: an alias (*) stands within what it names; write it out") from None
         return self.mapping("the file", raw)
 
     def wrong(self, where: str, problem: object) -> ValueError:

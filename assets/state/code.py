@@ -90,7 +90,8 @@ class Sources:
         """The digest of one definition and of where its names come from, and the definitions that it uses."""
         if key not in self._read:
             module = self._modules[key[0]]
-            syntax, uses = module.read(key[1])
+            # Read once: what is kept of it is the digest.
+            syntax, uses = module.definitions.pop(key[1])
             following: list[Key] = []
             origins: set[str] = set()
             for root, attributes in uses:
@@ -205,46 +206,55 @@ def _uncollected() -> Iterator[None]:
 
 @dataclass(eq=False)
 class Module:
-    """A file's top-level statements by the names that they bind."""
+    """A file's top-level names: what they stand for, and what its definitions are and use.
+
+    The syntax tree is not kept: those of the whole project would be a third of a process's objects, and half
+    of the time that it takes to end.
+    """
 
     name: str
     # None for a folder without __init__.py.
     path: Path | None
     # Where a package's modules are.
     folders: list[str]
-    bindings: dict[str, list[ast.stmt]] = field(init=False, default_factory=dict)
+    # By name, and of EFFECTS: the syntax of the statements that bind it, and what they use.
+    definitions: dict[str, tuple[str, set[Use]]] = field(init=False)
     imports: dict[str, list[Import]] = field(init=False, default_factory=dict)
     stars: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self._effects: list[ast.stmt] = []
+        bindings: dict[str, list[ast.stmt]] = {}
+        effects: list[ast.stmt] = []
         tree = ast.parse(self.path.read_bytes() if self.path else b"", self.path or "")
         for statement in _running(tree.body):
-            self._enter(statement)
+            if not self._enter(statement, bindings):
+                effects.append(statement)
         # A call upon what is defined here belongs to it, wherever it stands.
-        for statement in self._effects[:]:
+        for statement in effects[:]:
             owner = _owner(statement)
-            if owner in self.bindings:
-                self.bindings[owner].append(statement)
-                self._effects.remove(statement)
+            if owner in bindings:
+                bindings[owner].append(statement)
+                effects.remove(statement)
+        self.bindings = frozenset(bindings)
+        self.definitions = {name: self._read(bound) for name, bound in {**bindings, EFFECTS: effects}.items()}
 
     @property
     def package(self) -> str:
         """What relative imports start from."""
         return self.name if self.folders else self.name.rpartition(".")[0]
 
-    def read(self, name: str) -> tuple[str, set[Use]]:
-        """The syntax of what binds a name, and what it uses."""
+    def _read(self, statements: Iterable[ast.stmt]) -> tuple[str, set[Use]]:
         reader = _Reader(self.package)
-        for statement in self._effects if name == EFFECTS else self.bindings[name]:
+        for statement in statements:
             reader.statement(statement)
         return "".join(reader.syntax), reader.uses
 
-    def _enter(self, statement: ast.stmt) -> None:
+    def _enter(self, statement: ast.stmt, bindings: dict[str, list[ast.stmt]]) -> bool:
+        """Whether the statement binds a name or imports one."""
         if isinstance(statement, ast.Import | ast.ImportFrom):
             for name, imported in imports_of(statement, self.package):
                 self._import(name, imported)
-            return
+            return True
         names, imports = set(), []
         for node in _same_scope(statement):
             names |= {_bound(node), _changed(node)} - {None}
@@ -253,15 +263,14 @@ class Module:
         for name, imported in imports:
             self._import(name, imported)
         for name in names:
-            self.bindings.setdefault(name, []).append(statement)
+            bindings.setdefault(name, []).append(statement)
         if isinstance(statement, ast.FunctionDef | ast.ClassDef):
             for decorator in statement.decorator_list:
                 # `@table.register` makes the function a part of the table.
                 owner = _root(decorator.func if isinstance(decorator, ast.Call) else decorator)
-                if owner in self.bindings and owner != statement.name:
-                    self.bindings[owner].append(statement)
-        if not names and not imports:
-            self._effects.append(statement)
+                if owner in bindings and owner != statement.name:
+                    bindings[owner].append(statement)
+        return bool(names or imports)
 
     def _import(self, name: str, imported: Import) -> None:
         if name == "*":

@@ -91,14 +91,16 @@ class LocalFolder:
     @contextlib.contextmanager
     def generation(self) -> Iterator[str]:
         name = _new_name()
-        folder = self.path / name
-        folder.mkdir(parents=True)
-        # Held until the writer is done or dead; others tell by it whether they may clean up after it.
-        descriptor = os.open(folder, os.O_RDONLY)
+        hidden = self.path / f".{name}"
+        hidden.mkdir(parents=True)
+        # Held until the writer is done or dead; others tell by it whether they may clean up after it. So it
+        # has its name only once it is locked.
+        descriptor = os.open(hidden, os.O_RDONLY)
         try:
             # Not every network disk has locks; `is_abandoned` then goes by age.
             with contextlib.suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hidden.rename(self.path / name)
             yield name
         finally:
             os.close(descriptor)
@@ -145,7 +147,7 @@ class LocalFolder:
         return found
 
     def generations(self) -> list[str]:
-        return [name for name in _listed(self.path) if name.startswith(PREFIX)]
+        return [name for name in _listed(self.path) if name.removeprefix(".").startswith(PREFIX)]
 
     def is_abandoned(self, generation: str) -> bool:
         try:
@@ -154,7 +156,7 @@ class LocalFolder:
             return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return _age(generation) > _LOCKED_AFTER
+            return not generation.startswith(".") or _age(generation) > _LOCKED_AFTER
         except BlockingIOError:
             return False
         except OSError:
@@ -197,6 +199,10 @@ class RemoteFolder:
 
     def read(self, name: str) -> bytes:
         return self._fs.cat_file(self._at(name))
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy a file to `path` on this machine, however large. Raises FileNotFoundError."""
+        self._fs.get_file(self._at(name), str(path))
 
     def sizes(self, name: str) -> dict[str, int]:
         folder = self._at(name)
@@ -260,5 +266,5 @@ def _new_name() -> str:
 
 
 def _age(generation: str) -> timedelta:
-    stamp = generation.removeprefix(PREFIX).partition("-")[0]
+    stamp = generation.removeprefix(".").removeprefix(PREFIX).partition("-")[0]
     return datetime.now(UTC) - datetime.strptime(stamp, _STAMP).replace(tzinfo=UTC)

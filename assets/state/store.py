@@ -14,8 +14,8 @@ import io
 import json
 import logging
 import os
-import socket
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 import pandas as pd
-from filelock import FileLock, Timeout
+from pydantic import PrivateAttr
 from upath import UPath
 
+from assets.state import locks
 from assets.state.folders import Content, LocalFolder, described, folder_of, places
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ DATABASE = "ratings.duckdb"
 # What DuckDB and downloads write stays on this machine.
 LOCAL_KINDS = ("reviews", "ratings")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
-# Before a log says that a lock is waited for.
-SAY_AFTER = 1.0  # seconds
+_CLOSED = (
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
+)  # fmt: skip
 _OWN_FACTS = ("format", "generation", "previous", "keys", "files", "fingerprint", "written_at")
 # Files on disk that were found to be as written, by path, size and time of change: read once a process.
 _found_whole: set[tuple[str, int, int]] = set()
@@ -86,7 +87,9 @@ def writing(path: Path | UPath) -> Iterator[None]:
                 "free some space and run again",
             ) from error
         where = str(getattr(error, "filename", None) or path)
-        if code in _CLOSED and (where.startswith(str(path)) or str(path).startswith(where)):
+        # Some systems have folders in which nothing can be made, and say that it is not there.
+        closed = code in _CLOSED or (code == errno.ENOENT and not path.exists())
+        if closed and (where.startswith(str(path)) or str(path).startswith(where)):
             raise CannotWrite(
                 code,
                 f"{where} cannot be written ({error.strerror}); what is there is as it was. Make it "
@@ -325,15 +328,30 @@ class Entry:
         with contextlib.suppress(FileNotFoundError, Damaged):
             self._check_on_disk(name)
             return
-        content = self._read(name)
-        self._compare(name, described(content))
         with writing(path):
-            copies = LocalFolder(path.parent)
-            copies.path.mkdir(parents=True, exist_ok=True)
-            copies.replace(path.name, content)
-        for other in LocalFolder(self._cache).generations():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{uuid.uuid4().hex}")
+            try:
+                self._folder.fetch(f"{self._manifest()['generation']}/{name}", temporary)
+                self._compare(name, described(temporary))
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        self._forget_other_copies()
+
+    def _keep_copies(self, files: Mapping[str, Path]) -> None:
+        """Move files that were just written to a remote entry to where copies of them are looked for."""
+        for name, file in files.items():
+            path = self._on_disk(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, path)
+        self._forget_other_copies()
+
+    def _forget_other_copies(self) -> None:
+        copies = LocalFolder(self._cache)
+        for other in copies.generations():
             if other != self._manifest()["generation"]:
-                LocalFolder(self._cache).remove(other)
+                copies.remove(other)
 
     def _damaged(self, file: str, reason: str) -> Damaged:
         return Damaged(f"{self.path / file} is damaged, {reason}; the entry counts as not there: {self.hint}")
@@ -426,7 +444,10 @@ class Draft:
         paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
         names = {path.relative_to(self.folder).as_posix(): path for path in paths}
         if self._generation is None:
-            return self._entry.write(names, fingerprint, **facts)
+            manifest = self._entry.write(names, fingerprint, **facts)
+            if self._entry._cache is not None:
+                self._entry._keep_copies(names)
+            return manifest
         written = {name: self._entry._folder.settle(f"{self._generation}/{name}") for name in names}
         return self._entry._publish(self._generation, written, fingerprint, facts, keep=False)
 
@@ -436,6 +457,7 @@ class Store(dg.ConfigurableResource):
 
     home: str = ""
     artifacts: str = ""
+    _postgres: str = PrivateAttr(default="")
 
     @property
     def root(self) -> Path:
@@ -494,6 +516,10 @@ class Store(dg.ConfigurableResource):
             "warming", _hint(f"{profile}/warming_up", cell.key), profile=profile, **_keys(cell)
         )
 
+    def first_choices(self, profile: str, cell) -> Entry:
+        hint = _hint(f"{profile}/warming_up_lists", cell.key)
+        return self._entry("first_choices", hint, profile=profile, **_keys(cell))
+
     def recommendations(self, profile: str, cell) -> Entry:
         hint = _hint(f"{profile}/recommendations", cell.key)
         return self._entry("recommendations", hint, profile=profile, **_keys(cell))
@@ -532,29 +558,25 @@ class Store(dg.ConfigurableResource):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        # Only there where Dagster's storage is Postgres.
+        self._postgres = getattr(context.instance.run_storage, "postgres_url", "") if context.instance else ""
+
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Held by one process of this home at a time, for work that two cells share.
+        """Held by one process at a time, for work that two cells share.
 
-        Who waits for long says so in the log, and for whom; an interrupt ends the waiting at once. A lock is
-        free when its holder is dead.
+        Where Dagster keeps its runs in Postgres, runs of all machines exclude each other; else processes of
+        this home do.
         """
-        folder = self.root / "locks"
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / f"{name}.lock")
-            try:
-                lock.acquire(timeout=SAY_AFTER)
-            except Timeout:
-                log.info("waiting for the lock %s, held by %s", name, _holder(folder / f"{name}.holder"))
-                lock.acquire()
-        try:
-            with writing(folder):
-                _say_who_holds(folder / f"{name}.holder")
+        with contextlib.ExitStack() as held:
+            if self._postgres:
+                held.enter_context(locks.by_postgres(self._postgres, str(self.artifact_root), name))
+            else:
+                folder = self.root / "locks"
+                with writing(folder):
+                    held.enter_context(locks.by_file(folder, name))
             yield
-        finally:
-            (folder / f"{name}.holder").unlink(missing_ok=True)
-            lock.release()
 
     def _entry(self, kind: str, hint: str, **keys: object) -> Entry:
         place = "/".join([kind, *(f"{key}={value}" for key, value in keys.items())])
@@ -562,19 +584,6 @@ class Store(dg.ConfigurableResource):
 
     def _root(self, kind: str) -> UPath:
         return UPath(self.root) if kind in LOCAL_KINDS else self.artifact_root
-
-
-def _say_who_holds(file: Path) -> None:
-    # Not in the lock's own file: opening it for waiting may empty it.
-    since = datetime.now(UTC).isoformat(timespec="seconds")
-    file.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-
-
-def _holder(file: Path) -> str:
-    try:
-        return file.read_text() or "an unknown process"
-    except FileNotFoundError:
-        return "an unknown process"
 
 
 def _keys(cell) -> dict[str, object]:

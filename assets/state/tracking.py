@@ -446,6 +446,8 @@ def _silence(uri: str) -> str:
         return "no answer in time"
     except requests.ConnectionError:
         return "no connection"
+    except requests.RequestException as error:
+        return str(error)
     return ""
 
 

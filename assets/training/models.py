@@ -99,11 +99,15 @@ def _metadata(trainings: list[Training], cell: Cell) -> dict:
         manifest = entry.require()
         metrics = entry.table("metrics.parquet")
         cold = metrics[(metrics["stage"] == "cold") & metrics["metric"].isin(HEADLINES[objective])]
-        metadata |= {f"{row.selection}_{row.metric}": round(float(row.value), 6) for row in cold.itertuples()}
+        values = {f"{row.selection}_{row.metric}": round(float(row.value), 6) for row in cold.itertuples()}
+        # The rule that counts and the rival beside it come first.
+        rule = "validation" if training.profile.validation else "last"
+        metadata |= {name: value for name, value in values.items() if name.startswith(rule)}
         compared = is_compared(training.profile, training.name)
         if compared and (beside := _simple(training).compare(training.objective, [cell])):
             metadata[f"best_simple_{beside.metric}"] = round(beside.best_value, 6)
             metadata[f"best_simple_by_{beside.metric}"] = beside.best
+        metadata |= values
         metadata["dagster/row_count"] = manifest["test_users"]
         if "mlflow_url" in manifest:
             metadata[f"mlflow_run_{objective}"] = dg.MetadataValue.url(manifest["mlflow_url"])

@@ -98,9 +98,9 @@ def _of_model(store: Store, profile: Profile, cell: Cell, name: str) -> pd.DataF
 
     model = restored_model(store, profile, name, cell, "rating").cell()
     gate, most = Gate(store, profile, cell, needs=("ratings", "effects")), first_ratings(store, cell)
-    test = _some(gate, "test")
+    test = some_users(gate, "test")
     if name == sampling_models(profile)[0]:
-        validation = _newcomers(_some(gate, "validation"))
+        validation = _newcomers(some_users(gate, "validation"))
         rows = error_by_n(model, _newcomers(test), validation, _shifts(gate, test), most=most)
     else:
         rows = error_by_n(model, _newcomers(test), most=most)
@@ -128,7 +128,7 @@ def _newcomers(held: "HeldOut") -> "Newcomers":
     return Newcomers(held.users.description, held.ratings, held.users.ratings)
 
 
-def _some(gate: Gate, side: str) -> "HeldOut":
+def some_users(gate: Gate, side: str) -> "HeldOut":
     """The users of a side and their ratings, of USERS drawn ones where there are more."""
     import torch
 

@@ -45,7 +45,8 @@ class Model(ABC):
     role: ClassVar[str] = "learned"
     # Settings that a profile's factorizations and this model share: `factors` where they start from those.
     settings_from: ClassVar[str] = ""
-    # How first target ratings change what is predicted: `samples` of the user are weighted by them.
+    # How first target ratings change what is predicted without training: `samples` of the user's vector are
+    # weighted by them; lists are made anew after first `choices`, see `top_after`.
     warms_by: ClassVar[str] = ""
     # Whom it can answer for once trained: `anyone` with source ratings, `known` users of the source table
     # alone, or nobody ("").
@@ -123,6 +124,11 @@ class Model(ABC):
             placed(exclude, among, count),
         )
         return named(found, among), scores
+
+    def top_after(self, users: Users, observed: Ratings, k: int, replica: int = 0) -> tuple[Tensor, Tensor]:
+        """`top` once the first target ratings `observed` of these users are known, which are not listed
+        again. A model that makes nothing of them orders the others as before."""
+        return self.top(users, k, observed, replica)
 
     def covering(
         self,

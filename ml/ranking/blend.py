@@ -56,6 +56,7 @@ class Blend(Ranker):
     title: ClassVar[str] = "Multinomial blend"
     summary: ClassVar[str] = "Weighs popularity, neighbourhood and regression by the likelihood of choices."
     source: ClassVar[str] = "McFadden's conditional logit on the scores of other rankers"
+    warms_by: ClassVar[str] = "choices"
     role: ClassVar[str] = "learned"
     PARTS: ClassVar[Mapping[str, Ranker]] = {
         "neighbourhood": UserNeighbourhood(neighbours=100, popular=0.0),

@@ -73,6 +73,7 @@ class ChoiceDiffusion(Ranker):
     title: ClassVar[str] = "DiffCDR for choices"
     summary: ClassVar[str] = "Draws tastes by diffusion, and lists what they would choose on average."
     source: ClassVar[str] = "DiffCDR, with the likelihood of choices as its task loss"
+    warms_by: ClassVar[str] = "choices"
     role: ClassVar[str] = "learned"
     scored_by: ClassVar[str] = "probability"
     orders: ClassVar[tuple[str, ...]] = ("probability", "coverage")

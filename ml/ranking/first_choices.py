@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from ml.data import HeldOut
 from ml.distribution.warming import split_first
 from ml.evaluation.lists import list_scores
-from ml.ranking.ranker import Ranker
+from ml.models.contract import Model
 
-COUNTS = (0, 1, 2, 5)
+LISTED = 20
 
 
 def scores_by_n(
-    rankers: Mapping[str, Ranker], held_out: HeldOut, counts: Sequence[int] = COUNTS, replica: int = 0
+    models: Mapping[str, Model], held_out: HeldOut, counts: Sequence[int], replica: int = 0
 ) -> list[dict[str, str | int | float]]:
-    """Rows {ranker, n, users, ndcg@10, …} of the lists after each user's first n choices, n of `counts`.
+    """Rows {model, n, users, ndcg@10, …} of the lists after each user's first n choices, n of `counts`.
 
     The ratings of `held_out` are in the order in which choices are made: of time, where there is time. Only
     users with more than the largest n choices, and of these the choices after it, so that every n is judged
@@ -26,9 +26,9 @@ def scores_by_n(
         observed, later = split_first(held_out.ratings, n, max(counts))
         if len(later) == 0:
             return []
-        for name, ranker in rankers.items():
-            lists, _ = ranker.top_after(held_out.users, observed, 20, replica)
-            means = list_scores(lists, later, ranker.items_of(replica)).means()
+        for name, model in models.items():
+            lists, _ = model.top_after(held_out.users, observed, LISTED, replica)
+            means = list_scores(lists, later, model.items_of(replica)).means()
             del means["users_left_out"]
-            rows.append({"ranker": name, "n": n, **means, "users": int(means["users"])})
+            rows.append({"model": name, "n": n, **means, "users": int(means["users"])})
     return rows

@@ -30,6 +30,7 @@ class CollectiveALS(Ranker):
     title: ClassVar[str] = "Collective iALS"
     summary: ClassVar[str] = "Factorizes the choices of both domains together, one vector a user."
     source: ClassVar[str] = "Hu et al., ICDM 2008, on both domains; library implicit"
+    warms_by: ClassVar[str] = "choices"
     role: ClassVar[str] = "learned"
 
     rank: int = 32

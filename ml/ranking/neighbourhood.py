@@ -25,6 +25,7 @@ class UserNeighbourhood(Ranker):
     title: ClassVar[str] = "User neighbourhood"
     summary: ClassVar[str] = "Lists what the training users chose whose source choices are most alike."
     source: ClassVar[str] = "Herlocker et al., SIGIR 1999, across domains"
+    warms_by: ClassVar[str] = "choices"
 
     neighbours: int = 100
     popular: float = 0.1

@@ -279,10 +279,7 @@ class Ranker(Model):
         return self.score(state, source)
 
     @torch.no_grad()
-    def top_after(
-        self, users: Users, observed: Ratings, k: int = 20, replica: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """`top` after the first target choices `observed` of these users, which are not listed again."""
+    def top_after(self, users: Users, observed: Ratings, k: int, replica: int = 0) -> tuple[Tensor, Tensor]:
         state = self.state(replica)
         source = source_of(users, state, self.name)
         seen = choice_matrix(observed, len(users), len(state["popularity"]))

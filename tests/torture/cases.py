@@ -1,9 +1,13 @@
 """The cases: what is put into the folder, the command line, and what a good answer is."""
 
+import dataclasses
+import functools
 import gzip
 import io
 import os
 import random
+import shutil
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +17,15 @@ from tests.torture.mutations import mutated
 
 HEADER = "user,item,rating,time"
 ROWS, SHARED = 60, 12  # ratings of each good file, users of both
+# As commit 11a1751 wrote it.
+OLD_HOME = Path(__file__).parents[1] / "assets" / "state" / "old_home"
 
 
 @dataclass(frozen=True)
 class Case:
     """The working directory is a folder of the case's own, which environment may name as {folder}.
-    process: needs a new process, not a fork, because what it is about is read at import."""
+    process: needs a new process, not a fork, because what it is about is read at import.
+    seconds: a case that takes longer hangs; the slowest good one takes five."""
 
     name: str
     expected: Expected
@@ -26,6 +33,7 @@ class Case:
     prepare: Callable[[Path, random.Random], None]
     environment: Mapping[str, str] = field(default_factory=dict)
     process: bool = False
+    seconds: float = 20
 
     @property
     def group(self) -> str:
@@ -33,9 +41,9 @@ class Case:
 
 
 def cases(mutations: int = 60) -> list[Case]:
-    """All cases, in groups: names, files, columns, times, scales, damage, catalogues, commands."""
+    """All cases, in groups: names, files, columns, times, scales, damage, catalogues, profiles, ..."""
     made = [*_names(), *_files(), *_columns(), *_times(), *_scales(), *_damage(mutations)]
-    made += [*_catalogues(), *_commands()]
+    made += [*_catalogues(), *_profiles(), *_homes(), *_network(), *_commands()]
     assert len({case.name for case in made}) == len(made)
     return made
 
@@ -177,8 +185,6 @@ def _special(kind: str) -> Case:
         elif kind == "closed":
             put(path / "a.csv", text("source"))
         elif kind == "socket":
-            import socket
-
             here = os.getcwd()
             with socket.socket(socket.AF_UNIX) as server:
                 # The path of a socket may be 107 bytes long, and threads share the working directory.
@@ -516,6 +522,169 @@ def _catalogue(name: str, expected: Expected, content: str | bytes) -> Case:
     )
 
 
+# Profiles
+
+
+def _profiles() -> list[Case]:
+    texts = {
+        "negative rate": "extends: paper\nmodels: {emcdr: {lr: -0.1}}\n",
+        "rate of NaN": "extends: paper\nmodels: {emcdr: {lr: .nan}}\n",
+        "infinite rate": "extends: paper\nmodels: {emcdr: {lr: .inf}}\n",
+        "rate that YAML reads as text": "extends: paper\nmodels: {emcdr: {lr: 1e-3}}\n",
+        "unknown setting": "extends: paper\nmodels: {emcdr: {rl: 0.1}}\n",
+        "zero epochs": "extends: paper\nmodels: {emcdr: {epochs: 0}}\n",
+        "half an epoch": "extends: paper\nmodels: {emcdr: {epochs: 2.5}}\n",
+        "no factors": "extends: paper\nfactors: {k: 0}\n",
+        "unknown model": "extends: paper\nmodels: {nope: {}}\n",
+        "list for a mapping": "extends: paper\nmodels: [emcdr]\n",
+        "text for a list": "extends: paper\nobjectives: rating\n",
+        "unknown key": "extends: paper\nmodles: {}\n",
+        "twice a key": "title: a\ntitle: b\n",
+        "extends itself": "extends: mine\n",
+        "not yaml": "models: [",
+        "a list": "- emcdr\n",
+        "latin1": b"title: caf\xe9\n",
+        "alias of itself": "models: &m\n  emcdr: *m\n",
+        "a folder": None,
+    }
+    return [_profile(name, content) for name, content in texts.items()]
+
+
+def _profile(name: str, content: str | bytes | None) -> Case:
+    def prepare(folder: Path, _: random.Random) -> None:
+        if content is None:
+            (folder / "profiles" / "mine.yaml").mkdir(parents=True)
+        else:
+            put(folder / "profiles" / "mine.yaml", content)
+
+    asked = ("run", "--task", "demo_video_music", "--profile", "mine")
+    environment = {"DIFFCDR_PROFILES": "{folder}/profiles"}
+    return Case(f"profiles/{name}", Refused(("mine.yaml",)), asked, prepare, environment)
+
+
+# Homes
+
+
+def _homes() -> list[Case]:
+    pair_of_files = ("--source", "a.csv", "--target", "b.csv")
+    refused = {
+        "below a file": ("{folder}/a.csv/home", "a.csv"),
+        "is a file": ("{folder}/a.csv", "a.csv"),
+        "is a loop": ("{folder}/loop", "loop"),
+        "on a closed disk": ("/proc/diffcdr", "/proc"),
+        "of a long name": ("{folder}/" + "x" * 300, "xxx"),
+    }
+    made = [
+        _home(name, Refused((word,)), ("run", *pair_of_files), home) for name, (home, word) in refused.items()
+    ]
+    broken = {
+        "catalogue is text": "domains: [",
+        "catalogue is a list": "- 1\n",
+        "catalogue is NUL": b"\0" * 9,
+    }
+    made += [
+        _home(
+            name, Refused(("own_data.yaml",)), ("run", *pair_of_files), file="own_data.yaml", content=content
+        )
+        for name, content in broken.items()
+    ]
+    demo = ("--task", "demo_video_music")
+    histories = {
+        "history is rubbish": ("dagster/history/runs.db", b"rubbish" * 999),
+        "history is cut": ("dagster/history/runs.db", b"SQLite format 3\0" + bytes(50)),
+        "settings of Dagster are rubbish": ("dagster/dagster.yaml", "storage: ["),
+    }
+    made += [
+        _home(name, Refused((file,), leaves=True), ("inspect", *demo), file=file, content=content)
+        for name, (file, content) in histories.items()
+    ]
+    rubbish = "artifacts/models/profile=paper/model=emcdr/manifest.json"
+    accepted = {
+        "below a key": ("inspect", "{folder}/task=other/home", None),
+        "name with a pattern": ("inspect", "{folder}/h[1]*?", None),
+        "name with a quote": ("inspect", "{folder}/it's", None),
+        "rubbish for a manifest": ("results", "{folder}/home", rubbish),
+    }
+    for name, (verb, home, file) in accepted.items():
+        facts = GOOD if verb == "inspect" else {}
+        asked = (verb, "--format", "json", *(pair_of_files if verb == "inspect" else ()))
+        made.append(_home(name, Accepted(facts), asked, home, file=file, content="{]"))
+    made.append(_home("of an older version", Accepted(), ("results", "--format", "json"), old=True))
+    return made
+
+
+def _home(
+    name: str,
+    expected: Expected,
+    arguments: tuple[str, ...],
+    home: str = "{folder}/home",
+    *,
+    file: str | None = None,
+    content: str | bytes = "",
+    old: bool = False,
+) -> Case:
+    def prepare(folder: Path, _: random.Random) -> None:
+        put(folder / "a.csv", text("source"))
+        put(folder / "b.csv", text("target"))
+        (folder / "loop").symlink_to("loop")
+        if file is not None:
+            put(folder / "home" / file, content)
+        if old:
+            shutil.copytree(OLD_HOME, folder / "home")
+
+    # The home's place and Dagster's are read at import by some versions.
+    process = arguments[:2] == ("inspect", "--task")
+    return Case(f"homes/{name}", expected, arguments, prepare, {"DIFFCDR_HOME": home}, process)
+
+
+# Servers that are not there
+
+
+def _network() -> list[Case]:
+    """Ten seconds are what a tracking server that is down may cost; a download is tried several times."""
+    demo = ("run", "--task", "demo_video_music", "--beta", "0.2", "--seed", "0", "--model", "emcdr")
+    tracking = {
+        "MLflow refuses": "http://127.0.0.1:9",
+        "MLflow is of no host": "http://nowhere.invalid",
+        "MLflow is silent": "http://127.0.0.1:{port}",
+        "MLflow is no address": "http://:0:0",
+    }
+    made = [_tracked(name, uri, demo) for name, uri in tracking.items()]
+    made.append(
+        Case(
+            "network/tracking perhaps",
+            Refused(("DIFFCDR_TRACKING", "perhaps")),
+            demo,
+            lambda *_: None,
+            {"DIFFCDR_TRACKING": "perhaps"},
+        )
+    )
+    entries = {
+        "download refuses": "http://127.0.0.1:9/a.csv",
+        "download of no host": "http://nowhere.invalid/a",
+    }
+    for name, url in entries.items():
+        domain = {"url": url, "kind": "csv", "columns": "{user: user, item: item, rating: rating}"}
+        case = _catalogue(name, Refused((url,), leaves=True), _domain_yaml(domain))
+        made.append(dataclasses.replace(case, name=f"network/{name}", seconds=60))
+    return made
+
+
+def _tracked(name: str, uri: str, arguments: tuple[str, ...]) -> Case:
+    def prepare(folder: Path, _: random.Random) -> None: ...
+
+    if "{port}" in uri:
+        uri = uri.format(port=_silent().getsockname()[1])
+    expected = Refused((uri, "--no-tracking"))
+    return Case(f"network/{name}", expected, arguments, prepare, {"MLFLOW_TRACKING_URI": uri}, seconds=10)
+
+
+@functools.cache
+def _silent() -> socket.socket:
+    """A socket of this process that takes connections, as the kernel does, and never answers."""
+    return socket.create_server(("127.0.0.1", 0), backlog=64)
+
+
 # Command lines
 
 
@@ -525,6 +694,7 @@ def _commands() -> list[Case]:
     def with_users(folder: Path, _: random.Random) -> None:
         put(folder / "users.parquet", users)
         put(folder / "a.csv", text("source"))
+        put(folder / "b.csv", text("target"))
         put(folder / "folder" / "x", b"")
         os.link(folder / "users.parquet", folder / "linked.parquet")
 
@@ -559,6 +729,14 @@ def _commands() -> list[Case]:
         "users is a folder": (*asked, "folder", "--output", "out.parquet"),
         "users is text": (*asked, "a.csv", "--output", "out.parquet"),
         "output is exclude": (*asked, "users.parquet", "--output", "a.csv", "--exclude", "a.csv"),
+    }
+    files = ("run", "--source", "a.csv", "--target", "b.csv")
+    lines |= {
+        "unknown beta of files": (*files, "--beta", "0.33"),
+        "unknown seed of files": (*files, "--seed", "99"),
+        "unknown profile of files": (*files, "--profile", "*"),
+        "unknown model of files": (*files, "--model", "nope"),
+        "task and pattern": ("run", *task, "--task", "demo_*"),
     }
     named = {
         "output is users": ("users.parquet", "--output"),

@@ -20,7 +20,6 @@ from tests.torture.judge import Answer, judge, said_of
 
 PROGRAM = [sys.executable, "-c", "from pipeline.cli import app; app()"]
 FORKS = Path(__file__).with_name("forks.py")
-SECONDS = 20  # a case that takes longer hangs; the slowest good one takes five
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,12 @@ class Runner:
 
     def __init__(self, checkout: Path, scratch: Path, seed: int, *, processes: bool = False) -> None:
         self.checkout, self.scratch, self.seed, self.processes = checkout, scratch, seed, processes
-        self.servers: SimpleQueue[subprocess.Popen] = SimpleQueue()
+        self.servers: SimpleQueue[ForkServer] = SimpleQueue()
 
     def run(self, cases: Sequence[Case], budget: float, workers: int = 2) -> Iterator[Outcome]:
         """Outcomes in the order of the cases, as many as are begun within `budget` seconds."""
         end = time.monotonic() + budget
-        servers = [] if self.processes else [self._server() for _ in range(workers)]
+        servers = [] if self.processes else [ForkServer(self.checkout) for _ in range(workers)]
         for server in servers:
             self.servers.put(server)
         try:
@@ -54,8 +53,7 @@ class Runner:
                         yield outcome
         finally:
             for server in servers:
-                server.stdin.close()
-                server.wait()
+                server.close()
 
     def _outcome(self, case: Case, end: float) -> Outcome | None:
         if time.monotonic() > end:
@@ -96,21 +94,20 @@ class Runner:
             **{name: value.replace("{folder}", str(folder)) for name, value in case.environment.items()},
         }
         run = self._in_process if self.processes or case.process else self._in_fork
-        return run(list(case.arguments), environment, folder)
+        return run(list(case.arguments), environment, folder, case.seconds)
 
-    def _in_process(self, arguments: list[str], environment: dict, folder: Path):
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("DIFFCDR_", "MLFLOW_", "DAGSTER_"))}
+    def _in_process(self, arguments: list[str], environment: dict, folder: Path, seconds: float):
         process = subprocess.Popen(
             [*PROGRAM, *arguments],
             cwd=folder,
-            env=kept | environment,
+            env=_without_settings() | environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
         try:
-            out, err = process.communicate(timeout=SECONDS)
+            out, err = process.communicate(timeout=patience(seconds))
             code = process.returncode
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
@@ -118,35 +115,57 @@ class Runner:
             code = None
         return code, out.decode(errors="replace"), err.decode(errors="replace")
 
-    def _in_fork(self, arguments: list[str], environment: dict, folder: Path):
-        request = {
-            "arguments": arguments,
-            "environment": environment,
-            "folder": str(folder),
-            "out": str(folder / ".said"),
-            "seconds": SECONDS,
-        }
+    def _in_fork(self, arguments: list[str], environment: dict, folder: Path, seconds: float):
         server = self.servers.get()
         try:
-            server.stdin.write(json.dumps(request) + "\n")
-            server.stdin.flush()
-            code = json.loads(server.stdout.readline())
+            answer = server.run(arguments, environment, folder, folder / ".said", patience(seconds))
         finally:
             self.servers.put(server)
-        return code, *((folder / f".said.{part}").read_text(errors="replace") for part in ("out", "err"))
+        return answer["code"], *said(folder / ".said")
 
-    def _server(self) -> subprocess.Popen:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("DIFFCDR_", "MLFLOW_", "DAGSTER_"))}
-        server = subprocess.Popen(
-            [sys.executable, str(FORKS)],
-            env=kept | {"PYTHONPATH": str(self.checkout), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
+
+class ForkServer:
+    """A process of a checkout that has imported much and answers command lines in forks; see forks.py."""
+
+    def __init__(self, checkout: Path, modules: Sequence[str] = (), **environment: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(FORKS), *modules],
+            env=_without_settings()
+            | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+            | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        if server.stdout.readline().strip() != "ready":
-            raise RuntimeError(f"{self.checkout} cannot be imported")
-        return server
+        if self._process.stdout.readline().strip() != "ready":
+            raise RuntimeError(f"{checkout} cannot be imported")
+
+    def run(
+        self, arguments: Sequence[str], environment: dict, folder: Path, out: Path, seconds: float, **stop
+    ) -> dict:
+        """What forks.py answers. stop: signal and after."""
+        asked = {"arguments": list(arguments), "environment": environment, "seconds": seconds, **stop}
+        self._process.stdin.write(json.dumps({**asked, "folder": str(folder), "out": str(out)}) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def said(out: Path) -> list[str]:
+    """What a command of a ForkServer wrote on stdout and stderr."""
+    return [Path(f"{out}.{part}").read_text(errors="replace") for part in ("out", "err")]
+
+
+def patience(seconds: float) -> float:
+    """How long to wait for what takes so long on an idle machine: longer where others are at work."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def _without_settings() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith(("DIFFCDR_", "MLFLOW_", "DAGSTER_"))}
 
 
 def _listed(home: Path) -> set[str]:

@@ -7,6 +7,7 @@ import dagster as dg
 import numpy as np
 import pandas as pd
 import pytest
+from markupsafe import escape
 
 from assets.report import page, part, results
 from assets.report.page import PARTS, report_assets
@@ -62,10 +63,12 @@ def fill(store, rng):
                 "throughput.parquet": pd.DataFrame([speed]),
                 "coverage.parquet": support([mae * 4, mae * 6], [4, 6]),
             }
+            files["curves.parquet"] = pd.DataFrame({"epoch": [1, 2], "test_rmse": [mae + 0.5, mae + 0.3]})
             finish(store, model, key, errors(mae, mae + 0.3), files=files, warm_left_out=3 + seed)
             ranked = {("cold", "last", m): 0.01 * position for m in ("dcg@20", "recall@20", "ndcg@20")}
             finish(store, model, key, ranked, objective="ranking")
-        finish(store, "item_mean", key, errors(1.3, 1.6))
+        of_mean = {"user_errors.parquet": user_errors([1.3 * n for n in range(1, 7)], [1, 2, 3, 4, 5, 6])}
+        finish(store, "item_mean", key, errors(1.3, 1.6), files=of_mean)
         finish(store, "random", key, {("cold", "last", "ndcg@20"): 0.001}, objective="ranking")
     cloud = picture().formats
     row = ("emcdr", "test", None, 1.0, 0.5, 1.0, 0.9, None)
@@ -108,7 +111,8 @@ def test_every_part_is_there_in_every_format(reported):
         folder = store.report("paper", name)
         for ending in ("parquet", "csv", "md", "tex", "html"):
             assert (folder / f"{name}.{ending}").stat().st_size > 0
-        assert part.NOTHING not in (folder / f"{name}.md").read_text(), name
+        # Lists of each user are in no hand-made cell.
+        assert (part.NOTHING in (folder / f"{name}.md").read_text()) == (name == "people"), name
     assert {file.name for file in store.report("paper", "figure3").glob("*.[ps][nv]g")} == {
         "figure3-tiny.png",
         "figure3-tiny.svg",
@@ -123,8 +127,10 @@ def test_the_report_needs_nothing_but_itself(reported):
     assert all(link.startswith(("data:image/", "#")) for link in shown.links)
     assert "<script" not in text
     anchors = set(re.findall(r'<section id="([\w-]+)"', text))
-    assert {link[1:] for link in shown.links if link.startswith("#")} == anchors
-    assert {"summary", "data", "table2", "figure3", "table4"} <= anchors
+    assert {link[1:] for link in shown.links if link.startswith("#")} == anchors - {"opening"}
+    assert {"summary", "by_beta", "learning", "table2", "figure3", "table4", "opening"} <= anchors
+    assert "people" not in anchors
+    assert "Nothing has been computed for: People" in text
 
 
 def test_the_report_shows_what_the_tables_hold_and_what_is_missing(reported):
@@ -140,6 +146,54 @@ def test_the_report_shows_what_the_tables_hold_and_what_is_missing(reported):
     assert "Tiny: video → music: 2 of 4 cells" in text
     events = {m.asset_key.path[-1]: m.metadata for m in result.asset_materializations_for_node("report")}
     assert events["report"]["missing"].value == "none"
+
+
+def test_the_report_begins_with_sentences_and_a_picture_of_each_model(reported):
+    store, profiles, _ = reported
+    text = (store.report("report") / "report.html").read_text()
+    frame = pd.read_parquet(store.report("paper", "forest") / "forest.parquet").set_index("model")
+    start = text.index('class="sentence"')
+    assert start < text.index("<img") < text.index("<nav")
+    ours = frame.loc["diffcdr"]
+    said = f"miss by {ours['value']:.3f} (RMSE), each item&#39;s mean by {ours['value_reference']:.3f}"
+    assert said in text[start : text.index("<img")]
+    # Made up data are said to be, before anything else.
+    assert text.index('class="warning"') < start
+    assert set(frame.index) == set(MODELS) & {*profiles["paper"].models}
+
+
+def test_the_same_results_make_the_same_report(reported):
+    store, profiles, _ = reported
+    folder = store.report("report")
+    before = [(folder / name).read_bytes() for name in ("report.html", "report.md")]
+    made = dg.materialize(
+        report_assets(AXES, profiles), resources={"store": store}, selection=["paper/forest", "report"]
+    )
+    assert made.success
+    assert [(folder / name).read_bytes() for name in ("report.html", "report.md")] == before
+
+
+def test_what_few_read_is_folded_and_other_profiles_stand_behind(tmp_path):
+    store = Store(home=str(tmp_path))
+    for profile in ("paper", "tuned"):
+        finish(store, "emcdr", "tiny|b20-s0", errors(1.0, 1.2), profile=profile)
+    profiles = {name: load_profiles()[name] for name in ("paper", "strict", "tuned")}
+    dg.materialize(
+        report_assets(AXES, profiles),
+        resources={"store": store},
+        selection=["paper/table2", "tuned/table2", "paper/cost", "tuned/cost", "report"],
+    )
+    text = (store.report("report") / "report.html").read_text()
+    # Nothing of a profile that was never begun.
+    assert "strict" not in text
+    story, table2 = (text[text.index(f'<section id="{name}">') :] for name in ("by_beta", "table2"))
+    assert story.index("materialize tuned/by_beta") < story.index("materialize paper/by_beta")
+    # The paper's tables are those of the paper's protocol first.
+    opened, folded = (table2.index(escape(profiles[name].title)) for name in ("paper", "tuned"))
+    assert opened < folded
+    assert table2[:folded].rstrip().endswith("<summary>")
+    summary = text[text.index('<section id="summary"') :]
+    assert summary.index("<details") < summary.index("<table")
 
 
 def test_a_part_that_was_not_made_says_what_to_materialize():

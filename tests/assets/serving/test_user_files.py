@@ -109,6 +109,24 @@ def test_ids_of_users_keep_their_type(bundle, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("ids", "kind"),
+    [
+        (["7", "-12"], "int64"),
+        (["0"], "int64"),
+        (["007", "12"], "str"),
+        (["7", "7a"], "str"),
+        (["9" * 19], "str"),
+    ],
+)
+def test_ids_of_a_csv_are_numbers_where_all_are_written_as_such(bundle, tmp_path, ids, kind):
+    (tmp_path / "users.csv").write_text("user_id\n" + "\n".join(ids) + "\n")
+    recommend_file(bundle, tmp_path / "users.csv", tmp_path / "out.parquet", Wanted(k=1))
+    got = pd.read_parquet(tmp_path / "out.parquet")["user_id"]
+    assert sorted(got.astype(str)) == sorted(ids)
+    assert (got.dtype == "int64") == (kind == "int64")
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"item_id": "nothing"}, r"users.parquet, row 3: item nothing is not in the source domain"),

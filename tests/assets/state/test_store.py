@@ -32,16 +32,26 @@ from assets.state.store import (
     parquet,
     tensors,
 )
+from tests import s3
 from tests.assets.axes import AXES, CELL
 
 METRICS = pd.DataFrame({"metric": ["mae"], "value": [0.5]})
 
 
-@pytest.fixture(params=["disk", "remote"])
-def store(request, monkeypatch):
-    """A store on disk, and one behind an fsspec URL."""
+@pytest.fixture(scope="module")
+def bucket():
+    with s3.serving():
+        yield s3.BUCKET
+
+
+@pytest.fixture(params=["disk", "memory", "s3"])
+def store(request, monkeypatch, tmp_path):
+    """A store on disk, one behind an fsspec URL, and one in an S3 server."""
     if request.param == "disk":
         return Store()
+    if request.param == "s3":
+        bucket = request.getfixturevalue("bucket")
+        return Store(artifacts=f"s3://{bucket}/{tmp_path.name}")
     monkeypatch.setattr(MemoryFileSystem, "store", {})
     monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
     return Store(artifacts="memory://bucket/artifacts")
@@ -183,7 +193,7 @@ def test_a_writer_that_stops_at_any_point_leaves_what_was_there(old, place, stor
     assert len(generations(entry)) == 1 + old
 
 
-def test_a_killed_process_leaves_what_was_there_and_the_next_one_cleans_up(home, monkeypatch):
+def test_a_killed_process_leaves_what_was_there_and_the_next_one_cleans_up(home):
     entry = split(Store())
     entry.write({"a": b"old"}, "f1")
     script = """
@@ -198,7 +208,6 @@ def test_a_killed_process_leaves_what_was_there_and_the_next_one_cleans_up(home,
     """
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        monkeypatch.setattr(folders, "_LOCKED_AFTER", -folders._LOCKED_AFTER)
         entry.write({"a": b"2"}, "f2")
         assert len(generations(entry)) == 3, "a living writer is left alone"
         process.kill()
@@ -308,7 +317,7 @@ def test_a_damaged_file_is_named_and_counts_as_not_there(damage, store):
     for read in (before.table, before.tensors, before.read, before.path_of, split(store).table):
         with pytest.raises(Damaged, match=message):
             read("t.parquet")
-    remote = before.path.protocol == "memory"
+    remote = before.path.protocol in ("memory", "s3")
     flipped = damage is DAMAGE["flipped"]
     # An object store has checksums of its own, so that only sizes are compared there before a file is read.
     assert split(store).is_current("f1") is (remote and flipped)

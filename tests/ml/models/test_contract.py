@@ -75,7 +75,7 @@ def test_its_facts_are_there(name):
     assert kind.scored_by in ("probability", "score")
     assert set(kind.orders) <= set(ORDERS)
     assert kind.settings_from in ("", "factors")
-    assert kind.warms_by in ("", "samples")
+    assert kind.warms_by in ("", "samples", "choices")
     assert set(small(name).hyperparameters()) == set(facts(name).defaults)
 
 

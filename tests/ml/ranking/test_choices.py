@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ml.data import HeldOut, Ratings
+from ml.models.statistics import Popularity
 from ml.ranking.choices import ChoiceDiffusion, fit_taste, greedy_cover, slopes
 from ml.ranking.first_choices import scores_by_n
 from ml.ranking.ials import CollectiveALS
@@ -133,9 +134,10 @@ def test_lists_after_first_choices_are_judged_on_the_same_later_choices(model, d
         "choices": model,
         "neighbourhood": fitted(UserNeighbourhood(neighbours=20), train),
         "als": fitted(CollectiveALS(rank=8, penalty=1.0), train),
+        "popularity": fitted(Popularity(), train),
     }
     rows = scores_by_n(rankers, held_out, counts=(0, 2))
-    assert {(row["ranker"], row["n"]) for row in rows} == set(itertools.product(rankers, (0, 2)))
+    assert {(row["model"], row["n"]) for row in rows} == set(itertools.product(rankers, (0, 2)))
     assert len({row["users"] for row in rows}) == 1
     for row in rows:
         assert 0 < row["ndcg@20"] <= 1

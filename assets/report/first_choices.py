@@ -1,0 +1,96 @@
+"""After the first choices: how good lists are by how many of a user's target choices are known."""
+
+import pandas as pd
+
+from assets.report.metrics import Metric, shown_in
+from assets.report.names import Names
+from assets.report.part import Chapter, Part, Picture
+from assets.report.results import Source
+from assets.report.summaries import strict_mean, task_betas
+from assets.report.table import Number, Table, table
+from assets.state import plots
+from assets.training.first_choices import list_models
+
+METRICS = shown_in("first_choices")
+COLUMNS = ["task", "beta", "seed", "model", "n", "users", *(metric.name for metric in METRICS)]
+
+
+def first_choices_frame(scores: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds: task, beta, model, n, the metrics, users (of all seeds together), seeds."""
+    grouped = scores.groupby(["task", "beta", "model", "n"], sort=False)
+    means = grouped[[metric.name for metric in METRICS]].agg(strict_mean)
+    return means.assign(users=grouped["users"].sum(), seeds=grouped.size()).reset_index()
+
+
+def first_choices_tables(frame: pd.DataFrame, names: Names) -> list[Table]:
+    """Rows task × β × n, columns models, each with its metrics."""
+    rows = []
+    for task, beta, head in task_betas(frame, names):
+        part = frame[(frame["task"] == task) & (frame["beta"] == beta)]
+        for n, of_n in part.groupby("n"):
+            cells = {
+                (names.model(str(record["model"])), metric.title): Number(record[metric.name], "{:.3f}")
+                for record in of_n.to_dict("records")
+                for metric in METRICS
+            }
+            users = Number(of_n["users"].iloc[0], "{:,.0f}")
+            rows.append({**head, "Choices seen": f"{n:.0f}", **cells, "Users": users})
+    return [table("", rows, keys=2, sections=True)] if rows else []
+
+
+def first_choices_pictures(frame: pd.DataFrame, names: Names) -> list[Picture]:
+    """Of each task the metrics by number of choices seen, a line for each model."""
+    return [_picture(frame[frame["task"] == task], task, names) for task in names.in_order(frame["task"])]
+
+
+def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:
+    betas = sorted(frame["beta"].unique())
+    figure = plots.new_figure(max(5.4, 3.6 * len(betas)), 2.6 * len(METRICS))
+    panels = figure.subplots(len(METRICS), len(betas), squeeze=False)
+    for row, metric in zip(panels, METRICS, strict=True):
+        for axes, beta in zip(row, betas, strict=True):
+            _panel(axes, frame[frame["beta"] == beta], metric, names)
+            plots.plain(axes, f"{metric.title}, β = {beta:.0%}")
+    for axes in panels[-1]:
+        axes.set_xlabel("choices seen", fontsize=8)
+    panels[0, 0].legend(fontsize=6)
+    caption = (
+        f"After the first choices. {names.task(task)}: lists of test users judged by their later choices, "
+        "the same for every n, after their first n have been seen. Means over seeds; higher is better."
+    )
+    return Picture(f"first-choices-{task}", caption, plots.formats(figure))
+
+
+def _panel(axes, frame: pd.DataFrame, metric: Metric, names: Names) -> None:
+    for position, model in enumerate(dict.fromkeys(frame["model"])):
+        line = frame[frame["model"] == model].sort_values("n")
+        colour, steps = plots.COLOURS[-1 - position % len(plots.COLOURS)], range(len(line))
+        style = {"color": colour, "linewidth": 1.2, "markersize": 3}
+        axes.plot(steps, line[metric.name], "o-", label=names.model(model), **style)
+        axes.set_xticks(steps, [f"{n:.0f}" for n in line["n"]])
+
+
+def first_choices_part(source: Source) -> Part:
+    names = source.names
+    frame = first_choices_frame(source.analysis("first_choices", "first_choices.parquet", COLUMNS))
+    notes = (
+        "Of each test user with enough target choices the first n are seen, by time where there is time, and "
+        "the list of twenty that follows is judged by the same later ones for every n; what was seen is not "
+        "listed again. Nothing is trained: neighbours are found by the choices of both domains, factors are "
+        "folded in, blends take what their parts then say, and samples of a taste are weighted by the "
+        "likelihood of what was chosen. Popularity leaves out what was seen, and learns nothing.",
+    )
+    tables, pictures = first_choices_tables(frame, names), first_choices_pictures(frame, names)
+    title = f"After the first choices. {source.profile.title}"
+    return Part("first_choices", title, frame, tables, notes, "", pictures)
+
+
+FIRST_CHOICES = Chapter(
+    "first_choices",
+    "After the first choices",
+    "What a user's first choices in the target domain are worth to the rest of the list.",
+    "Quality of lists by number of target choices seen.",
+    first_choices_part,
+    lambda profile: ["warming_up_lists"],
+    lambda profile: bool(list_models(profile)),
+)
