@@ -1,7 +1,7 @@
 """What can be checked of deploy/ without a cluster: `make check-deploy`.
 
-Kubernetes manifests by the API's schemas, Dagster's settings by Dagster and the classes they name. Not checked:
-values.yaml by the chart's own schema, RayCluster by KubeRay's, and that any of it runs.
+Kubernetes manifests by the API's schemas, Dagster's settings by Dagster and the classes they name. Not
+checked: values.yaml by the chart's own schema, RayCluster by KubeRay's, and that any of it runs.
 """
 
 import os

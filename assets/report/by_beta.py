@@ -37,8 +37,10 @@ def by_beta_frame(source: Source) -> pd.DataFrame:
 
 
 def by_beta_pictures(frame: pd.DataFrame, names: Names) -> list[Picture]:
-    """Of each task a panel for lists and one for stars, a line for each model."""
-    return [_picture(frame[frame["task"] == task], task, names) for task in names.in_order(frame["task"])]
+    """Of each task with several β a panel for lists and one for stars, a line for each model."""
+    betas = frame.groupby("task")["beta"].nunique()
+    tasks = names.in_order(betas.index[betas > 1])
+    return [_picture(frame[frame["task"] == task], task, names) for task in tasks]
 
 
 def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:
@@ -113,8 +115,12 @@ def by_beta_part(source: Source) -> Part:
     frame = by_beta_frame(source)
     notes = (f"Epochs: {SELECTIONS[headline(profile)]}. Bold is the best of a row.",)
     title = f"By share of new users. {profile.title}"
-    tables, gaps = by_beta_tables(frame, names), source.gaps(drawn(profile))
-    return Part("by_beta", title, frame, tables, notes, gaps, by_beta_pictures(frame, names))
+    tables, pictures = by_beta_tables(frame, names), by_beta_pictures(frame, names)
+    gaps = source.gaps(drawn(profile))
+    betas = frame["beta"].unique()
+    alone = [f"Only β = {beta:.0%} has been run; others would be drawn beside it." for beta in betas]
+    sentences = alone if len(alone) == 1 else ()
+    return Part("by_beta", title, frame, tables, notes, gaps, pictures, sentences)
 
 
 BY_BETA = Chapter(

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from assets.data.domain import domain_ratings, ids
+from assets.data.domain import domain_ratings, ids, titles
+from assets.data.ratings import ratings_fingerprint
 from assets.report.forest import REFERENCES, leading
 from assets.report.metrics import LIST_HEADLINE
 from assets.report.names import Names
@@ -15,7 +16,7 @@ from assets.report.table import HIT, Hit, Table, table
 from assets.report.verdict import recommended
 from assets.settings.axes import Axes, Cell
 from assets.settings.profile import Profile
-from assets.state.store import NotMaterialized
+from assets.state.store import NotMaterialized, Store
 
 USERS = 10
 SHOWN = 8  # of a history and of a list, what fits beside each other
@@ -82,7 +83,9 @@ def _rows(source: Source, cell: Cell, lists: Mapping[str, pd.DataFrame], models:
     store = source.store
     overlap = store.overlap(cell.task).table("users.parquet").set_index("user")
     domains = {side: getattr(cell, side).name for side in ("source", "target")}
-    items = {side: ids(store, name, "item") for side, name in domains.items()}
+    for domain in (cell.source, cell.target):
+        store.ratings(domain.name).require_current(ratings_fingerprint(store, domain))
+    items = {side: _names(store, name) for side, name in domains.items()}
     known = set.intersection(*(set(part["user"]) for part in lists.values()))
     chosen = np.random.default_rng(0).permutation(sorted(known))[:USERS]
     rows = []
@@ -111,7 +114,14 @@ def _rows(source: Source, cell: Cell, lists: Mapping[str, pd.DataFrame], models:
     return rows
 
 
-def _rated(store, domain: str, user: int) -> dict[int, float]:
+def _names(store: Store, domain: str) -> list[str]:
+    """What a domain's items are called, by row: their titles, else their ids."""
+    return [
+        title or item for title, item in zip(titles(store, domain), ids(store, domain, "item"), strict=True)
+    ]
+
+
+def _rated(store: Store, domain: str, user: int) -> dict[int, float]:
     """A user's items with their stars, best rated first."""
     ratings = domain_ratings(store, domain)
     start, end = np.searchsorted(ratings.users, [user, user + 1])

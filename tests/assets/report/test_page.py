@@ -2,12 +2,12 @@
 
 import re
 from dataclasses import replace
-from html import escape
 
 import dagster as dg
 import numpy as np
 import pandas as pd
 import pytest
+from markupsafe import escape
 
 from assets.report import page, part, results
 from assets.report.page import PARTS, report_assets

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from assets.data.domain import domain_ratings, ids
+from assets.data.domain import domain_ratings, ids, titles
 from assets.report.people import HISTORY, SHOWN, USERS, people_frame, people_part
 from assets.report.table import HIT, html
 from assets.state.store import Store
@@ -38,12 +38,15 @@ def test_histories_and_hits_are_those_of_the_ratings(store):
     assert frame["user"].nunique() == USERS
     assert set(frame["side"]) == {HISTORY, *MODELS}
     overlap = store.overlap("tiny").table("users.parquet").set_index("user_id")
-    names, ratings = ids(store, "tiny_video", "item"), domain_ratings(store, "tiny_video")
+    ratings, called = domain_ratings(store, "tiny_video"), titles(store, "tiny_video")
+    names = [title or item for title, item in zip(called, ids(store, "tiny_video", "item"), strict=True)]
     for user, part in frame.groupby("user"):
         rows = ratings.users == overlap.loc[user, "source_user"]
-        known = dict(zip(names[ratings.items[rows]], ratings.values[rows], strict=True))
+        known = [
+            (names[i], stars) for i, stars in zip(ratings.items[rows], ratings.values[rows], strict=True)
+        ]
         history = part[part["side"] == HISTORY].sort_values("place")
-        assert dict(zip(history["item"], history["stars"], strict=True)) == known
+        assert sorted(zip(history["item"], history["stars"], strict=True)) == sorted(known)
         assert history["stars"].is_monotonic_decreasing
         for model in MODELS:
             listed = part[part["side"] == model].sort_values("place")

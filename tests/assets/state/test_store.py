@@ -135,10 +135,10 @@ def test_a_local_draft_that_is_published_replaces_what_was_there():
     entry = Store().ratings("tiny_video")
     for content in (b"1", b"2"):
         with entry.draft() as draft:
-            (draft.folder / "ratings.duckdb").write_bytes(content)
+            (draft.folder / "ratings.parquet").write_bytes(content)
             draft.publish("f")
     assert len(generations(entry)) == 1
-    assert Store().database("tiny_video").read_bytes() == b"2"
+    assert (Store().ratings("tiny_video").folder() / "ratings.parquet").read_bytes() == b"2"
 
 
 def test_facts_may_not_hide_the_manifests_own(store):
@@ -435,7 +435,7 @@ def test_a_disk_that_cannot_be_written_is_one_sentence(code, sentence, store, mo
 
 
 def test_a_full_disk_under_duckdb_is_the_same_sentence():
-    database = 'IO Error: Could not write file "ratings.duckdb": No space left on device'
+    database = 'IO Error: Could not write file "ratings.parquet": No space left on device'
     entry = Store().ratings("tiny_video")
     with pytest.raises(CannotWrite, match=FULL), entry.draft():
         raise duckdb.IOException(database)
