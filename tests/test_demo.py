@@ -6,7 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from assets.serving.registry import champion, register
+from assets.settings.profile import load_profiles
 from assets.state.tracking import MlflowTracking
+from assets.training.choose import rivals
 from pipeline import demo
 from pipeline.cli import app
 
@@ -19,7 +21,7 @@ def shown(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIFFCDR_HOME", str(tmp_path_factory.mktemp("demo")))
         patch.setattr(demo, "TASK", "tiny")
-        patch.setattr(demo, "MODELS", QUICK)
+        patch.setattr(demo, "models", lambda profile: list(QUICK))
         # Simple rows alone do not beat the simple rows.
         patch.setattr(demo, "register", functools.partial(register, force=True))
         ended = CliRunner().invoke(app, ["demo", "--debug"], catch_exceptions=False)
@@ -52,3 +54,10 @@ def test_it_says_which_step_of_how_many(shown):
     total = int(counted[0].split(" of ")[1].split(":")[0].split(",")[0])
     assert len(counted) == total
     assert f"— step {total} of {total}" in counted[-1]
+
+
+def test_every_row_that_a_champion_must_beat_is_trained():
+    profile = load_profiles()[demo.PROFILE]
+    trained = set(demo.models(profile))
+    assert {name for objective in profile.objectives for name in rivals(profile, objective)} <= trained
+    assert set(demo.LEARNED) <= trained
