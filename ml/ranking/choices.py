@@ -46,6 +46,7 @@ BLOCK = 512  # users whose samples are held at a time
 NEWTON_STEPS, DRAWS = 5, 6
 RIDGE = 30.0  # on the standardized columns of c_u
 OBSERVED_SAMPLES = 512  # that first choices are weighed by
+FEW_SAMPLES = 16  # for reasons, which compare scores by the same draws
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,8 @@ class ChoiceDiffusion(Ranker):
     def score_of(self, state: State, source: csr_matrix, items: np.ndarray) -> np.ndarray:
         """(1) without its normalisation."""
         candidates = DeepBlend().of_items(state, source, items)
-        tastes = self._vectors(state, self._condition(state, source), self.samples)
+        count = min(self.samples, FEW_SAMPLES)
+        tastes = self._vectors(state, self._condition(state, source), count)
         return mixed(self._utilities(state, candidates, state["items"][candidates.items], tastes)).numpy()
 
     @torch.no_grad()

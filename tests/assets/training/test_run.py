@@ -11,8 +11,10 @@ from assets.data.cell import Gate, training_rows
 from assets.data.domain import domain_ratings
 from assets.settings.profile import load_profiles
 from assets.settings.space import Range, Space
+from assets.state.compute import Compute
 from assets.state.store import NotMaterialized, Store
 from assets.state.tracking import MlflowTracking
+from assets.training.factors import train_source, train_target
 from assets.training.fingerprints import Fingerprints, expected_fingerprint
 from assets.training.outcome import LISTED
 from assets.training.run import Training, restored_model
@@ -214,6 +216,27 @@ def test_fingerprints_of_seeds_differ_and_of_betas_share_the_source(store):
     one, two = AXES.parse("tiny|b20-s0"), AXES.parse("tiny|b50-s0")
     assert prints.source_factors(one, "rating") == prints.source_factors(two, "rating")
     assert prints.target_factors(one, "rating") != prints.target_factors(two, "rating")
+
+
+def test_what_a_cell_gives_up_does_not_depend_on_its_neighbour(tmp_path):
+    """Two cells trained as one program, and one of them alone: the same trials, each for the same epochs."""
+    cells = [AXES.parse(f"tiny|b20-s{seed}") for seed in (0, 1)]
+    trials = tuple({"lr": lr} for lr in (1e-3, 1e-2, 1e-1, 1e-4))
+    entry = dataclasses.replace(STRICT.entries["lacdr"], settings={"epochs": 7}, trials=trials)
+    profile = dataclasses.replace(STRICT, entries={**STRICT.entries, "lacdr": entry}, controls=())
+    tables = []
+    for group in (cells, cells[1:]):
+        made = prepare(Store(home=str(tmp_path / f"home{len(group)}")), group)
+        for cell in group:
+            train_source(made, Compute(device="cpu"), CATALOG, profile, [cell], "rating")
+            train_target(made, Compute(device="cpu"), CATALOG, profile, [cell], "rating")
+        training_of(made, profile, "lacdr").run(group)
+        tables.append(made.model("strict", "lacdr", cells[1]).table("trials.parquet"))
+    together, alone = tables
+    assert together["epochs"].tolist() == alone["epochs"].tolist()
+    assert together["validation_rmse"].tolist() == pytest.approx(alone["validation_rmse"].tolist(), rel=1e-5)
+    assert alone["epochs"].iloc[0] == 7
+    assert alone["epochs"].min() == 3
 
 
 def test_a_space_is_searched_by_optuna_each_trial_a_nested_run(tmp_path):

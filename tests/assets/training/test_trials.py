@@ -91,11 +91,11 @@ def epochs_run(trials: Trials, curves) -> list[int]:
     return run
 
 
-def test_of_three_trials_one_goes_on_beyond_a_rung():
+def test_the_better_half_goes_on_beyond_a_rung():
     curves = [[level + epoch / 100 for epoch in range(20)] for level in (0.5, 0.1, 0.3, 0.6, 0.2, math.nan)]
     trials = Trials([{"lr": lr} for lr in range(6)], higher_is_better=True)
-    # The first is alone at the rungs of 2, 6 and 18 epochs; of the others only what is better goes on.
-    assert epochs_run(trials, curves) == [20, 2, 2, 20, 2, 2]
+    # The first is alone at the rungs of 3, 6 and 12 epochs; of the others only the better half goes on.
+    assert epochs_run(trials, curves) == [20, 3, 3, 20, 3, 3]
     assert trials.best == 3
 
 
@@ -114,7 +114,7 @@ def test_what_is_sampled_is_given_up_too_and_the_seed_gives_it():
 
     (epochs, trials), (again, _) = run(), run()
     assert epochs == again
-    assert sum(epochs) < 0.6 * 10 * len(trials)
+    assert sum(epochs) < 0.8 * 10 * len(trials)
     assert epochs[trials.best] == 10
 
 
