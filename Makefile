@@ -1,13 +1,18 @@
 # Every target sets itself up: a virtual environment from requirements.lock, in .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+CLUSTER := .venv/cluster/bin
 # MLflow and Dagster send nothing home.
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: demo serve test torture ui check audit bench bench-growth bench-gpu docs check-deploy lock clean
+.PHONY: cluster cluster-demo test-cluster demo paper serve test torture ui check audit bench bench-growth bench-gpu
+.PHONY: docs check-deploy lock clean
 
-demo: .venv/ready ## the whole pipeline on generated data, ending with Tables 1 and 2
+demo: .venv/ready ## two splits of generated data in a minute and a half, ending with a champion to serve
+	$(BIN)/diffcdr demo
+
+paper: .venv/ready ## every table and figure of the paper on generated data, every β and seed
 	$(BIN)/diffcdr run --task demo_video_music --profile paper --profile strict
 
 TASK ?= demo_video_music
@@ -43,6 +48,15 @@ bench-growth: .venv/ready ## time and memory as ratings, users, seeds and NFE gr
 bench-gpu: .venv/ready ## a GPU against the CPU: results, training steps, throughput, five minutes
 	$(BIN)/python -m benchmarks.gpu benchmarks/gpu.json
 
+cluster: .venv/cluster/ready ## Dagster, Postgres, S3, MLflow and two Ray nodes on loopback, until Ctrl-C
+	$(CLUSTER)/python -m deploy.ray.loopback.cluster
+
+cluster-demo: .venv/cluster/ready ## one backfill of six cells over two nodes, and which did which
+	$(CLUSTER)/python -m deploy.ray.loopback.cluster demo
+
+test-cluster: .venv/cluster/ready ## locks by Postgres; a node is killed in the middle of a backfill
+	$(CLUSTER)/python -m pytest -o addopts= -q --timeout=1800 tests/cluster
+
 docs: .venv/ready ## pages of docs/ with the reference from docstrings, in build/site
 	$(PYTHON) -m venv .venv/docs
 	.venv/docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
@@ -59,6 +73,12 @@ lock: ## pin what is installed now into requirements.lock
 
 clean: ## remove the environment; results in .diffcdr stay
 	rm -rf .venv
+
+.venv/cluster/ready: requirements.lock deploy/ray/requirements.lock .venv/ready
+	$(PYTHON) -m venv .venv/cluster
+	$(CLUSTER)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock -r deploy/ray/requirements.lock
+	$(CLUSTER)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and "Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.11 …")'

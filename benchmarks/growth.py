@@ -82,7 +82,7 @@ def read_file(reviews: int, folder: Path) -> Callable[[], object]:
     with gzip.open(path, "wt", compresslevel=1, encoding="ascii") as file:
         for number in range(reviews // size):
             file.write(block.replace("@@@", f"{number:03d}"))
-    return lambda: ingest(path, folder / "growth.duckdb", DOMAIN)
+    return lambda: ingest(path, folder / "growth", DOMAIN)
 
 
 def recommend(users: int, folder: Path) -> Callable[[], object]:

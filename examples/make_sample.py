@@ -1,4 +1,4 @@
-"""Write examples/data/movies.csv and albums.csv: synthetic ratings with invented titles, to try commands on.
+"""Write examples/data: synthetic ratings of movies and albums with invented titles, and users to ask about.
 
 `.venv/bin/python examples/make_sample.py [FOLDER]` writes the very files that come along.
 """
@@ -37,6 +37,8 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         sample(name).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+    strangers = sorted(set(sample("movies")["user_id"]) - set(sample("albums")["user_id"]))
+    pd.DataFrame({"user_id": strangers}).to_csv(folder / "users.csv", index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":

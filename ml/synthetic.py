@@ -33,7 +33,10 @@ TASTE = 4  # width of the shared taste; a wider one could not be learned from a 
 STYLE_SHARED = 0.75  # correlation of a user's leniency, and of the sharpness, between two domains
 TASTE_SHARED = 0.9  # share of a domain's user factors that comes from the shared taste
 BEND = 0.3  # size of the quadratic part of a domain's view of the taste
-AFFINITY_CHOICE = 4.0  # how strongly affinity decides which items a user rates
+AFFINITY_CHOICE = 3.0  # how strongly affinity decides which items a user rates
+SCENES, THEIR_SCENES = 40, 2  # narrow interests, such as a series and its soundtrack; those of one user
+IN_A_SCENE = 0.6  # share of the items that belong to one
+SCENE_CHOICE = 2.5  # how strongly an own scene draws, in the same unit as affinity
 ACTIVITY_TAIL, POPULARITY_TAIL = 1.2, 1.0  # standard deviations of the logarithms
 MOST_POPULAR = 0.1  # share of the users who rate an item, at most; where users are few, four times the mean
 TRADES = 30  # rounds of trading items by affinity
@@ -106,9 +109,11 @@ class Truth:
     people: np.ndarray
     taste: np.ndarray
     user_factors: np.ndarray
+    user_scenes: np.ndarray
     leniency: np.ndarray
     sharpness: np.ndarray
     item_factors: np.ndarray
+    item_scenes: np.ndarray
     quality: np.ndarray
 
 
@@ -172,14 +177,22 @@ def truth_of(domain: str, scale: str, seed: int = 0) -> Truth:
     seen = taste @ rotation
     seen = (seen + BEND * seen * np.roll(seen, 1, axis=1)) / (1 + BEND**2) ** 0.5
     private = rng.standard_normal(seen.shape, dtype=np.float32)
+    scenes = _generator(seed, "shared", "scenes").integers(
+        SCENES, size=(_count(SCALES[scale]), THEIR_SCENES)
+    )[people]
+    other = rng.random(scenes.shape) > TASTE_SHARED
+    scenes = np.where(other, rng.integers(SCENES, size=scenes.shape), scenes)
+    theirs = np.where(rng.random(size.items) < IN_A_SCENE, rng.integers(SCENES, size=size.items), -1)
     leniency, sharpness = _shared_normal(SCALES[scale], seed, "style", 2)[people].T
     return Truth(
         people,
         taste,
         _mix(seen, private, TASTE_SHARED),
+        scenes.astype(np.int8),
         _mix(leniency, rng.standard_normal(size.users, dtype=np.float32), STYLE_SHARED),
         _mix(sharpness, rng.standard_normal(size.users, dtype=np.float32), STYLE_SHARED),
         rng.standard_normal((size.items, TASTE), dtype=np.float32),
+        theirs.astype(np.int8),
         rng.standard_normal(size.items, dtype=np.float32),
     )
 
@@ -220,8 +233,12 @@ def _people(domain: str, scale: Scale) -> np.ndarray:
 
 def _shared_normal(scale: Scale, seed: int, trait: str, *width: int) -> np.ndarray:
     """A standard normal trait of every person of a scale, the same in whatever domain it is asked for."""
-    people = 1 + max(int(_people(domain, scale)[-1]) for domain in scale.sizes)
-    return _generator(seed, "shared", trait).standard_normal((people, *width), dtype=np.float32)
+    return _generator(seed, "shared", trait).standard_normal((_count(scale), *width), dtype=np.float32)
+
+
+def _count(scale: Scale) -> int:
+    """All people of a scale."""
+    return 1 + max(int(_people(domain, scale)[-1]) for domain in scale.sizes)
 
 
 def _degrees(weight: np.ndarray, total: int, most: int, rng: np.random.Generator) -> np.ndarray:
@@ -248,6 +265,9 @@ def _trade(users: np.ndarray, items: np.ndarray, truth: Truth, rng: np.random.Ge
         people = truth.user_factors[users[one]] - truth.user_factors[users[other]]
         things = truth.item_factors[items[other]] - truth.item_factors[items[one]]
         gain = np.einsum("nk,nk->n", people, things) * (AFFINITY_CHOICE / TASTE**0.5)
+        for sign, user, item in ((1, one, other), (1, other, one), (-1, one, one), (-1, other, other)):
+            own = truth.user_scenes[users[user]] == truth.item_scenes[items[item], None]
+            gain += sign * SCENE_CHOICE * own.any(1)
         yes = gain + rng.logistic(size=len(gain)) > 0
         one, other = one[yes], other[yes]
         items[one], items[other] = items[other], items[one]

@@ -1,7 +1,9 @@
 """The stages of `diffcdr run` in order, each a Dagster run of one job."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import dagster as dg
 from dagster._core.definitions.job_base import InMemoryJob
@@ -12,26 +14,41 @@ from dagster._core.storage.dagster_run import DagsterRun
 from dagster._core.utils import make_new_run_id
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 
+from assets.report.page import PARTS
 from assets.settings.axes import Axes, Cell
 from assets.settings.catalog import load_catalog
-from assets.settings.profile import load_profiles
+from assets.settings.profile import Profile, load_profiles
+from assets.state.progress import Steps
+from assets.training.choose import role
 from assets.training.first_choices import list_models
 from assets.training.models import BASES, upstream
+from assets.training.trials import plan
 from assets.training.warming import sampling_models
 from pipeline import processes, stopping
 from pipeline.asked import check_cells, check_tasks
 from pipeline.definitions import build_defs
-from pipeline.executor import FROM_COMMAND_LINE
+from pipeline.executor import FROM_COMMAND_LINE, WATCHED
 from pipeline.instance import WORKSPACE
 
-# A title, and what does the step with an instance.
-Step = tuple[str, Callable[[dg.DagsterInstance], None]]
+log = logging.getLogger("diffcdr")
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 REPOSITORY = "__repository__"
 # The UI lists a run under its job and on the timeline by this tag, which it sets itself on runs it launches.
 # The daemon starts nothing again that somebody started by hand.
 OUR_RUNS = {".dagster/repository": f"{REPOSITORY}@diffcdr", "dagster/max_retries": "0"}
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+# What a step of training that has no trials counts as, and a model that is trained, at least: in trials.
+SIMPLE, TRAINED = 2, 8
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of the chain. perform: does it with an instance; parts: (asset, share of the work) of what it
+    makes."""
+
+    title: str
+    perform: Callable[[dg.DagsterInstance], None]
+    parts: tuple[tuple[str, float], ...]
 
 
 class Chain:
@@ -66,7 +83,7 @@ class Chain:
         return build_defs(self.axes, self.known)
 
     def steps(self) -> Iterator[Step]:
-        """(title, callable) of every stage: domains, tasks, cells by β, analyses, tables."""
+        """Every stage: domains, tasks, cells by β, analyses, tables."""
         yield from self.data_steps()
         for profile in self.profiles:
             yield from self._training_steps(profile)
@@ -76,13 +93,19 @@ class Chain:
         """The stages before anything is trained: domains and tasks."""
         wanted = [self.catalog.tasks[name] for name in self.tasks]
         for domain in dict.fromkeys(side for task in wanted for side in (task.source, task.target)):
-            yield f"reviews and ratings of {domain}", self._step("ingest", domain, domain)
+            title = f"reviews and ratings of {domain}"
+            yield self._step(title, "ingest", {"reviews": 1, "ratings": 1}, domain, domain)
         for task in wanted:
-            yield f"overlap of {task.name}", self._step("pair", task.name, task.name)
+            yield self._step(f"overlap of {task.name}", "pair", {"overlap": 1}, task.name, task.name)
 
     def report_steps(self) -> Iterator[Step]:
         """The last stage, from what is finished."""
-        yield "tables, figures and the report", self._step("tables")
+        wanted = [self.known[name] for name in self.profiles] or list(self.known.values())
+        parts = [
+            f"{profile.name}/{part.name}" for profile in wanted for part in PARTS if part.wanted(profile)
+        ]
+        parts = dict.fromkeys(["table1", *parts, "report"], 1)
+        yield self._step("tables, figures and the report", "tables", parts)
 
     def _training_steps(self, profile: str) -> Iterator[Step]:
         settings, models = self.known[profile], self.models[profile]
@@ -91,25 +114,23 @@ class Chain:
         warming = ["warming_up"] if self.whole and sampling_models(settings) else []
         warming += ["warming_up_lists"] if self.whole and list_models(settings) else []
         keys = dict.fromkeys([*needed, *models, *warming])
-        assets = [dg.AssetKey("split"), *(dg.AssetKey([profile, key]) for key in keys)]
         for task in self.tasks:
             for first, last in self._ranges(task):
                 title = f"{profile} on {task}, {first.place} to {last.place}"
-                yield title, self._step(f"train_{profile}", first.key, last.key, assets)
+                parts = {"split": 1, **{f"{profile}/{key}": _size(settings, key, task) for key in keys}}
+                yield self._step(title, f"train_{profile}", parts, first.key, last.key)
         for task in self.tasks if self.whole and self._analysis(profile) else ():
             # One cell a task, as in the paper; others are materialized from the UI where wanted.
             cell = self.axes.cell(task, self.betas[0], self.seeds[0]).key
-            yield (
-                f"{profile} analysis of {cell}",
-                self._step("analyse", cell, cell, self._analysis(profile)),
-            )
+            parts = dict.fromkeys((f"{profile}/{name}" for name in self._analysis(profile)), 3 * TRAINED)
+            yield self._step(f"{profile} analysis of {cell}", "analyse", parts, cell, cell)
 
-    def _analysis(self, profile: str) -> list[dg.AssetKey]:
+    def _analysis(self, profile: str) -> list[str]:
         # Figure 4 takes a while and says much the same for every profile: the first one asked for has it.
         first = next((name for name in self.profiles if not self.known[name].biased), None)
         embedded = ["embeddings"] if profile == first else []
         searched = ["search"] if self.known[profile].search else []
-        return [dg.AssetKey([profile, name]) for name in [*embedded, *searched]]
+        return [*embedded, *searched]
 
     def _ranges(self, task: str) -> Iterator[tuple[Cell, Cell]]:
         """First and last cell of each block of adjacent seeds, by β: what is trained together."""
@@ -119,19 +140,41 @@ class Chain:
 
     def _step(
         self,
+        title: str,
         job: str,
+        parts: Mapping[str, float],
         first: str | None = None,
         last: str | None = None,
-        assets: Sequence[dg.AssetKey] | None = None,
-    ) -> Callable[[dg.DagsterInstance], None]:
+    ) -> Step:
+        """A job's `parts`, assets by their names, on the partitions from first to last."""
         span = {} if first == last else {RANGE_START: first, RANGE_END: last}
-        return functools.partial(
+        perform = functools.partial(
             execute,
             job=self.defs.resolve_job_def(job),
-            assets=assets,
+            assets=[dg.AssetKey(name.split("/")) for name in parts],
             tags={**OUR_RUNS, **span},
             partition=first if first == last else None,
         )
+        return Step(title, perform, tuple(parts.items()))
+
+
+def perform(instance: dg.DagsterInstance, steps: Iterable[Step]) -> None:
+    """Do them in their order, and say which of how many begins and about how long the rest will take."""
+    steps = list(steps)
+    token = WATCHED.set(Steps([part for step in steps for part in step.parts]))
+    try:
+        for step in steps:
+            log.info("%s", step.title)
+            step.perform(instance)
+    finally:
+        WATCHED.reset(token)
+
+
+def _size(profile: Profile, name: str, task: str) -> float:
+    """The share of the work that an asset of a profile is, in trials of a model."""
+    if name not in profile.entries or role(profile, name) != "learned":
+        return SIMPLE
+    return len(profile.objectives_of(name)) * max(TRAINED, len(plan(profile, name, task, 0)))
 
 
 def execute(

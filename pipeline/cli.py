@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -110,6 +111,10 @@ def run(
     tracking: Annotated[
         bool, typer.Option("--tracking/--no-tracking", help="Record trainings in MLflow, or nowhere.")
     ] = True,
+    tables: Annotated[
+        bool,
+        typer.Option("--tables", help="Print Tables 1 and 2 and the verdict in full, up to 165 columns."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Only print what would be computed; with --task.")
     ] = False,
@@ -140,10 +145,27 @@ def run(
 
         chain = Chain(task, beta, seed, profile, model)
         _perform(chain.steps())
-        _print_tables(chain.tasks, chain.profiles)
+        _print_outcome(chain.tasks, chain.profiles, tables)
     if files:
         print(f"see it: DIFFCDR_CATALOG={os.environ['DIFFCDR_CATALOG']} make ui")
     errors.print(f"done in {time.perf_counter() - start:.0f} s")
+
+
+@app.command()
+def demo(debug: Debug = False) -> None:
+    """Try it in a minute and a half on synthetic data: train, register a champion, show what it is worth."""
+    _log_to_terminal()
+    with _errors_in_one_line(debug):
+        from assets.state.store import Store
+        from pipeline import demo as demonstration
+
+        _check_tracking()
+        with _opened_instance() as instance:
+            registered = demonstration.run(instance)
+        (source,) = _sources([demonstration.PROFILE])
+        page = Store().report("report") / "report.html"
+        for line in demonstration.ending(source, registered, page, _called()):
+            print(line)
 
 
 @app.command()
@@ -358,10 +380,10 @@ def _inspect_task(task: str):
 
 
 def _perform(steps) -> None:
+    from pipeline.chain import perform
+
     with _opened_instance() as instance:
-        for title, step in steps:
-            log.info("— %s", title)
-            step(instance)
+        perform(instance, steps)
 
 
 def _print_plan(files, tasks, betas, seeds, profiles, models) -> None:
@@ -474,15 +496,38 @@ def _sources(profiles: Sequence[str] = ()) -> list:
     return [source(store, catalog, known[name]) for name in profiles or known]
 
 
-def _print_tables(task_names: Sequence[str], profiles: Sequence[str]) -> None:
+def _print_outcome(task_names: Sequence[str], profiles: Sequence[str], full: bool) -> None:
+    """What each profile is worth in a few lines and a narrow table, or all tables; where the rest is."""
+    from assets.state.store import Store
+
+    sources = _sources(profiles)
+    if full:
+        _print_tables(task_names, sources)
+    for source in sources:
+        _print_headlines(source, task_names)
+    page = Store().report("report") / "report.html"
+    print(f"all tables and figures: {_short(page)}" + ("" if full else " (here: --tables)"))
+
+
+def _print_headlines(source, task_names: Sequence[str]) -> None:
+    from assets.report.forest import forest_frame, sentences, short_table
+
+    frame = forest_frame(source)
+    frame = frame[frame["task"].isin(task_names)]
+    if len(frame):
+        _print_table(short_table(frame, source.names), f"Profile {source.profile.name}")
+    for sentence in sentences(source, frame):
+        print(sentence)
+
+
+def _print_tables(task_names: Sequence[str], sources: Sequence) -> None:
     from assets.report.table1 import table1_of_tasks
     from assets.report.table2 import table2_of_tasks
     from assets.report.verdict import verdict_of_tasks
     from assets.settings.catalog import load_catalog
     from assets.state.store import Store
 
-    store, sources = Store(), _sources(profiles)
-    for table in table1_of_tasks(store, load_catalog(), task_names):
+    for table in table1_of_tasks(Store(), load_catalog(), task_names):
         _print_table(table, "Table 1: data statistics")
     for source in sources:
         for table in table2_of_tasks(source, task_names):
@@ -490,11 +535,6 @@ def _print_tables(task_names: Sequence[str], profiles: Sequence[str]) -> None:
     for source in sources:
         for table in verdict_of_tasks(source, task_names):
             _print_table(table, f"Verdict, profile {source.profile.name}. {table.caption}".rstrip(". "))
-    folders = [store.report("table1"), *(store.report(name, "table2") for name in profiles)]
-    for folder in [*folders, store.report("report")]:
-        for file in sorted(folder.glob("*.[hm][td]*")):
-            if not file.name.startswith("fragment."):
-                print(f"wrote {_short(file)}")
 
 
 def _print_table(table, title: str) -> None:
@@ -506,6 +546,15 @@ def _print_table(table, title: str) -> None:
 
 def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 400)
+
+
+def _called() -> str:
+    """What this command is called from here: by its name where a shell finds it, else by its place."""
+    own = Path(sys.argv[0]).absolute()
+    found = shutil.which("diffcdr")
+    if own.name != "diffcdr":
+        return f"{_short(Path(sys.executable))} -m pipeline.main"
+    return "diffcdr" if found and Path(found).samefile(own) else _short(own)
 
 
 def _short(path: Path) -> str:

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
@@ -23,11 +24,14 @@ from dagster._core.executor.base import Executor
 from dagster._core.executor.init import InitExecutorContext
 from dagster._utils.interrupts import pop_captured_interrupt
 
+from assets.state.progress import Steps
 from pipeline import processes, recovery
 
 log = logging.getLogger("diffcdr")
 # How often a waiting step looks at the pool, and how often it says that it still waits.
 LOOK_SECONDS, SAY_SECONDS = 0.5, 60.0
+# Who is told of each step that begins in this process.
+WATCHED: ContextVar[Steps | None] = ContextVar("watched steps", default=None)
 # The command line's runs carry this tag with their id: who stops the command has canceled its run.
 FROM_COMMAND_LINE = "diffcdr/command_line"
 
@@ -110,4 +114,7 @@ class Pools(InstanceConcurrencyContext):
 
 def _steps(job_context: PlanExecutionContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
     with Pools(job_context.instance, job_context.dagster_run) as pools:
-        yield from inner_plan_execution_iterator(job_context, execution_plan, pools)
+        for event in inner_plan_execution_iterator(job_context, execution_plan, pools):
+            if event.is_step_start and (steps := WATCHED.get()) is not None:
+                steps.begin(event.step_key.replace("__", "/"))
+            yield event

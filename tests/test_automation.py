@@ -74,8 +74,8 @@ def house(tmp_path_factory):
             written["domains"][name]["url"] = str(file)
         (home / "catalog.yaml").write_text(yaml.safe_dump(written))
         patch.setenv("DIFFCDR_CATALOG", str(home / "catalog.yaml"))
-        for _, step in Chain(["tiny"], [0.2], [0], ["strict"], ["emcdr"]).steps():
-            step(instance)
+        for step in Chain(["tiny"], [0.2], [0], ["strict"], ["emcdr"]).steps():
+            step.perform(instance)
         yield House(home, files, instance)
 
 

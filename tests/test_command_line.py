@@ -1,13 +1,16 @@
 """The command as a process: how it starts, ends and is stopped, and what it leaves where."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from assets.settings.profile import load_profiles
+from pipeline.cli import app
 
 ROOMS = ("pipeline", "assets", "ml")
 PROJECT = Path(__file__).resolve().parent.parent
@@ -50,6 +53,26 @@ def test_unknown_names_come_with_the_known_ones():
         assert done.stderr.startswith(f"error: ValueError: unknown {option[2:]}: nope; known are ")
         assert known in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_every_command_has_an_example_and_known_letters():
+    """As people know them: -t, -p, -f where a format is asked for, -V and a dry run."""
+    commands = ["run", "inspect", "results", "status", "list", "ui", "verdict", "register", "recommend"]
+    asked = {
+        "run": ("-t", "-p", "-b", "-s", "-m", "-n"),
+        "results": ("-t", "-p", "-f"),
+        "status": ("-t", "-f"),
+    }
+    asked |= {"recommend": ("-t", "-u", "-o", "-k"), "register": ("-t", "-p"), "verdict": ("-t", "-p")}
+    for command in commands:
+        shown = CliRunner().invoke(app, [command, "--help"], terminal_width=200).output
+        assert f" diffcdr {command}" in shown, command
+        assert all(f" {letter} " in shown for letter in asked.get(command, ())), command
+
+
+def test_the_version_is_said():
+    said = {CliRunner().invoke(app, [option]).output for option in ("--version", "-V")}
+    assert said == {f"diffcdr {importlib.metadata.version('diffcdr')}\n"}
 
 
 def test_list_names_tasks_profiles_and_models():

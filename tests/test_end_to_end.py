@@ -36,8 +36,8 @@ class House:
 
     def run(self, **asked) -> None:
         asked = {"tasks": ["tiny"], "betas": [0.2], "seeds": [], "profiles": ["strict"], "models": []} | asked
-        for _, step in Chain(**asked).steps():
-            step(self.instance)
+        for step in Chain(**asked).steps():
+            step.perform(self.instance)
 
     def results(self, profile: str = "strict") -> pd.DataFrame:
         return read_results([source(self.store, load_catalog(), load_profiles()[profile])])
@@ -127,13 +127,20 @@ def test_mlflow_has_one_finished_run_a_model_and_cell(house):
     client, experiment = MlflowTracking(home=str(house.home)).connect()
     runs = client.search_runs([experiment], max_results=1000)
     assert {run.info.status for run in runs} == {"FINISHED"}
-    names = {f"{model}/tiny/b20-s{seed}" for model in PAPER_MODELS for seed in (0, 1)}
-    assert {run.info.run_name for run in runs if run.data.tags["model"] in PAPER_MODELS} == names
-    diffcdr = next(run for run in runs if run.info.run_name == "diffcdr/tiny/b20-s0")
+    names = {f"strict/tiny/b20-s{seed}/{model}" for model in PAPER_MODELS for seed in (0, 1)}
+    assert {run.info.run_name for run in runs if run.data.tags.get("model") in PAPER_MODELS} == names
+    diffcdr = next(run for run in runs if run.info.run_name == "strict/tiny/b20-s0/diffcdr")
     assert diffcdr.data.params["guidance"] == "0.1"
     curve = client.get_metric_history(diffcdr.info.run_id, "test_mae")
     assert [point.step for point in curve] == list(range(1, 11))
     assert {d.dataset.name for d in diffcdr.inputs.dataset_inputs} == {"tiny_video", "tiny_music"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs if run.info.run_name in names} == {
+        next(run.info.run_id for run in runs if run.info.run_name == "strict/tiny/b20")
+    }
+    # One value is not a curve: a predictor without epochs has its errors, and nothing by epoch.
+    mean = next(run for run in runs if run.info.run_name == "strict/tiny/b20-s0/item_mean")
+    assert set(mean.data.metrics) >= {"mae", "rmse"}
+    assert not any(name.startswith(("test_", "validation_")) for name in mean.data.metrics)
 
 
 def test_the_blocking_checks_ran_and_passed(house):
@@ -162,7 +169,7 @@ def test_a_model_stands_beside_the_best_simple_predictor(house):
     simple = house.results()
     simple = simple[(simple["model"] == best) & (simple["metric"] == "rmse") & (simple["stage"] == "cold")]
     simple = simple[simple["selection"] == "validation"].set_index("seed")["value"]
-    seed = int(event.partition_key[-1])
+    seed = int(event.asset_materialization.partition[-1])
     assert shown["best_simple_rmse"].value == pytest.approx(simple[seed], abs=1e-6)
     records = house.instance.event_log_storage.get_event_records(
         dg.EventRecordsFilter(event_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
@@ -218,6 +225,28 @@ def test_another_beta_adds_cells_and_reuses_the_source_factors(house):
 def test_unknown_names_are_refused_before_anything_runs(house, asked, message):
     with pytest.raises(UnknownName, match=message):
         house.run(**asked)
+
+
+def test_status_and_a_dry_run_say_what_is_finished_and_what_is_not(house):
+    shown = json.loads(CliRunner().invoke(app, ["status", "-t", "tiny", "-p", "strict", "-f", "json"]).output)
+    begun = {(row["beta"], row["seed"]): row for row in shown}
+    assert {cell for cell in begun if cell[0] == 0.2} == {(0.2, 0), (0.2, 1)}
+    whole = begun[0.2, 0]
+    assert (whole["missing"], whole["stale"], whole["not finished"]) == (0, 0, "")
+    before = house.manifests()
+    nothing = CliRunner().invoke(app, ["run", "-t", "tiny", "-p", "strict", "-b", "0.2", "--dry-run"])
+    assert "everything is up to date" in nothing.output
+    planned = CliRunner().invoke(app, ["run", "-t", "tiny", "-p", "tuned", "-b", "0.5", "-m", "emcdr", "-n"])
+    assert "tuned on tiny, β 0.5, seed 0, 1" in planned.output
+    assert "missing: emcdr" in planned.output
+    assert house.manifests() == before
+
+
+def test_numbers_are_printed_with_six_digits(house):
+    shown = CliRunner().invoke(app, ["results", "-t", "tiny", "-p", "strict", "-f", "csv"]).output
+    values = [line.rsplit(",", 1)[1] for line in shown.splitlines()[1:]]
+    assert values
+    assert all(float(f"{float(value):.6g}") == float(value) for value in values if value)
 
 
 def test_a_run_makes_only_what_its_models_need(house):

@@ -86,7 +86,7 @@ def test_the_sample_files_are_what_their_script_writes(tmp_path):
     from examples.make_sample import main
 
     main(tmp_path)
-    for name in ("movies.csv", "albums.csv"):
+    for name in ("movies.csv", "albums.csv", "users.csv"):
         assert (tmp_path / name).read_bytes() == (ROOT / "examples" / "data" / name).read_bytes()
 
 

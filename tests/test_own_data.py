@@ -149,9 +149,8 @@ def test_iso_times_become_unix_seconds(tmp_path):
     times = ["2014-05-13", "2014-05-13 16:53:20", "2014-05-13T16:53:20.9Z", "2014-05-13T18:53:20+02:00"]
     path = write(tmp_path / "a.csv", HEADER + "".join(f"u{n},i,3,{time}\n" for n, time in enumerate(times)))
     domain = read_pair(Store(), path, write(tmp_path / "b.csv", GOOD), PLAIN).source
-    assert ingest(path, tmp_path / "r.duckdb", domain).first_time == 1399939200
-    with duckdb.connect(str(tmp_path / "r.duckdb"), read_only=True) as connection:
-        rows = connection.execute("SELECT timestamp FROM ratings ORDER BY user").fetchall()
+    assert ingest(path, tmp_path / "r", domain).first_time == 1399939200
+    rows = duckdb.sql(f"SELECT timestamp FROM '{tmp_path}/r/ratings.parquet' ORDER BY row").fetchall()
     assert rows == [(1399939200,), (1400000000,), (1400000000,), (1400000000,)]
 
 
@@ -384,7 +383,7 @@ def test_two_files_end_in_results(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.index("Data before training") < done.stdout.index("Table 1")
+    assert done.stdout.index("Data before training") < done.stdout.index("Profile paper")
     catalog = Store().root / "own_data.yaml"
     assert f"see it: DIFFCDR_CATALOG={catalog} make ui" in done.stdout
     assert load_catalog(catalog).tasks["movies_songs"].source == "movies"

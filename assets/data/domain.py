@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import duckdb
 import numpy as np
 
+from assets.data.tables import attach
 from assets.settings.catalog import Domain
 from assets.state.store import Store
 
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
 
 
 def domain_ratings(store: Store, domain: str) -> "DomainRatings":
-    return _read_ratings(store.database(domain), store.ratings(domain).require()["fingerprint"])
+    return _read_ratings(*_tables(store, domain))
+
+
+def _tables(store: Store, domain: str) -> tuple[Path, str]:
+    """Folder and fingerprint of one generation."""
+    entry = store.ratings(domain)
+    manifest = entry.require()
+    return entry.folder(), manifest["fingerprint"]
 
 
 BLOCK = 1 << 20  # ratings read at a time
@@ -26,16 +34,17 @@ READING = "512MB"  # of DuckDB's own, while they are read
 
 
 @lru_cache(maxsize=4)
-def _read_ratings(database: Path, _fingerprint: str) -> "DomainRatings":
+def _read_ratings(folder: Path, _fingerprint: str) -> "DomainRatings":
     from ml.cold_start import DomainRatings
 
-    with duckdb.connect(str(database), read_only=True, config={"memory_limit": READING}) as connection:
+    with duckdb.connect(config={"memory_limit": READING}) as connection:
+        attach(connection, folder)
         m, n_users, n_items = (
             connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0]
             for table in ("ratings", "users", "items")
         )
         columns = np.empty(m, np.int32), np.empty(m, np.int32), np.empty(m, np.float32)
-        # In the order in which they were written; sorting by rowid would hold them all once more.
+        # In the order in which they were written; sorting would hold them all once more.
         rows, begin = connection.sql('SELECT "user", item, rating FROM ratings'), 0
         for block in rows.to_arrow_reader(BLOCK):
             for column, part in zip(columns, block.columns, strict=True):
@@ -46,14 +55,16 @@ def _read_ratings(database: Path, _fingerprint: str) -> "DomainRatings":
 
 def ids(store: Store, domain: str, kind: str) -> np.ndarray:
     """Ids of a domain's users or items by row: (n,) strings."""
-    with duckdb.connect(str(store.database(domain)), read_only=True) as connection:
+    with duckdb.connect() as connection:
+        attach(connection, store.ratings(domain).folder())
         found = connection.execute(f'SELECT {kind}_id FROM {kind}s ORDER BY "{kind}"').fetchnumpy()
     return np.asarray(found[f"{kind}_id"], dtype=object)
 
 
 def titles(store: Store, domain: str) -> np.ndarray:
     """Titles of a domain's items by row, None where there is none: (n,)."""
-    with duckdb.connect(str(store.database(domain)), read_only=True) as connection:
+    with duckdb.connect() as connection:
+        attach(connection, store.ratings(domain).folder())
         query = "SELECT title FROM items LEFT JOIN titles USING (item) ORDER BY item"
         found = connection.execute(query).fetchall()
     return np.array([title for (title,) in found], dtype=object)
@@ -61,17 +72,15 @@ def titles(store: Store, domain: str) -> np.ndarray:
 
 def domain_negatives(store: Store, domain: str, seed: int) -> "Negatives":
     """A domain's negatives for a seed: drawn once for all its ratings, so that every model sees the same."""
-    return _draw_negatives(
-        store.database(domain), store.ratings(domain).require()["fingerprint"], domain, seed
-    )
+    return _draw_negatives(*_tables(store, domain), domain, seed)
 
 
 @lru_cache(maxsize=12)
-def _draw_negatives(database: Path, fingerprint: str, domain: str, seed: int) -> "Negatives":
+def _draw_negatives(folder: Path, fingerprint: str, domain: str, seed: int) -> "Negatives":
     from ml.factorization.negatives import sample_negatives
     from ml.replicas import replica_generator
 
-    table = _read_ratings(database, fingerprint)
+    table = _read_ratings(folder, fingerprint)
     ratings = table.tensors()
     return sample_negatives(
         ratings.users,
@@ -83,15 +92,14 @@ def _draw_negatives(database: Path, fingerprint: str, domain: str, seed: int) ->
 
 def source_statistics(store: Store, domain: Domain) -> "Tensor":
     """`ml.models.statistics.source_statistics` of all users of a domain: (n_users, 5) float64."""
-    fingerprint = store.ratings(domain.name).require()["fingerprint"]
-    return _statistics(store.database(domain.name), fingerprint, domain.scale)
+    return _statistics(*_tables(store, domain.name), domain.scale)
 
 
 @lru_cache(maxsize=4)
-def _statistics(database: Path, fingerprint: str, scale: tuple[float, float]) -> "Tensor":
+def _statistics(folder: Path, fingerprint: str, scale: tuple[float, float]) -> "Tensor":
     from ml.models.statistics import source_statistics as of
 
-    ratings = _read_ratings(database, fingerprint)
+    ratings = _read_ratings(folder, fingerprint)
     return of(ratings.tensors(), ratings.n_users, ratings.n_items, scale)
 
 

@@ -30,7 +30,7 @@ logger = logging.getLogger("diffcdr")
 
 CHUNK = 1 << 16  # what a broken connection can cost, bytes
 TIMEOUT = (10, 60)  # seconds to connect, seconds without a byte
-LOG_EVERY = 15  # seconds between two lines where there is no terminal for a progress bar
+LOG_EVERY = 15  # seconds to the first line and between two where there is no terminal for a progress bar
 
 backoff = tenacity.wait_exponential_jitter(initial=1, max=60)
 
@@ -234,7 +234,7 @@ def _write(chunks: Iterator[bytes], part: Path, start: int, total: int | None, p
 def _meter(part: Path, start: int, total: int | None, progress: bool) -> tqdm:
     bar = {"total": total, "initial": start, "unit": "B", "unit_scale": True, "desc": part.stem}
     if progress and not sys.stderr.isatty():
-        return tqdm(file=_LogFile(), mininterval=LOG_EVERY, ncols=80, ascii=True, **bar)
+        return tqdm(file=_LogFile(), delay=LOG_EVERY, mininterval=LOG_EVERY, ncols=80, ascii=True, **bar)
     return tqdm(disable=not progress, **bar)
 
 

@@ -1,4 +1,4 @@
-"""Turn a raw file of ratings into one DuckDB file of checked, deduplicated, densely coded ratings.
+"""Turn a raw file of ratings into tables of checked, deduplicated, densely coded ratings.
 
 DuckDB reads the raw file itself, in file order and only the fields that are needed: review texts are never
 held, and what does not fit in memory is spilled to disk.
@@ -17,6 +17,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from assets.data import tables
 from assets.data.files import (
     NOT_UTF8,
     FileError,
@@ -30,6 +31,7 @@ from assets.data.files import (
     refuse_alike,
     short,
 )
+from assets.data.tables import TABLES
 from assets.settings.catalog import Domain
 
 # No line holds these four control characters in a row, so each line is one column.
@@ -80,12 +82,12 @@ class Ingested:
     sparsity: float
 
 
-def ingest(path: Path, database: Path, domain: Domain, *, memory_limit: str = "2GB") -> Ingested:
-    """Read `path` as `domain` says and write `database`, whole or not at all. Its tables:
+def ingest(path: Path, folder: Path, domain: Domain, *, memory_limit: str = "2GB") -> Ingested:
+    """Read `path` as `domain` says and write `folder`, all of it or nothing. Its tables, a Parquet file each:
 
-    - ratings(user INTEGER, item INTEGER, rating FLOAT, timestamp BIGINT), by user, time (null first) and
-      line; timestamp in unix seconds, null where the domain maps none; one row a (user, item) pair: the
-      latest, and the last in the file where times are equal or absent.
+    - ratings(row BIGINT, user INTEGER, item INTEGER, rating FLOAT, timestamp BIGINT), numbered from 0 by
+      user, time (null first) and line; timestamp in unix seconds, null where the domain maps none; one row
+      a (user, item) pair: the latest, and the last in the file where times are equal or absent.
     - users(user INTEGER, user_id VARCHAR), items(item INTEGER, item_id VARCHAR): codes from 0 without gaps
       in bytewise order of the ids, which stay exactly as written.
     - titles(item INTEGER, title VARCHAR): of the items that have one, the first in the file.
@@ -104,26 +106,26 @@ def ingest(path: Path, database: Path, domain: Domain, *, memory_limit: str = "2
                 f"Correct columns of domain {domain.name!r} in the catalogue"
             )
     refuse_alike(path, names, domain.columns.names)
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=database.parent, prefix=f".{database.name}-") as scratch:
-        result = Path(scratch, "result.duckdb")
-        with _connect(scratch, result, memory_limit) as con:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".scratch-") as name:
+        scratch = Path(name)
+        with _connect(scratch, memory_limit) as con:
             _stage(con, path, domain, names)
             _refuse_bad_rows(con, path, domain)
-            ingested = _build(con, path, domain)
-        os.replace(result, database)
+            ingested = _build(con, path, domain, scratch)
+        for table in TABLES:
+            os.replace(scratch / f"{table}.parquet", folder / f"{table}.parquet")
     return ingested
 
 
 @contextmanager
-def _connect(scratch: str, result: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection whose own tables are scratch, with the result attached as `result`."""
-    con = duckdb.connect(":memory:", config={"memory_limit": memory_limit, "temp_directory": scratch})
+def _connect(scratch: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection to tables that spill into `scratch`, with a schema `result` for those that are kept."""
+    con = duckdb.connect(":memory:", config={"memory_limit": memory_limit, "temp_directory": str(scratch)})
     try:
         con.execute("SET enable_progress_bar = false; SET TimeZone = 'UTC'")
-        con.execute(f"ATTACH {_text(str(result))} AS result")
+        con.execute("CREATE SCHEMA result")
         yield con
-        con.execute("DETACH result")
     finally:
         con.close()
 
@@ -406,8 +408,8 @@ def _range(con: duckdb.DuckDBPyConnection, domain: Domain) -> tuple[float, float
 # Building
 
 
-def _build(con: duckdb.DuckDBPyConnection, path: Path, domain: Domain) -> Ingested:
-    """Make the tables of the result from `checked`."""
+def _build(con: duckdb.DuckDBPyConnection, path: Path, domain: Domain, folder: Path) -> Ingested:
+    """Make the tables of the result from `checked` and write them into a folder."""
     quarantined = _one(con, "SELECT count(*) FROM result.quarantine")
     good = _one(con, "SELECT count(*) FROM checked WHERE bad IS NULL")
     _keep_latest(con)
@@ -420,7 +422,7 @@ def _build(con: duckdb.DuckDBPyConnection, path: Path, domain: Domain) -> Ingest
             f"{path}: no ratings left of {quarantined + good:,} rows: {quarantined:,} bad, "
             f"{distinct:,} outside the k-core; check columns, scale and k_core in the catalogue"
         )
-    _write(con)
+    _write(con, folder)
     ingested = Ingested(
         rows_read=quarantined + good,
         quarantined=quarantined,
@@ -469,7 +471,7 @@ def _reduce_to_core(con: duckdb.DuckDBPyConnection, k: int) -> None:
         )
 
 
-def _write(con: duckdb.DuckDBPyConnection) -> None:
+def _write(con: duckdb.DuckDBPyConnection, folder: Path) -> None:
     for kind in ("user", "item"):
         con.execute(
             f"""CREATE TABLE result.{kind}s AS
@@ -482,14 +484,19 @@ def _write(con: duckdb.DuckDBPyConnection) -> None:
            FROM item_titles JOIN item_codes USING (code) JOIN result.items i USING (item_id)
            ORDER BY i.item"""
     )
-    con.execute(
-        """CREATE TABLE result.ratings AS
-           SELECT u."user", i.item, rating, timestamp
-           FROM kept
-           JOIN user_codes uc ON uc.code = kept."user" JOIN result.users u USING (user_id)
-           JOIN item_codes ic ON ic.code = kept.item JOIN result.items i USING (item_id)
-           ORDER BY u."user", timestamp NULLS FIRST, line"""
-    )
+    ratings = """
+        SELECT row_number() OVER () - 1 AS "row", *
+        FROM (SELECT u."user", i.item, rating, timestamp
+              FROM kept
+              JOIN user_codes uc ON uc.code = kept."user" JOIN result.users u USING (user_id)
+              JOIN item_codes ic ON ic.code = kept.item JOIN result.items i USING (item_id)
+              ORDER BY u."user", timestamp NULLS FIRST, line)"""
+    tables.write(con, ratings, folder, "ratings")
+    con.execute("DROP TABLE kept")
+    for table in ("users", "items", "titles", "quarantine"):
+        tables.write(con, f"FROM result.{table}", folder, table)
+        con.execute(f"DROP TABLE result.{table}")
+    tables.attach(con, folder, "result")
 
 
 def _statistics(con: duckdb.DuckDBPyConnection, domain: Domain) -> dict:

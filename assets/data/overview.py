@@ -8,6 +8,7 @@ from pathlib import Path
 
 import duckdb
 
+from assets.data.tables import attach
 from assets.settings.catalog import Catalog, Domain
 from assets.state.store import Store
 
@@ -90,30 +91,24 @@ def inspect_task(store: Store, catalog: Catalog, task: str) -> Report:
     names = (catalog.tasks[task].source, catalog.tasks[task].target)
     source, target = (catalog.domains[name] for name in names)
     facts = [store.ratings(name).require() for name in names]
-    databases = [store.database(name) for name in names]
-    return inspect_databases(source, target, facts, databases)
+    folders = [store.ratings(name).folder() for name in names]
+    return inspect_tables(source, target, facts, folders)
 
 
-def inspect_databases(source: Domain, target: Domain, facts: list[Mapping], databases: list[Path]) -> Report:
-    """The report of two ratings databases, source first; `facts` are the fields of their `Ingested`."""
+def inspect_tables(source: Domain, target: Domain, facts: list[Mapping], folders: list[Path]) -> Report:
+    """The report of two folders of ratings, source first; `facts` are the fields of their `Ingested`."""
     reports = []
     with duckdb.connect() as connection:
-        for side, domain, known, database in zip(
-            ("source", "target"), (source, target), facts, databases, strict=True
+        for side, domain, known, folder in zip(
+            ("source", "target"), (source, target), facts, folders, strict=True
         ):
-            attach(connection, database, side)
+            attach(connection, folder, side)
             reports.append(_domain(connection, side, domain, known))
         overlap, *lengths = _overlap(connection)
         sides = zip(("source", "target"), reports, strict=True)
         found = [*(_with_blanks(connection, *each) for each in sides), _copies(connection, reports, overlap)]
         warnings = [*_warnings(reports, overlap), *filter(None, found)]
     return Report(*reports, overlap, *lengths, warnings)
-
-
-def attach(connection: duckdb.DuckDBPyConnection, database: Path, name: str) -> None:
-    """Make a ratings database the schema `name` of the connection, to be read only."""
-    path = str(database).replace("'", "''")
-    connection.execute(f"ATTACH '{path}' AS {name} (READ_ONLY)")
 
 
 def stripped(column: str) -> str:

@@ -1,7 +1,7 @@
 """Two rating files as they come: find their format and columns, check them, enter them in a catalogue.
 
 Files are judged by content, not by name. Nothing in the store is touched before both files and their overlap
-have passed: they are read into scratch databases first.
+have passed: they are read into scratch folders first.
 """
 
 import dataclasses
@@ -21,7 +21,8 @@ import yaml
 
 from assets.data import ingest
 from assets.data.files import DELIMITERS, NOT_UTF8, check_file, first_lines, listed, literal, records, short
-from assets.data.overview import Report, attach, inspect_databases, stripped
+from assets.data.overview import Report, inspect_tables, stripped
+from assets.data.tables import attach
 from assets.settings.catalog import BUILT_IN, Catalog, Columns, Domain, check_scale, load_catalog
 from assets.state.store import Store, writing
 
@@ -118,16 +119,16 @@ def read_pair(store: Store, source: Path, target: Path, options: Options) -> Pai
 
 
 def examine(pair: Pair) -> Report:
-    """Read both files whole into scratch databases and report on them.
+    """Read both files whole into scratch folders and report on them.
 
     Raises OwnDataError where they share no user or one's ratings are all equal, IngestError for bad content.
     """
     with tempfile.TemporaryDirectory(prefix="diffcdr-") as scratch:
         domains = (pair.source, pair.target)
-        databases = [Path(scratch, f"{domain.name}.duckdb") for domain in domains]
-        facts = [_ingest(*each) for each in zip(SIDES, domains, databases, strict=True)]
-        report = inspect_databases(*domains, facts, databases)
-        _refuse_useless(report, databases)
+        folders = [Path(scratch, domain.name) for domain in domains]
+        facts = [_ingest(*each) for each in zip(SIDES, domains, folders, strict=True)]
+        report = inspect_tables(*domains, facts, folders)
+        _refuse_useless(report, folders)
     return dataclasses.replace(report, warnings=[*pair.notes, *report.warnings])
 
 
@@ -393,9 +394,9 @@ def _stem(path: Path) -> str:
 # Checks
 
 
-def _ingest(side: str, domain: Domain, database: Path) -> dict:
+def _ingest(side: str, domain: Domain, folder: Path) -> dict:
     try:
-        return dataclasses.asdict(ingest.ingest(Path(domain.url), database, domain))
+        return dataclasses.asdict(ingest.ingest(Path(domain.url), folder, domain))
     except ingest.BadRowError as error:
         if not error.may_leave_out:
             raise
@@ -415,7 +416,7 @@ def _is_scale(low: float, high: float) -> bool:
     return True
 
 
-def _refuse_useless(report: Report, databases: list[Path]) -> None:
+def _refuse_useless(report: Report, folders: list[Path]) -> None:
     for side in (report.source, report.target):
         if side.lowest == side.highest:
             raise OwnDataError(
@@ -423,24 +424,25 @@ def _refuse_useless(report: Report, databases: list[Path]) -> None:
                 f"predict; give another file, or another column with {OPTIONS['rating']}"
             )
     if report.overlap == 0:
-        examples = " and ".join(repr(_first_user(database)) for database in databases)
+        examples = " and ".join(repr(_first_user(folder)) for folder in folders)
         raise OwnDataError(
             f"no user of {report.source.file} is also in {report.target.file}: transfer needs users with "
-            f"ratings in both, under the same ids (they begin with {examples}{_alike(databases)}); "
+            f"ratings in both, under the same ids (they begin with {examples}{_alike(folders)}); "
             f"name the column with {OPTIONS['user']}, or write the ids alike in both files"
         )
 
 
-def _alike(databases: list[Path]) -> str:
+def _alike(folders: list[Path]) -> str:
     """What is said where ids would be the same but for blanks around them and for capitals."""
     with duckdb.connect() as connection:
-        for side, database in zip(SIDES, databases, strict=True):
-            attach(connection, database, side)
+        for side, folder in zip(SIDES, folders, strict=True):
+            attach(connection, folder, side)
         plain = [f"SELECT lower({stripped('user_id')}) FROM {side}.users" for side in SIDES]
         [count] = connection.execute(f"SELECT count(*) FROM ({' INTERSECT '.join(plain)})").fetchone()
     return f"; {count:,} would be equal without blanks around them and capitals" if count else ""
 
 
-def _first_user(database: Path) -> str:
-    with duckdb.connect(str(database), read_only=True) as connection:
+def _first_user(folder: Path) -> str:
+    with duckdb.connect() as connection:
+        attach(connection, folder)
         return connection.execute('SELECT user_id FROM users WHERE "user" = 0').fetchone()[0]

@@ -1,4 +1,4 @@
-"""`ratings`: each domain's ratings in a DuckDB file of its own, cleaned and checked."""
+"""`ratings`: each domain's ratings, cleaned and checked, as Parquet files that DuckDB writes and reads."""
 
 import dataclasses
 import logging
@@ -9,17 +9,19 @@ import duckdb
 import numpy as np
 
 from assets.data import ingest
+from assets.data.tables import attach
 from assets.settings.axes import Axes
 from assets.settings.catalog import Domain
 from assets.state import plots
 from assets.state.code import code_of
-from assets.state.store import DATABASE, Store, fingerprint
+from assets.state.store import Store, fingerprint
 
 log = logging.getLogger("diffcdr")
 WHOLE = "ratings_are_whole"
 CODE = code_of("assets.data.ratings:ingest_domain")
 COLUMNS = dg.TableSchema(
     columns=[
+        dg.TableColumn("row", "BIGINT", "number of the row: by user, time and line of the file"),
         dg.TableColumn("user", "INTEGER", "row of the users table, dense, in the order of user ids"),
         dg.TableColumn("item", "INTEGER", "row of the items table, dense, in the order of item ids"),
         dg.TableColumn("rating", "FLOAT", "stars on the declared scale"),
@@ -35,7 +37,7 @@ def ratings_asset(axes: Axes) -> dg.AssetsDefinition:
         partitions_def=axes.domains,
         deps=["reviews"],
         group_name="data",
-        kinds={"duckdb"},
+        kinds={"duckdb", "parquet"},
         owners=["team:data"],
         code_version=CODE,
         check_specs=[
@@ -60,7 +62,7 @@ def ratings_asset(axes: Axes) -> dg.AssetsDefinition:
                     "dropped_by_core": facts["dropped_by_core"],
                     "sparsity": facts["sparsity"],
                     "stars": dg.MetadataValue.md(plots.bars(facts["stars"], "stars", "share of ratings")),
-                    "database": dg.MetadataValue.path(str(store.database(name))),
+                    "path": dg.MetadataValue.path(store.ratings(name).place),
                 },
                 partition_key=name,
             )
@@ -74,9 +76,10 @@ def ratings_asset(axes: Axes) -> dg.AssetsDefinition:
 
 
 def rating_problems(store: Store, domain: Domain) -> Iterator[str]:
-    """What is wrong with a domain's ratings as they lie in DuckDB."""
+    """What is wrong with a domain's ratings as they lie in the store."""
     facts, (low, high) = store.ratings(domain.name).require(), domain.scale
-    with duckdb.connect(str(store.database(domain.name)), read_only=True) as connection:
+    with duckdb.connect() as connection:
+        attach(connection, store.ratings(domain.name).folder())
         rows, pairs, outside, unknown = connection.execute(
             """
             SELECT count(*), (SELECT count(*) FROM (SELECT DISTINCT "user", item FROM ratings)),
@@ -112,7 +115,7 @@ def ingest_domain(store: Store, domain: Domain) -> dict:
         log.info("ratings %s: up to date", domain.name)
         return entry.require()
     with entry.draft() as draft:
-        ingested = ingest.ingest(raw.path_of(source["file"]), draft.folder / DATABASE, domain)
+        ingested = ingest.ingest(raw.path_of(source["file"]), draft.folder, domain)
         manifest = draft.publish(expected, **dataclasses.asdict(ingested))
     log.info(
         "ratings %s: %d ratings of %d users on %d items (%d rows read, %d repeated)",

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -52,7 +53,7 @@ def reviews_asset(axes: Axes) -> dg.AssetsDefinition:
                     "sha256": record["sha256"],
                     "source": record["source"],
                     "fetched_at": record["fetched_at"],
-                    "path": dg.MetadataValue.path(str(store.reviews(name).path_of(record["file"]))),
+                    "path": dg.MetadataValue.path(f"{store.reviews(name).place}/{record['file']}"),
                 },
                 partition_key=name,
             )
@@ -79,7 +80,8 @@ def obtain(store: Store, domain: Domain) -> dict:
     with _located(domain, incoming) as (url, file):
         fetched = download.fetch(url, incoming / file, sha256=domain.sha256)
     with entry.draft() as draft:
-        os.replace(incoming / file, draft.folder / file)
+        # The store may be on another disk.
+        shutil.move(incoming / file, draft.folder / file)
         manifest = draft.publish(
             wanted,
             state=state,

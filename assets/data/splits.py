@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from assets.data.ratings import ratings_fingerprint
+from assets.data.tables import attach
 from assets.settings.axes import Axes, Cell
 from assets.settings.catalog import Catalog, SplitConfig, Task
 from assets.state.code import code_of
@@ -98,8 +99,7 @@ def _sides(task: Task) -> dict[str, str]:
 def _query_overlap(store: Store, task: Task, liked_above: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     with duckdb.connect() as connection:
         for side, domain in _sides(task).items():
-            path = str(store.database(domain)).replace("'", "''")
-            connection.execute(f"ATTACH '{path}' AS {side} (READ_ONLY)")
+            attach(connection, store.ratings(domain).folder(), side)
         connection.execute(
             """
             CREATE TEMP TABLE shared AS
@@ -119,13 +119,13 @@ def _query_overlap(store: Store, task: Task, liked_above: float) -> tuple[pd.Dat
             ORDER BY user
             """
         ).df()
-        # rowid keeps the file's order among ratings of the same moment, or where there is no time at all.
+        # The row keeps the file's order among ratings of the same moment, or where there is no time at all.
         liked = connection.execute(
             """
             SELECT shared.user::INTEGER AS user, r.item
             FROM source.ratings r JOIN shared ON r.user = shared.source_user
             WHERE r.rating > ?::FLOAT
-            ORDER BY shared.user, r.timestamp NULLS FIRST, r.rowid
+            ORDER BY shared.user, r.timestamp NULLS FIRST, r.row
             """,
             [liked_above],
         ).df()
@@ -210,13 +210,14 @@ def draw_split(store: Store, catalog: Catalog, cell: Cell) -> dict:
 def _warm(store: Store, cell: Cell, users: pd.DataFrame, roles: np.ndarray) -> pd.DataFrame:
     """The held-out users' target ratings with the half each belongs to."""
     held_out = users.loc[roles != splits.TRAIN, ["user", "target_user"]]
-    with duckdb.connect(str(store.database(cell.target.name)), read_only=True) as connection:
+    with duckdb.connect() as connection:
+        attach(connection, store.ratings(cell.target.name).folder())
         connection.register("held_out", held_out)
         rows = connection.execute(
             """
             SELECT held_out.user::INTEGER AS user, r.item, r.timestamp
             FROM ratings r JOIN held_out ON r.user = held_out.target_user
-            ORDER BY held_out.user, r.timestamp, r.rowid
+            ORDER BY held_out.user, r.timestamp, r.row
             """
         ).df()
     later = splits.warm_halves(rows["user"].to_numpy(), rows["timestamp"].to_numpy())

@@ -11,6 +11,7 @@ from assets.report.summaries import strict_mean
 from assets.report.table import UNDEFINED, Number, Table, table
 from assets.settings.axes import Cell
 from assets.training.choose import role
+from assets.training.embeddings import USERS
 
 COLUMNS = ["task", "beta", "seed", "model", "side", "nfe", "frechet", "mmd", "euclidean", "cosine"]
 COLUMNS += ["undefined"]
@@ -105,9 +106,10 @@ def figure4_part(source: Source) -> Part:
 
 def _caption(cell: Cell, names: Names) -> str:
     return (
-        f"Figure 4. {names.task(cell.task)}, β = {cell.beta:.0%}, seed {cell.seed}: t-SNE of up to 1000 "
-        "users. (a) training and (b) test users by model, black is the truth; (c) training and (d) test "
-        "users by DiffCDR's number of function evaluations, grey is the source domain."
+        f"Figure 4. {names.task(cell.task)}, β = {cell.beta:.0%}, seed {cell.seed}: t-SNE of up to {USERS} "
+        "users (the paper: 1000; distances are of all). (a) training and (b) test users by model, black is "
+        "the truth; (c) training and (d) test users by DiffCDR's number of function evaluations, grey is the "
+        "source domain."
     )
 
 

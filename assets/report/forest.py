@@ -322,6 +322,28 @@ def _counted(frame: pd.DataFrame, names: Names) -> str:
     return f"Beyond chance{where}, {_joined(said)}." if said else ""
 
 
+def short_table(frame: pd.DataFrame, names: Names) -> Table:
+    """A row for each task, β and model: its values and by how much it is better than the references."""
+    rows = []
+    for task, beta, head in task_betas(frame, names):
+        part = frame[(frame["task"] == task) & (frame["beta"] == beta)]
+        for name in dict.fromkeys(part["model"]):
+            row = {**head, "Model": names.model(name)}
+            for found in part[part["model"] == name].itertuples():
+                row[BY_NAME[found.metric].title] = Number(found.value, digits(3))
+                row[f"than {names.model(found.reference).lower()}"] = Number(
+                    found.gain, digits(3, signed=True)
+                )
+            rows.append(row)
+    columns = [
+        title
+        for name, reference in REFERENCES.items()
+        for title in (BY_NAME[name].title, f"than {names.model(reference).lower()}")
+        if name in set(frame["metric"])
+    ]
+    return table("", rows, ["Task", "β", "Model", *columns], keys=3, sections=True)
+
+
 def forest_tables(frame: pd.DataFrame, names: Names) -> list[Table]:
     """Rows task × β × model, columns by metric; folded, for the picture says most of it."""
     rows = []

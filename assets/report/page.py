@@ -147,6 +147,7 @@ def _publish(store: Store, part: Part, *place: str) -> dg.MaterializeResult:
     """Write a part in every format and describe it to Dagster."""
     folder = store.report(*place)
     write_part(folder, part, "/".join(place))
+    store.share_report(*place)
     images = {
         picture.name: dg.MetadataValue.md(plots.as_markdown(picture.formats["png"], picture.name))
         for picture in part.pictures
@@ -185,6 +186,7 @@ def report_asset(
         shown, folder = report_of(store, catalog, profiles), store.report("report")
         (folder / "report.html").write_text(page("report.html", **shown.__dict__))
         (folder / "report.md").write_text(_report_markdown(shown))
+        store.share_report("report")
         absent = [item.hint for item in shown.items if not item.html]
         return dg.MaterializeResult(
             metadata={
@@ -350,7 +352,7 @@ def _synthetic(catalog: Catalog, task: Task) -> bool:
 
 
 def _item(store: Store, heading: str, *place: str) -> Item:
-    folder = store.report(*place)
+    folder = store.fetch_report(*place)
     texts = [folder / f"fragment.{ending}" for ending in ("html", "md")]
     found = (file.read_text() if file.exists() else "" for file in texts)
     return Item(heading, "/".join(place), *found)

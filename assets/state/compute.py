@@ -5,6 +5,9 @@ import os
 import dagster as dg
 from pydantic import Field
 
+# Op tags of what uses CUDA where there is some: on a cluster its run is given a GPU, if the cluster has any.
+CUDA = {"dagster-ray/config": {"num_gpus": 1}}
+
 
 class Compute(dg.ConfigurableResource):
     """Device and threads of all training. Empty settings mean the environment, then the default."""

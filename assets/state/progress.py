@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -17,6 +17,46 @@ def epochs(steps: Iterable[Step], total: int, title: str) -> Iterator[Step]:
     # `disable=None` draws nothing where standard error is not a terminal; the closing line is always logged.
     yield from tqdm(steps, desc=title, total=total, unit="epoch", leave=False, disable=None)
     log.info("%s: %d epochs in %.1f s", title, total, time.perf_counter() - start)
+
+
+class Steps:
+    """How far a chain of steps has come: which of how many begins, and about how long the rest will take.
+
+    planned: (name, weight) in the order in which they come; a weight is a share of the work, whatever its
+    unit. What begins and is not planned is not counted.
+    """
+
+    def __init__(
+        self, planned: Sequence[tuple[str, float]], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._planned, self._clock, self._start = list(planned), clock, clock()
+        self._begun: list[int] = []
+
+    def begin(self, name: str) -> None:
+        """Say that the first planned step of that name which has not begun does so now."""
+        places = (i for i, (each, _) in enumerate(self._planned) if each == name and i not in self._begun)
+        place = next(places, None)
+        if place is None:
+            return
+        left = self._left()
+        self._begun.append(place)
+        count = f"step {len(self._begun)} of {len(self._planned)}"
+        log.info("— %s%s: %s", count, f", about {left} left" if left else "", name)
+
+    def _left(self) -> str:
+        """At the pace of what is done; nothing before a tenth of the work is."""
+        total = sum(weight for _, weight in self._planned)
+        done = sum(self._planned[place][1] for place in self._begun)
+        if done < 0.1 * total:
+            return ""
+        return in_words((self._clock() - self._start) * (total - done) / done)
+
+
+def in_words(seconds: float) -> str:
+    """`40 s`, `12 min` or `3.5 h`: as exact as an estimate is."""
+    if seconds < 90:
+        return f"{max(1, round(seconds / 5)) * 5} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class Stopwatch:

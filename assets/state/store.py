@@ -1,10 +1,10 @@
 """Where everything lies on disk, and how it is written: whole or not at all.
 
-All state is under one folder, `home()`; what is computed from ratings may live behind an fsspec URL
-(`DIFFCDR_ARTIFACTS`). An entry is a folder of files that counts by its `manifest.json`, written last and in
-one step; without one nothing is there. The manifest names the generation of files that counts and has the
-size and digest of each, the fingerprint of what it was made from (settings, inputs, code), and the entry's
-keys.
+All state is under one folder, `home()`; entries may live behind an fsspec URL (`DIFFCDR_ARTIFACTS`), shared
+by many machines that keep copies of what they read in their own homes. An entry is a folder of files that
+counts by its `manifest.json`, written last and in one step; without one nothing is there. The manifest names
+the generation of files that counts and has the size and digest of each, the fingerprint of what it was made
+from (settings, inputs, code), and the entry's keys.
 """
 
 import contextlib
@@ -38,9 +38,6 @@ _STARTED_IN = Path.cwd()
 MANIFEST = "manifest.json"
 # Of manifests: what is written in another one is not read, but made anew.
 FORMAT = 2
-DATABASE = "ratings.duckdb"
-# What DuckDB and downloads write stays on this machine.
-LOCAL_KINDS = ("reviews", "ratings")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CLOSED = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
@@ -198,6 +195,16 @@ class Entry:
         remote. It may only be read. Raises as `read`."""
         self._again(self._check_on_disk if isinstance(self._folder, LocalFolder) else self._copy_here, name)
         return self._on_disk(name)
+
+    def folder(self) -> Path:
+        """A folder on this machine with all files of the entry, each checked; as `path_of`."""
+        paths = [self.path_of(name) for name in self.files()]
+        return paths[0].parent
+
+    @property
+    def place(self) -> str:
+        """Where the files that count lie, to be shown; raises NotMaterialized."""
+        return str(self.path / self._manifest()["generation"])
 
     def table(self, name: str) -> pd.DataFrame:
         return pd.read_parquet(io.BytesIO(self.read(name)))
@@ -410,12 +417,18 @@ class Entry:
             return {}
         return manifest if isinstance(manifest, dict) else {}
 
+    def _names(self, generation: str) -> bool:
+        """Whether the manifest that is there now still needs the generation."""
+        now = self._before()
+        return generation in (now.get("generation"), now.get("previous"))
+
     def _clean_up(self, before: Mapping, manifest: Mapping) -> None:
         done = {before.get("generation"), before.get("previous")} - {manifest["previous"]}
         for other in self._folder.generations():
             if other in (manifest["generation"], manifest["previous"]):
                 continue
-            if other in done or self._folder.is_abandoned(other):
+            # Whose writer is at work no more has been published, if ever, by the time that this looks.
+            if other in done or (self._folder.is_abandoned(other) and not self._names(other)):
                 self._folder.remove(other)
         if before and before.get("format") != FORMAT:
             # Versions without generations had their files here.
@@ -473,10 +486,6 @@ class Store(dg.ConfigurableResource):
     def ratings(self, domain: str) -> Entry:
         return self._entry("ratings", _hint("ratings", domain), domain=domain)
 
-    def database(self, domain: str) -> Path:
-        """The domain's ratings in DuckDB, to be opened for reading only; raises NotMaterialized."""
-        return self.ratings(domain).path_of(DATABASE)
-
     def overlap(self, task: str) -> Entry:
         return self._entry("overlap", _hint("overlap", task), task=task)
 
@@ -531,7 +540,7 @@ class Store(dg.ConfigurableResource):
         what folders are called; an entry that is damaged, or stands where its keys do not belong, is said in
         the log and left out.
         """
-        root = self._root(kind) / kind
+        root = self.artifact_root / kind
         for place in places(root, MANIFEST, wanted):
             keys = _keys_in(root / place)
             if any(keys.get(key) != value for key, value in wanted.items() if value is not None):
@@ -558,6 +567,26 @@ class Store(dg.ConfigurableResource):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def share_report(self, *parts: str) -> None:
+        """Make the files of a report's folder an entry for other machines, where the store is theirs, too."""
+        if not isinstance(folder_of(self.artifact_root), LocalFolder):
+            files = {file.name: file for file in self.report(*parts).iterdir() if file.is_file()}
+            contents = {name: described(file) for name, file in files.items()}
+            self._shared_report(parts).write(files, fingerprint(files=contents))
+
+    def fetch_report(self, *parts: str) -> Path:
+        """The report's folder with the files that another machine may have made."""
+        folder = self.report(*parts)
+        if not isinstance(folder_of(self.artifact_root), LocalFolder):
+            entry = self._shared_report(parts)
+            for name in entry.files() if entry.manifest() else []:
+                LocalFolder(folder).replace(name, entry.read(name))
+        return folder
+
+    def _shared_report(self, parts: tuple[str, ...]) -> Entry:
+        place = "/".join(parts)
+        return self._entry("reports", f"materialize {place}", place=place.replace("/", "."))
+
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         # Only there where Dagster's storage is Postgres.
         self._postgres = getattr(context.instance.run_storage, "postgres_url", "") if context.instance else ""
@@ -580,10 +609,8 @@ class Store(dg.ConfigurableResource):
 
     def _entry(self, kind: str, hint: str, **keys: object) -> Entry:
         place = "/".join([kind, *(f"{key}={value}" for key, value in keys.items())])
-        return Entry(self._root(kind) / place, hint, {"kind": kind, **keys}, self.root / "cache" / place)
-
-    def _root(self, kind: str) -> UPath:
-        return UPath(self.root) if kind in LOCAL_KINDS else self.artifact_root
+        path = self.artifact_root / place
+        return Entry(path, hint, {"kind": kind, **keys}, self.root / "cache" / place)
 
 
 def _keys(cell) -> dict[str, object]:

@@ -123,7 +123,8 @@ class Training:
         best: list[Outcome | None] = [None] * len(gates)
         for number in range(len(plans[0])):
             for settings, cells in together([trials.ask() for trials in plans]):
-                outcomes = self._tried(settings, {r: (gates[r], plans[r], runs[r]) for r in cells})
+                of_cells = {r: (gates[r], plans[r], runs[r]) for r in cells}
+                outcomes = self._tried(settings, of_cells, f", trial {number + 1} of {len(plans[0])}")
                 for r, outcome in zip(cells, outcomes, strict=True):
                     told = {**outcome.validated(self.objective), "epochs": len(outcome.curves)}
                     plans[r].tell(told[f"validation_{self.objective.criterion}"], told)
@@ -141,18 +142,19 @@ class Training:
         return plan(self.profile, self.name, cell.task, cell.seed, self.objective.higher_is_better)
 
     def _tried(
-        self, settings: Mapping[str, object], cells: "Mapping[int, tuple[Gate, Trials, CellRun]]"
+        self, settings: Mapping[str, object], cells: "Mapping[int, tuple[Gate, Trials, CellRun]]", trial: str
     ) -> list[Outcome]:
-        """Cells under one trial's settings; a trial that was drawn from a space is a nested MLflow run."""
+        """Cells under one trial's settings; a trial that was drawn from a space is a nested MLflow run.
+        trial: which of how many it is, for the log."""
         gates, plans, _ = zip(*cells.values(), strict=True)
         if not any(trials.about for trials in plans):
-            return self._fit(gates, settings, [None] * len(gates), plans)
+            return self._fit(gates, settings, [None] * len(gates), plans, trial)
         with contextlib.ExitStack() as stack:
             nested = [
                 stack.enter_context(self._mlflow_run(gate.cell, run, trials.label(settings), settings))
                 for gate, trials, run in cells.values()
             ]
-            return self._fit(gates, settings, nested, plans)
+            return self._fit(gates, settings, nested, plans, trial)
 
     def _fit(
         self,
@@ -160,6 +162,7 @@ class Training:
         settings: Mapping[str, object],
         runs: "Sequence[CellRun | None]",
         plans: Sequence[Trials] = (),
+        trial: str = "",
     ) -> list[Outcome]:
         """Train a model with `settings` on all cells as one program, and judge it after each epoch; with the
         cells' `plans`, until these give it up. What one cell gives up others may go on with, unseen by it."""
@@ -172,7 +175,7 @@ class Training:
         criterion = f"validation_{self.objective.criterion}"
         outcomes, watch = [Outcome(dict(settings)) for _ in gates], Stopwatch()
         training = watch.time(model.fit([gate.data for gate in gates], self.compute.torch_device))
-        title = f"{self.title} {span([gate.cell for gate in gates])}"
+        title = f"{self.title} {span([gate.cell for gate in gates])}{trial}"
         for epoch in epochs(training, model.total_epochs, title):
             run_epochs = epoch.number
             for r in sorted(open_cells):

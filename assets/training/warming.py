@@ -125,7 +125,7 @@ def _newcomers(held: "HeldOut") -> "Newcomers":
     """Users whose ratings are stored in order of time, where there is time."""
     from ml.distribution.warming import Newcomers
 
-    return Newcomers(held.users.description, held.ratings)
+    return Newcomers(held.users.description, held.ratings, held.users.ratings)
 
 
 def some_users(gate: Gate, side: str) -> "HeldOut":

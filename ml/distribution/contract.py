@@ -27,7 +27,8 @@ class TransferRatings:
     target: ratings of the target domain, users in 0..n−1, of training users and of the target domain's own
     users; n_users, n_items: sizes of the target tables; source_user: (n,) int64, each target user's row in
     `description`, −1 where there is none; description: (source users, q), a row of numbers a source user;
-    levels: (L,) the rating scale, or None for the values that occur.
+    levels: (L,) the rating scale, or None for the values that occur; source: ratings of the source domain,
+    users rows of `description`, items in 0..n_source_items−1, or None where descriptions are all there is.
     """
 
     target: Ratings
@@ -37,8 +38,13 @@ class TransferRatings:
     description: Tensor
     seed: int
     levels: Tensor | None = None
+    source: Ratings | None = None
+    n_source_items: int = 0
 
     def __post_init__(self) -> None:
+        if self.source is not None:
+            check_rows("source.users", self.source.users, len(self.description))
+            check_rows("source.items", self.source.items, self.n_source_items)
         if len(self.source_user) != self.n_users:
             raise ValueError(f"source_user has {len(self.source_user)} rows for {self.n_users} target users")
         check_rows("source_user", self.source_user.clamp(min=0), len(self.description))
@@ -46,12 +52,10 @@ class TransferRatings:
             raise ValueError("no target rating of a user with source ratings: nothing to learn transfer from")
 
     def to(self, device: torch.device | str) -> TransferRatings:
-        """The same on a device."""
+        """The same on a device, but for the source ratings, which stay where they are."""
         return dataclasses.replace(
             self,
-            target=Ratings(
-                *(x.to(device) for x in (self.target.users, self.target.items, self.target.values))
-            ),
+            target=self.target.to(device),
             source_user=self.source_user.to(device),
             description=self.description.to(device),
             levels=None if self.levels is None else self.levels.to(device),
@@ -61,7 +65,8 @@ class TransferRatings:
     def of(cls, data: Data) -> TransferRatings:
         """What a cell lets a model see."""
         sizes = data.n_users, data.n_items
-        return cls(data.target, *sizes, data.source_user, data.description, data.seed, data.levels)
+        known = data.source_user, data.description, data.seed, data.levels
+        return cls(data.target, *sizes, *known, data.source, data.n_source_items)
 
 
 class Distribution(Model):
@@ -110,6 +115,10 @@ class Distribution(Model):
 
     def predict(self, users: Users, ratings: Ratings, replica: int = 0) -> Predicted:
         found = self.cell(replica).predict_pairs(users.description, ratings.users, ratings.items)
+        return self.predicted(found, replica)
+
+    def predicted(self, found: Tensor, replica: int = 0) -> Predicted:
+        """What `predict_pairs` gave, as every model's predictions."""
         if found.dim() == 1:
             return Predicted.points(found)
         levels = self.levels_[replica]

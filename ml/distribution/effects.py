@@ -68,6 +68,15 @@ class Effects:
         """What a user's vector and number of ratings say: (n, D + 1) float64, the condition for transfer."""
         return torch.cat([self.users, self.counts.log1p()[:, None]], 1)
 
+    def residual(self, ratings: Ratings) -> Tensor:
+        """What equation (1) at the modes leaves of each rating, r − E r: (m,) float64."""
+        parts = zip(*(x.split(CHUNK) for x in (ratings.users, ratings.items)), strict=True)
+        expected = [
+            ((self.intercept + self.users[u] + self.items[i]) @ self.basis.T).softmax(1) @ self.levels
+            for u, i in parts
+        ]
+        return ratings.values.double() - torch.cat(expected)
+
 
 def level_basis(levels: Tensor, width: int = WIDTH) -> Tensor:
     """Orthonormal polynomials of degree 1..width in the level, rising at the top: (L, width) float64.

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ml.data import Ratings, check_rows
+from ml.data import Ratings, check_rows, ratings_of
 from ml.distribution.effects import level_index
 from ml.distribution.model import StarDiffusion
 from ml.evaluation.distribution import distribution_scores, mean
@@ -41,11 +41,13 @@ class Undetermined(ValueError):
 class Newcomers:
     """Cold-start users and their target ratings, each user's in the order in which they came.
 
-    description: (n, q), `Effects.description()` of their source rows; ratings: users in 0..n−1.
+    description: (n, q), `Effects.description()` of their source rows; ratings: users in 0..n−1; history:
+    their source ratings, users in 0..n−1, where the model reads them.
     """
 
     description: Tensor
     ratings: Ratings
+    history: Ratings | None = None
 
     def __post_init__(self) -> None:
         check_rows("ratings.users", self.ratings.users, len(self.description))
@@ -54,9 +56,9 @@ class Newcomers:
         """Users with more than `most` ratings, renumbered, and which ratings are theirs: (m,) bool."""
         mask = torch.bincount(self.ratings.users, minlength=1)[self.ratings.users] > most
         people, users = self.ratings.users[mask].unique(return_inverse=True)
-        return Newcomers(
-            self.description[people], Ratings(users, self.ratings.items[mask], self.ratings.values[mask])
-        ), mask
+        ratings = Ratings(users, self.ratings.items[mask], self.ratings.values[mask])
+        history = None if self.history is None else ratings_of(self.history, people, len(self.description))
+        return Newcomers(self.description[people], ratings, history), mask
 
 
 @dataclass(frozen=True)
@@ -186,10 +188,12 @@ def error_by_n(
     for n in sorted({count for count in counts if count <= most}):
         first, after = _first(newcomers.ratings.users, n, most)
         observed, later = (_take(newcomers.ratings, mask) for mask in (first, after))
-        samples = model.predict_pairs(newcomers.description, later.users, later.items, observed, SAMPLES)
+        samples = model.predict_pairs(
+            newcomers.description, later.users, later.items, observed, SAMPLES, newcomers.history
+        )
         forecasts = {"samples": Forecast.of(samples, levels)}
         if rate is not None:
-            forecasts["fine_tuned"] = fine_tuned(model, newcomers.description, start, observed, later, rate)
+            forecasts["fine_tuned"] = fine_tuned(model, newcomers, start, observed, later, rate)
         for name, shift in shifts.items():
             forecasts[name] = shifted(shift, newcomers.ratings, first, after, levels)
         size = {"n": n, "most": most, "users": len(newcomers.description), "ratings": len(later)}
@@ -234,7 +238,7 @@ def start_vectors(model: StarDiffusion, users: Newcomers) -> Tensor:
 
 def fine_tuned(
     model: StarDiffusion,
-    description: Tensor,
+    users: Newcomers,
     start: Tensor,
     observed: Ratings,
     later: Ratings,
@@ -242,16 +246,17 @@ def fine_tuned(
 ) -> Forecast:
     """p(r | θ_u, i) after STEPS steps θ_u += rate · ∂/∂θ_u Σ log p(r | θ_u, i) from `start` (n, D).
 
-    The few steps stand for the prior: more of them would end at the maximum of the likelihood.
+    observed, later: ratings of `users`, whose own are not read. The few steps stand for the prior: more of
+    them would end at the maximum of the likelihood.
     """
     levels, vectors = model.levels, start
-    base, slopes = _affine_logits(model, description, observed)
+    base, slopes = _affine_logits(model, users, observed)
     came = torch.nn.functional.one_hot(level_index(observed.values, levels), len(levels))
     for _ in range(STEPS):
         p = _probabilities(base, slopes, vectors[observed.users])
         gradient = (slopes @ (came - p)[:, :, None])[:, :, 0]
         vectors = vectors.index_add(0, observed.users, rate * gradient)
-    base, slopes = _affine_logits(model, description, later)
+    base, slopes = _affine_logits(model, users, later)
     return Forecast.of(_probabilities(base, slopes, vectors[later.users]), levels)
 
 
@@ -266,7 +271,7 @@ def best_rate(model: StarDiffusion, validation: Newcomers, counts: Sequence[int]
 
     def error(rate: float) -> float:
         return sum(
-            fine_tuned(model, users.description, start, *split, rate).errors(levels, split[1].values)["crps"]
+            fine_tuned(model, users, start, *split, rate).errors(levels, split[1].values)["crps"]
             for split in splits
         )
 
@@ -361,11 +366,11 @@ def _take(ratings: Ratings, mask: Tensor) -> Ratings:
     return Ratings(ratings.users[mask], ratings.items[mask], ratings.values[mask])
 
 
-def _affine_logits(model: StarDiffusion, description: Tensor, ratings: Ratings) -> tuple[Tensor, Tensor]:
+def _affine_logits(model: StarDiffusion, users: Newcomers, ratings: Ratings) -> tuple[Tensor, Tensor]:
     """a (m, L) and A (m, D, L) with p(· | θ, i) = softmax(a + Aᵀθ): equation (1) at 0 and at unit vectors."""
     width = model.state_["items"].shape[1]
-    points = torch.cat([torch.zeros(1, width), torch.eye(width)]).expand(len(description), -1, -1)
-    logp = model.log_probabilities(description, points, ratings)
+    points = torch.cat([torch.zeros(1, width), torch.eye(width)]).expand(len(users.description), -1, -1)
+    logp = model.log_probabilities(users.description, points, ratings, users.history)
     return logp[:, 0], logp[:, 1:] - logp[:, :1]
 
 

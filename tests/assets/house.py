@@ -12,6 +12,7 @@ import pandas as pd
 from assets.data.ratings import ratings_asset
 from assets.data.reviews import reviews_asset
 from assets.data.splits import overlap_asset, split_asset
+from assets.data.tables import attach
 from assets.settings.profile import load_profiles
 from assets.state.compute import Compute
 from assets.state.store import Store, parquet
@@ -58,7 +59,8 @@ class House:
         self.store.model(profile, name, cell).write({"curves.parquet": parquet(curves)}, expected)
 
     def query(self, domain: str, sql: str) -> list:
-        with duckdb.connect(str(self.store.database(domain)), read_only=True) as connection:
+        with duckdb.connect() as connection:
+            attach(connection, self.store.ratings(domain).folder())
             return connection.execute(sql).fetchall()
 
 

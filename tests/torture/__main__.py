@@ -32,16 +32,19 @@ def main() -> int:
 
 def _kills(options: argparse.Namespace, scratch: Path) -> bool:
     start, asked = time.monotonic(), KILLS if options.kills is None else options.kills
-    killer = Killer(options.checkout, scratch, options.seed)
+    killer, said = Killer(options.checkout, scratch, options.seed), set()
     try:
         for line in killer.kill(asked, options.a_home):
             if options.verbose:
                 print(line, flush=True)
+            for told in killer.tally.told():
+                if told not in said:
+                    print(told, flush=True)
+                    said.add(told)
             if time.monotonic() - start > options.minutes * 60:
                 break
     finally:
         killer.close()
-    print("\n".join(killer.tally.told()))
     print(f"\n{options.checkout}, seed {options.seed}, {time.monotonic() - start:.0f} s")
     print(killer.tally.table(), flush=True)
     if (done := killer.tally.kills.total()) < asked:

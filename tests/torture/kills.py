@@ -18,7 +18,11 @@ from pathlib import Path
 
 from tests.torture.runner import ForkServer, patience, said
 
-RUN = ("run", "-t", "tiny", "-p", "strict", "-b", "0.2", "-s", "0", "-s", "1", "-m", "emcdr", "-m", "diffcdr")
+# Spelled out, since older checkouts have no short options.
+RUN = (
+    *("run", "--task", "tiny", "--profile", "strict", "--beta", "0.2", "--seed", "0", "--seed", "1"),
+    *("--model", "emcdr", "--model", "diffcdr"),
+)
 RESULTS = ("results", "--format", "csv")
 # Imported once, before the forks; the last two are one module's places in newer and older checkouts.
 MODULES = ("pipeline.chain", "torch", "mlflow", "matplotlib.figure", "assets.training.run", "assets.models")

@@ -299,13 +299,18 @@ def test_a_full_disk_keeps_the_part_and_says_so(server, path, monkeypatch):
     assert path.with_name("reviews.bin.part").stat().st_size == kept
 
 
-def test_progress_is_logged_where_there_is_no_terminal(server, path, caplog, capsys):
-    with caplog.at_level(logging.INFO, logger="assets.data.download"):
+def test_a_download_that_takes_long_is_logged_where_there_is_no_terminal(
+    server, path, caplog, capsys, monkeypatch
+):
+    with caplog.at_level(logging.INFO, logger="diffcdr"):
+        _get(server, path)
+        assert caplog.text == ""
+        monkeypatch.setattr(download, "LOG_EVERY", 0)
         _get(server, path)
     assert "reviews.bin" in caplog.text
     assert "600k/600k" in caplog.text
     caplog.clear()
-    with caplog.at_level(logging.INFO, logger="assets.data.download"):
+    with caplog.at_level(logging.INFO, logger="diffcdr"):
         _get(server, path, progress=False)
     assert caplog.text == ""
     assert capsys.readouterr().err == ""

@@ -27,7 +27,7 @@ NAMES = [
     "a#b.csv",
     "ü.csv",
 ]
-RESERVED = ["manifest.json", "incoming", "ratings.duckdb", "x" * 240, ".hidden"]
+RESERVED = ["manifest.json", "incoming", "ratings.parquet", "x" * 240, ".hidden"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -48,7 +48,7 @@ def test_a_file_of_any_name_is_fetched_and_read(tmp_path, name):
     store = Store()
     record = obtain(store, domain)
     raw = next(Path(store.reviews("a").path).rglob(record["file"]))
-    assert ingest(raw, tmp_path / "r.duckdb", domain).ratings == 9
+    assert ingest(raw, tmp_path / "r", domain).ratings == 9
     assert obtain(store, domain) == record
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from assets.data.files import FileError
 from assets.data.ingest import BadRowError, Ingested, IngestError, ingest
+from assets.data.tables import TABLES
 from assets.settings.catalog import FORMATS, Domain
 
 COLUMNS = {"user": "u", "item": "i", "rating": "r", "timestamp": "t"}
@@ -25,15 +26,14 @@ AMAZON = _domain(**FORMATS["amazon2014"])
 QUARANTINE = _domain(on_bad_rows="quarantine")
 
 
-def _table(database: Path, name: str) -> list[tuple]:
-    with duckdb.connect(str(database), read_only=True) as con:
-        return con.execute(f"FROM {name}").fetchall()
+def _table(folder: Path, name: str) -> list[tuple]:
+    return duckdb.sql(f"FROM '{folder / name}.parquet'").fetchall()
 
 
-def _ratings(database: Path) -> list[tuple]:
+def _ratings(folder: Path) -> list[tuple]:
     """(user id, item id, rating, timestamp) in the table's order."""
-    users, items = dict(_table(database, "users")), dict(_table(database, "items"))
-    return [(users[u], items[i], r, t) for u, i, r, t in _table(database, "ratings")]
+    users, items = dict(_table(folder, "users")), dict(_table(folder, "items"))
+    return [(users[u], items[i], r, t) for _, u, i, r, t in _table(folder, "ratings")]
 
 
 def _review(user="A1", item="B1", rating=5.0, time=86400, **more) -> str:
@@ -43,12 +43,12 @@ def _review(user="A1", item="B1", rating=5.0, time=86400, **more) -> str:
 
 @pytest.fixture
 def run(tmp_path):
-    """Write the content, ingest it, and return what ingest says with the database."""
+    """Write the content, ingest it, and return what ingest says with the folder of tables."""
 
     def run(content: str | bytes, domain: Domain, name: str = "raw"):
-        path, database = tmp_path / name, tmp_path / "games.duckdb"
+        path, folder = tmp_path / name, tmp_path / "games"
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return ingest(path, database, domain), database
+        return ingest(path, folder, domain), folder
 
     return run
 
@@ -62,16 +62,16 @@ def test_a_small_review_file_exactly(run):
         " " + _review("A1", "B9", 5, 100),
         _review("A2", "B1", 3.0, 300),
     ]
-    got, database = run("".join(lines).removesuffix("\n"), AMAZON)
-    assert _table(database, "users") == [(0, "A1"), (1, "A2")]
-    assert _table(database, "items") == [(0, "B1"), (1, "B9")]
-    assert _table(database, "ratings") == [
-        (0, 1, 5.0, 100),
-        (0, 0, 1.0, 200),
-        (1, 1, 4.0, 300),
-        (1, 0, 3.0, 300),
+    got, folder = run("".join(lines).removesuffix("\n"), AMAZON)
+    assert _table(folder, "users") == [(0, "A1"), (1, "A2")]
+    assert _table(folder, "items") == [(0, "B1"), (1, "B9")]
+    assert _table(folder, "ratings") == [
+        (0, 0, 1, 5.0, 100),
+        (1, 0, 0, 1.0, 200),
+        (2, 1, 1, 4.0, 300),
+        (3, 1, 0, 3.0, 300),
     ]
-    assert _table(database, "quarantine") == []
+    assert _table(folder, "quarantine") == []
     assert got == Ingested(
         rows_read=4,
         quarantined=0,
@@ -88,14 +88,19 @@ def test_a_small_review_file_exactly(run):
 
 
 def test_types_of_the_tables(run):
-    _, database = run(_review(), AMAZON)
-    with duckdb.connect(str(database), read_only=True) as con:
-        types = {
-            table: con.execute(f"SELECT column_name, column_type FROM (DESCRIBE {table})").fetchall()
-            for (table,) in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()
-        }
+    _, folder = run(_review(), AMAZON)
+    types = {
+        file.stem: duckdb.sql(f"SELECT column_name, column_type FROM (DESCRIBE FROM '{file}')").fetchall()
+        for file in folder.iterdir()
+    }
     assert types == {
-        "ratings": [("user", "INTEGER"), ("item", "INTEGER"), ("rating", "FLOAT"), ("timestamp", "BIGINT")],
+        "ratings": [
+            ("row", "BIGINT"),
+            ("user", "INTEGER"),
+            ("item", "INTEGER"),
+            ("rating", "FLOAT"),
+            ("timestamp", "BIGINT"),
+        ],
         "users": [("user", "INTEGER"), ("user_id", "VARCHAR")],
         "items": [("item", "INTEGER"), ("item_id", "VARCHAR")],
         "titles": [("item", "INTEGER"), ("title", "VARCHAR")],
@@ -121,26 +126,26 @@ def test_file_order_survives_parallel_reading(run, packed):
         for n in range(48_000)
     ]
     content = "".join(lines).encode()
-    got, database = run(gzip.compress(content, 1) if packed else content, domain)
+    got, folder = run(gzip.compress(content, 1) if packed else content, domain)
     assert (got.rows_read, got.repeated, got.ratings) == (240_000, 192_000, 48_000)
     assert got.stars == {1: 0.0, 2: 0.0, 3: 0.0, 4: 0.0, 5: 1.0}
     expected = sorted((f"U{n % 4000}", n) for n in range(48_000))
-    assert _ratings(database) == [(user, f"I{n * 7919 % 48000:05d}", 5.0, None) for user, n in expected]
+    assert _ratings(folder) == [(user, f"I{n * 7919 % 48000:05d}", 5.0, None) for user, n in expected]
 
 
 def test_the_latest_of_a_repeated_pair_stays_and_of_equal_times_the_last(run):
     content = "u,i,r,t\na,x,1,30\na,x,2,50\na,x,3,50\na,x,4,40\nb,x,5,1\n"
-    got, database = run(content, _domain())
-    assert _ratings(database) == [("a", "x", 3.0, 50), ("b", "x", 5.0, 1)]
+    got, folder = run(content, _domain())
+    assert _ratings(folder) == [("a", "x", 3.0, 50), ("b", "x", 5.0, 1)]
     assert (got.rows_read, got.repeated, got.ratings) == (5, 3, 2)
 
 
 def test_ids_stay_as_written_and_are_sorted_bytewise(run):
     ids = ["007", "7", "07", " 7", "1e3", "A", "a", "é", "Z", "a b", "NULL", "nan", "😀", "\uff5e"]
-    got, database = run("u,i,r,t\n" + "".join(f"{name},{name},3,1\n" for name in ids), _domain())
+    got, folder = run("u,i,r,t\n" + "".join(f"{name},{name},3,1\n" for name in ids), _domain())
     expected = list(enumerate(sorted(ids, key=str.encode)))
-    assert _table(database, "users") == expected
-    assert _table(database, "items") == expected
+    assert _table(folder, "users") == expected
+    assert _table(folder, "items") == expected
     assert got.users == len(ids)
 
 
@@ -163,8 +168,8 @@ def test_ids_stay_as_written_and_are_sorted_bytewise(run):
     ],
 )
 def test_dialects(run, content, changes):
-    _, database = run(content, _domain(**changes))
-    [(user, item, rating, time)] = _ratings(database)
+    _, folder = run(content, _domain(**changes))
+    [(user, item, rating, time)] = _ratings(folder)
     assert user in ("a", 'a "q"', 'a "q"\nb')
     assert (user == 'a "q"\nb') is ("\nb" in content)
     assert item in ("x", "x,1")
@@ -173,14 +178,14 @@ def test_dialects(run, content, changes):
 
 def test_what_only_looks_like_a_doubled_or_nested_key_is_read(run):
     text = 'a "overall": 1, "overall": 2'
-    got, database = run(_review(user="{x}", reviewText=text, helpful={"overall": [1]}), AMAZON)
-    assert (got.ratings, _table(database, "users")) == (1, [(0, "{x}")])
+    got, folder = run(_review(user="{x}", reviewText=text, helpful={"overall": [1]}), AMAZON)
+    assert (got.ratings, _table(folder, "users")) == (1, [(0, "{x}")])
 
 
 @pytest.mark.parametrize("end", ["\r\n", "\r"])
 def test_line_ends(run, end):
-    _, database = run("u,i,r,t\na,x,4,9\nb,x,5,9\n".replace("\n", end), _domain())
-    assert _ratings(database) == [("a", "x", 4.0, 9), ("b", "x", 5.0, 9)]
+    _, folder = run("u,i,r,t\na,x,4,9\nb,x,5,9\n".replace("\n", end), _domain())
+    assert _ratings(folder) == [("a", "x", 4.0, 9), ("b", "x", 5.0, 9)]
 
 
 def test_mixed_line_ends(run):
@@ -192,8 +197,8 @@ def test_mixed_line_ends(run):
 
 def test_semicolons_and_decimal_commas(run):
     domain = _domain(delimiter=";", decimal=",")
-    _, database = run('u;i;r;t\n"a;b";x;4,5;9\nb;x;3;9\n', domain)
-    assert _ratings(database) == [("a;b", "x", 4.5, 9), ("b", "x", 3.0, 9)]
+    _, folder = run('u;i;r;t\n"a;b";x;4,5;9\nb;x;3;9\n', domain)
+    assert _ratings(folder) == [("a;b", "x", 4.5, 9), ("b", "x", 3.0, 9)]
 
 
 @pytest.mark.parametrize("timestamp", ["t", None])
@@ -221,22 +226,22 @@ def test_without_a_column_there_are_no_titles(run):
 
 
 def test_columns_whose_names_differ_in_capitals(run, tmp_path):
-    _, database = run("u,i,r,t,R,R\na,x,4,9,1,2\n", _domain())
-    assert _ratings(database) == [("a", "x", 4.0, 9)]
+    _, folder = run("u,i,r,t,R,R\na,x,4,9,1,2\n", _domain())
+    assert _ratings(folder) == [("a", "x", 4.0, 9)]
     with pytest.raises(FileError, match="2 columns are called 'r'; rename"):
         run("u,i,r,t,r\na,x,4,9,1\n", _domain())
     pd.DataFrame([["a", "x", 4, 9, 1]], columns=[*"uirt", "R"]).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(IngestError, match="columns 'r' and 'R' differ only in capitals"):
-        ingest(tmp_path / "a.parquet", tmp_path / "a.duckdb", _domain(kind="parquet"))
+        ingest(tmp_path / "a.parquet", tmp_path / "a", _domain(kind="parquet"))
 
 
 def test_nested_columns_of_parquet(tmp_path):
     frame = pd.DataFrame({"u": [["a"]], "i": ["x"], "r": [4], "t": [9], "more": [{"a": 1}]})
     frame.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(IngestError, match="column 'u' is nested"):
-        ingest(tmp_path / "a.parquet", tmp_path / "a.duckdb", _domain(kind="parquet"))
+        ingest(tmp_path / "a.parquet", tmp_path / "a", _domain(kind="parquet"))
     frame.assign(u="a").to_parquet(tmp_path / "a.parquet")
-    assert ingest(tmp_path / "a.parquet", tmp_path / "a.duckdb", _domain(kind="parquet")).ratings == 1
+    assert ingest(tmp_path / "a.parquet", tmp_path / "a", _domain(kind="parquet")).ratings == 1
 
 
 def test_a_line_beyond_two_megabytes_is_a_bad_row(run):
@@ -249,8 +254,8 @@ def test_a_line_beyond_two_megabytes_is_a_bad_row(run):
 def test_parquet(tmp_path):
     frame = pd.DataFrame({"u": [3, 20, 3], "i": ["x", "y", "x"], "r": [4.0, 5.0, 2.0], "t": [9, 8, 9]})
     frame.to_parquet(tmp_path / "a.parquet")
-    ingest(tmp_path / "a.parquet", tmp_path / "a.duckdb", _domain(kind="parquet"))
-    assert _ratings(tmp_path / "a.duckdb") == [("20", "y", 5.0, 8), ("3", "x", 2.0, 9)]
+    ingest(tmp_path / "a.parquet", tmp_path / "a", _domain(kind="parquet"))
+    assert _ratings(tmp_path / "a") == [("20", "y", 5.0, 8), ("3", "x", 2.0, 9)]
 
 
 @pytest.mark.parametrize(
@@ -290,27 +295,28 @@ def test_bad_rows_fail_or_are_quarantined(run, row, field, reason):
     for word in ("raw, line 3", reason, "Bad rows in all: 2", "on_bad_rows: quarantine"):
         assert word in message
     assert (f"field {field!r}" in message) is bool(field)
-    got, database = run(content, AMAZON.model_copy(update={"on_bad_rows": "quarantine"}))
+    got, folder = run(content, AMAZON.model_copy(update={"on_bad_rows": "quarantine"}))
     assert (got.rows_read, got.quarantined, got.ratings) == (4, 2, 2)
-    (line, named, why, record), (last, *_) = _table(database, "quarantine")
+    (line, named, why, record), (last, *_) = _table(folder, "quarantine")
     assert (line, named, last) == (3, field, 5)
     assert reason in why
     if row.isascii():
         assert record == row.decode().removesuffix("\n")
 
 
-def test_a_refused_file_leaves_the_old_database_and_no_scratch(run, tmp_path):
-    _, database = run(_review("old"), AMAZON)
+def test_a_refused_file_leaves_the_old_tables_and_no_scratch(run, tmp_path):
+    _, folder = run(_review("old"), AMAZON)
     with pytest.raises(BadRowError):
         run(_review() + "half of a li", AMAZON)
-    assert _table(database, "users") == [(0, "old")]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["games.duckdb", "raw"]
+    assert _table(folder, "users") == [(0, "old")]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["games", "raw"]
+    assert sorted(file.name for file in folder.iterdir()) == sorted(f"{table}.parquet" for table in TABLES)
 
 
 def test_bad_csv_rows_have_their_line(run):
     content = "u,i,r,t\na,x,4,1\nshort,1\nb,x,9,1\nlong,1,1,1,1\nlong,1,1,1,1,1\nb,,3,1\nc,x,5,1\n"
-    got, database = run(content, QUARANTINE)
-    assert [(line, field) for line, field, *_ in _table(database, "quarantine")] == [
+    got, folder = run(content, QUARANTINE)
+    assert [(line, field) for line, field, *_ in _table(folder, "quarantine")] == [
         (3, ""),
         (4, "r"),
         (5, ""),
@@ -329,8 +335,8 @@ def test_an_open_quote_is_no_row_to_leave_out(run):
 
 def test_without_a_timestamp_column_times_are_null_and_order_is_the_files(run):
     domain = _domain(columns=COLUMNS | {"timestamp": None})
-    got, database = run("u,i,r\na,z,1\na,y,2\na,x,3\na,z,4\n", domain)
-    assert _ratings(database) == [("a", "y", 2.0, None), ("a", "x", 3.0, None), ("a", "z", 4.0, None)]
+    got, folder = run("u,i,r\na,z,1\na,y,2\na,x,3\na,z,4\n", domain)
+    assert _ratings(folder) == [("a", "y", 2.0, None), ("a", "x", 3.0, None), ("a", "z", 4.0, None)]
     assert (got.first_time, got.last_time) == (None, None)
 
 
@@ -338,10 +344,10 @@ def test_k_core_goes_on_until_nothing_changes(run):
     """Losing the item of degree 1 leaves user d too few, which leaves item z too few."""
     pairs = ["ax", "ay", "bx", "by", "dz", "d1", "cx", "cy", "az"]
     content = "u,i,r,t\n" + "".join(f"{u},{i},5,1\n" for u, i in pairs)
-    got, database = run(content, _domain(k_core=2))
-    assert {(u, i) for u, i, *_ in _ratings(database)} == {(u, i) for u in "abc" for i in "xy"}
+    got, folder = run(content, _domain(k_core=2))
+    assert {(u, i) for u, i, *_ in _ratings(folder)} == {(u, i) for u in "abc" for i in "xy"}
     assert (got.dropped_by_core, got.users, got.items) == (3, 3, 2)
-    assert _table(database, "users") == [(0, "a"), (1, "b"), (2, "c")]
+    assert _table(folder, "users") == [(0, "a"), (1, "b"), (2, "c")]
     with pytest.raises(IngestError, match="no ratings left of 9 rows: 0 bad, 9 outside the k-core"):
         run(content, _domain(k_core=4))
 
@@ -398,7 +404,7 @@ def test_one_error_names_the_file_and_the_mend(run, content, domain, words):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileError, match="absent: there is no such file; correct the path"):
-        ingest(tmp_path / "absent", tmp_path / "a.duckdb", _domain())
+        ingest(tmp_path / "absent", tmp_path / "a", _domain())
 
 
 def test_gzip_members_are_read_to_the_last(run):
@@ -424,17 +430,17 @@ def test_ingest_equals_pandas(rows, kind, timed, k):
     frame = pd.DataFrame(rows, columns=list(COLUMNS.values()))
     expected = _reference(frame if timed else frame.assign(t=0), k)
     domain = _domain(kind=kind, k_core=k, columns=COLUMNS if timed else COLUMNS | {"timestamp": None})
-    with tempfile.TemporaryDirectory() as folder:
-        path, database = Path(folder, "raw"), Path(folder, "out.duckdb")
+    with tempfile.TemporaryDirectory() as place:
+        path, folder = Path(place, "raw"), Path(place, "out")
         path.write_text(_encode(frame, kind), encoding="utf-8")
         if expected.empty:
             with pytest.raises(IngestError, match="no ratings left"):
-                ingest(path, database, domain)
+                ingest(path, folder, domain)
             return
-        got = ingest(path, database, domain)
+        got = ingest(path, folder, domain)
         times = [t if timed else None for t in expected.t]
-        assert _ratings(database) == list(zip(expected.u, expected.i, expected.r, times, strict=True))
-        assert [name for _, name in _table(database, "users")] == sorted(set(expected.u), key=str.encode)
+        assert _ratings(folder) == list(zip(expected.u, expected.i, expected.r, times, strict=True))
+        assert [name for _, name in _table(folder, "users")] == sorted(set(expected.u), key=str.encode)
     distinct = len(frame.drop_duplicates(["u", "i"]))
     assert (got.rows_read, got.repeated) == (len(frame), len(frame) - distinct)
     assert (got.dropped_by_core, got.ratings) == (distinct - len(expected), len(expected))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assets.data.ingest import ingest
-from assets.data.overview import Lengths, inspect_databases, inspect_task
+from assets.data.overview import Lengths, inspect_tables, inspect_task
 from assets.data.ratings import ingest_domain
 from assets.data.reviews import obtain
 from assets.settings.catalog import Catalog, Domain, Task
@@ -45,12 +45,12 @@ def domain(folder, name, text, **columns) -> Domain:
 
 
 def inspected(folder, *domains: Domain):
-    databases = [folder / f"{each.name}.duckdb" for each in domains]
+    folders = [folder / each.name for each in domains]
     facts = [
-        dataclasses.asdict(ingest(folder / f"{each.name}.csv", database, each))
-        for each, database in zip(domains, databases, strict=True)
+        dataclasses.asdict(ingest(folder / f"{each.name}.csv", made, each))
+        for each, made in zip(domains, folders, strict=True)
     ]
-    return inspect_databases(*domains, facts, databases)
+    return inspect_tables(*domains, facts, folders)
 
 
 def test_small_files_are_counted_as_by_hand(tmp_path, domains):

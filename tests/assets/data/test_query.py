@@ -10,6 +10,7 @@ import yaml
 from assets.data.ingest import IngestError
 from assets.data.ratings import ingest_domain
 from assets.data.reviews import QueryError, change, obtain
+from assets.data.tables import attach
 from assets.settings.catalog import Columns, Domain, load_catalog
 from assets.state.store import Store
 
@@ -49,7 +50,8 @@ def ratings(domain: Domain) -> list[tuple]:
     store = Store()
     obtain(store, domain)
     ingest_domain(store, domain)
-    with duckdb.connect(str(store.database(domain.name)), read_only=True) as connection:
+    with duckdb.connect() as connection:
+        attach(connection, store.ratings(domain.name).folder())
         return connection.execute(
             'SELECT user_id, item_id, rating, timestamp FROM ratings JOIN users USING ("user") '
             "JOIN items USING (item) ORDER BY user_id"

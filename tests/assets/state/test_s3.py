@@ -161,3 +161,11 @@ def test_a_draft_is_not_fetched_again_where_it_was_made_and_is_elsewhere(store, 
     monkeypatch.setattr(folders.RemoteFolder, "fetch", lambda *_: pytest.fail("fetched again"))
     for known in (store, other):
         assert split(known).path_of("large").read_bytes() == b"x" * 1000
+
+
+def test_a_report_that_one_machine_makes_is_had_by_another(store, tmp_path):
+    other = Store(home=str(tmp_path / "other"))
+    assert list(other.fetch_report("paper", "table2").iterdir()) == []
+    (store.report("paper", "table2") / "table2.md").write_text("| 1 |")
+    store.share_report("paper", "table2")
+    assert (other.fetch_report("paper", "table2") / "table2.md").read_text() == "| 1 |"

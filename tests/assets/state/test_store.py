@@ -135,10 +135,10 @@ def test_a_local_draft_that_is_published_replaces_what_was_there():
     entry = Store().ratings("tiny_video")
     for content in (b"1", b"2"):
         with entry.draft() as draft:
-            (draft.folder / "ratings.duckdb").write_bytes(content)
+            (draft.folder / "ratings.parquet").write_bytes(content)
             draft.publish("f")
     assert len(generations(entry)) == 1
-    assert Store().database("tiny_video").read_bytes() == b"2"
+    assert (Store().ratings("tiny_video").folder() / "ratings.parquet").read_bytes() == b"2"
 
 
 def test_facts_may_not_hide_the_manifests_own(store):
@@ -253,6 +253,21 @@ def test_two_writers_end_in_one_of_the_two_whole(store):
     last = entry.require()["fingerprint"]
     assert entry.files() == ["a", f"only-{last[0]}"]
     assert entry.read("a") == last.encode()
+
+
+def test_a_slow_writer_does_not_clean_up_what_another_has_published_meanwhile(store, monkeypatch):
+    monkeypatch.setattr(folders, "_age", lambda _: folders._WRITTEN_WITHIN * 2)
+    clean_up = Entry._clean_up
+
+    def late(self, *given):
+        monkeypatch.setattr(Entry, "_clean_up", clean_up)
+        split(store).write({"a": b"other"}, "f2")
+        clean_up(self, *given)
+
+    monkeypatch.setattr(Entry, "_clean_up", late)
+    split(store).write({"a": b"slow"}, "f1")
+    assert split(store).is_current("f2")
+    assert split(store).read("a") == b"other"
 
 
 def test_a_reader_goes_on_with_the_generation_it_began(store):
@@ -435,7 +450,7 @@ def test_a_disk_that_cannot_be_written_is_one_sentence(code, sentence, store, mo
 
 
 def test_a_full_disk_under_duckdb_is_the_same_sentence():
-    database = 'IO Error: Could not write file "ratings.duckdb": No space left on device'
+    database = 'IO Error: Could not write file "ratings.parquet": No space left on device'
     entry = Store().ratings("tiny_video")
     with pytest.raises(CannotWrite, match=FULL), entry.draft():
         raise duckdb.IOException(database)
@@ -524,8 +539,8 @@ def test_a_home_of_the_version_without_generations_is_not_read_but_made_anew(hom
     store = Store()
     model = store.model("paper", "emcdr", CELL)
     sentence = r"was written by another version of diffcdr and is not read: materialize paper/emcdr"
+    assert (model.path / "manifest.json").exists()
     for entry in (model, store.reviews("tiny_video")):
-        assert (entry.path / "manifest.json").exists()
         assert entry.manifest() is None
         assert not entry.is_current("f1")
     with pytest.raises(NotMaterialized, match=sentence):

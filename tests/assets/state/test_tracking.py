@@ -6,12 +6,14 @@ import math
 import multiprocessing
 import socket
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import dagster as dg
 import pytest
 
 from assets.state import tracking
+from assets.state.experiment import dress
 from assets.state.tracking import DatasetRecord, MlflowTracking, TrackingError
 
 CELL = {"model": "diffcdr", "beta": 0.2, "seed": 0, "profile": "paper"}
@@ -53,7 +55,7 @@ def test_a_run_holds_all_that_was_said_about_it(mlflow_resource, client):
         for epoch in (1, 2, 3):
             run.metrics({"loss": 1 / epoch, "ndcg@20": epoch / 10}, step=epoch)
     found = client.get_run(run.run_id)
-    assert found.info.run_name == "diffcdr/whole/b20-s0"
+    assert found.info.run_name == "paper/whole/b20-s0/diffcdr"
     assert found.info.status == "FINISHED"
     assert found.data.params == {"lr": "0.001", "activation": "None"}
     assert found.data.metrics == {"loss": pytest.approx(1 / 3), "ndcg_at_20": 0.3}
@@ -71,6 +73,50 @@ def test_a_run_holds_all_that_was_said_about_it(mlflow_resource, client):
     page = f"{found.info.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
     assert run.url == f"http://127.0.0.1:5000/#/experiments/{page}"
     assert "(http://127.0.0.1:3000/runs/" in found.data.tags["mlflow.note.content"]
+
+
+def test_how_good_a_model_is_stands_once_with_the_model_and_its_data(mlflow_resource, client):
+    on = DatasetRecord("music", "abc", "artifacts/music", "target")
+    everything = {"cold.validation.rmse": 0.9, "cold.validation.ndcg@20": math.inf, "cold.last.rmse": 0.95}
+    with mlflow_resource.run(**CELL, task="good", **NOTHING | {"inputs": [on]}) as run:
+        run.metrics({"loss": 2.0}, step=1)
+        run.result({"rmse": 0.9, "ndcg@20": math.inf}, everything, on, "paper-diffcdr-rating")
+    found = client.get_run(run.run_id)
+    assert found.data.metrics["rmse"] == 0.9
+    assert math.isnan(found.data.metrics["ndcg_at_20"])
+    assert found.data.tags["nonfinite"] == "ndcg_at_20"
+    assert set(found.data.metrics) == {"loss", "rmse", "ndcg_at_20"}
+    [made] = found.outputs.model_outputs
+    model = client.get_logged_model(made.model_id)
+    assert (model.name, model.status, model.source_run_id) == ("paper-diffcdr-rating", "READY", run.run_id)
+    of_model = {metric.key: (metric.dataset_name, metric.dataset_digest) for metric in model.metrics}
+    assert of_model == dict.fromkeys(("rmse", "ndcg_at_20"), ("music", "abc"))
+    file = client.download_artifacts(run.run_id, "metrics.json")
+    assert json.loads(Path(file).read_text()) == everything
+
+
+def test_the_experiment_is_described_and_opens_on_errors_and_lists(mlflow_resource, client):
+    _, experiment = mlflow_resource.connect()
+    tags = client.get_experiment(experiment).tags
+    assert "profile/task/β" in tags["mlflow.note.content"]
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    key = mlflow_resource.view.partition("viewStateShareKey=")[2]
+    view = json.loads(tags[f"mlflow.sharedViewState.{key}"])
+    state = json.loads(view["state"])
+    assert {"metrics.`rmse`", "metrics.`ndcg_at_20`", "tags.`profile`"} <= set(state["selectedColumns"])
+    done = record(mlflow_resource, "viewed")
+    older = record(mlflow_resource, "viewed", seed=1)
+    record(mlflow_resource, "viewed", seed=1)
+    listed = {run.info.run_id for run in client.search_runs([experiment], state["searchFilter"])}
+    assert done in listed
+    assert older not in listed
+
+
+def test_what_a_person_has_written_of_the_experiment_stays(mlflow_resource, client):
+    _, experiment = mlflow_resource.connect()
+    client.set_experiment_tag(experiment, "mlflow.note.content", "mine")
+    dress(client, experiment)
+    assert client.get_experiment(experiment).tags["mlflow.note.content"] == "mine"
 
 
 def test_an_exception_ends_the_run_as_failed_and_keeps_its_metrics(mlflow_resource, client):
@@ -242,7 +288,7 @@ def train_in_process(uri: str, worker: int, ready) -> None:
     resource = MlflowTracking(tracking_uri=uri)
     for seed in range(5):
         metrics = {f"m{index}": worker + index for index in range(20)}
-        record(resource, f"worker{worker}", metrics, seed=seed)
+        record(resource, "shared", metrics, seed=seed, model=f"worker{worker}")
 
 
 def test_processes_that_start_on_a_fresh_database_lose_nothing(tmp_path):
@@ -257,9 +303,15 @@ def test_processes_that_start_on_a_fresh_database_lose_nothing(tmp_path):
     assert [process.exitcode for process in workers] == [0, 0, 0, 0]
     client, experiment = MlflowTracking(tracking_uri=uri).connect()
     found = {run.info.run_name: run for run in client.search_runs([experiment])}
-    assert set(found) == {f"diffcdr/worker{worker}/b20-s{seed}" for worker in range(4) for seed in range(5)}
+    cells = {f"paper/shared/b20-s{seed}/worker{worker}" for worker in range(4) for seed in range(5)}
+    assert set(found) == {*cells, "paper/shared/b20"}
+    assert len(client.search_runs([experiment])) == 21  # one holds them all, whoever came first
+    holder = found["paper/shared/b20"].info.run_id
+    assert {found[cell].data.tags["mlflow.parentRunId"] for cell in cells} == {holder}
     assert {run.info.status for run in found.values()} == {"FINISHED"}
-    assert found["diffcdr/worker3/b20-s4"].data.metrics == {f"m{index}": 3 + index for index in range(20)}
+    assert found["paper/shared/b20-s4/worker3"].data.metrics == {
+        f"m{index}": 3 + index for index in range(20)
+    }
 
 
 def test_nested_runs_have_names_of_their_own_and_are_superseded_with_their_parent(mlflow_resource, client):
@@ -273,7 +325,8 @@ def test_nested_runs_have_names_of_their_own_and_are_superseded_with_their_paren
 
     parent, nested = search("s0.1", "s2")
     names = [client.get_run(run).info.run_name for run in (parent, *nested)]
-    assert names == ["diffcdr/nests/b20-s0", "diffcdr/nests/b20-s0/s0.1", "diffcdr/nests/b20-s0/s2"]
+    cell = "paper/nests/b20-s0/diffcdr"
+    assert names == [cell, f"{cell}/s0.1", f"{cell}/s2"]
     assert [tags(run)["mlflow.parentRunId"] for run in nested] == [parent, parent]
     assert tags(nested[1])["group"] == "paper/diffcdr/nests/b20/s2"
     assert "superseded" not in tags(parent)

