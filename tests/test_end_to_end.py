@@ -169,7 +169,7 @@ def test_a_model_stands_beside_the_best_simple_predictor(house):
     simple = house.results()
     simple = simple[(simple["model"] == best) & (simple["metric"] == "rmse") & (simple["stage"] == "cold")]
     simple = simple[simple["selection"] == "validation"].set_index("seed")["value"]
-    seed = int(event.partition_key[-1])
+    seed = int(event.asset_materialization.partition[-1])
     assert shown["best_simple_rmse"].value == pytest.approx(simple[seed], abs=1e-6)
     records = house.instance.event_log_storage.get_event_records(
         dg.EventRecordsFilter(event_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
