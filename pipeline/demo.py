@@ -24,7 +24,7 @@ from pipeline.chain import Chain, perform
 TASK, PROFILE, BETA, SEEDS = "demo_video_music", "tuned", 0.2, (0, 1)
 # A baseline, the paper's model and ours, beside every row that a champion has to beat.
 LEARNED = ("emcdr", "diffcdr", "star_diffusion", "choice_diffusion")
-SHOWN = 8  # items of the list
+SHOWN = 20  # items of the list
 OF_HISTORY = 6
 WIDTH = 100
 
