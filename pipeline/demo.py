@@ -10,8 +10,10 @@ from pathlib import Path
 import dagster as dg
 
 from assets.report.forest import forest_frame, sentences
+from assets.report.metrics import LIST_HEADLINE
 from assets.report.people import HISTORY, people_frame
 from assets.report.results import Source
+from assets.report.verdict import recommended
 from assets.serving.registry import Registered, register
 from assets.settings.profile import Profile, load_profiles
 from assets.state.store import Store
@@ -22,7 +24,7 @@ from pipeline.chain import Chain, perform
 TASK, PROFILE, BETA, SEEDS = "demo_video_music", "tuned", 0.2, (0, 1)
 # A baseline, the paper's model and ours, beside every row that a champion has to beat.
 LEARNED = ("emcdr", "diffcdr", "star_diffusion", "choice_diffusion")
-SHOWN = 8  # items of the list
+SHOWN = 20  # items of the list
 OF_HISTORY = 6
 WIDTH = 100
 
@@ -65,12 +67,13 @@ def ending(source: Source, registered: Registered, page: Path, command: str) -> 
 
 
 def _one_user(source: Source) -> Iterator[str]:
-    """The history of a test user, and the list that our model shows with what the user chose marked."""
+    """The history of a test user, and the list by the model to use, with what the user chose marked."""
     people = people_frame(source)
     people = people[people["task"] == TASK]
     if people.empty:
         return
-    model = next(side for side in people["side"] if side != HISTORY)
+    use = recommended(source)
+    model = use.loc[(use["task"] == TASK) & (use["metric"] == LIST_HEADLINE), "model"].iloc[0]
     hits = people[(people["side"] == model) & (people["place"] <= SHOWN)].groupby("user", sort=False)["hit"]
     hits = hits.sum().astype(int)
     # Neither the luckiest nor the worst of those drawn by chance.
@@ -85,4 +88,4 @@ def _one_user(source: Source) -> Iterator[str]:
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)

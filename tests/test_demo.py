@@ -26,7 +26,7 @@ def shown(tmp_path_factory):
         patch.setattr(demo, "register", functools.partial(register, force=True))
         ended = CliRunner().invoke(app, ["demo", "--debug"], catch_exceptions=False)
         assert ended.exit_code == 0
-        yield ended.output, champion(MlflowTracking(), "tiny")
+        return ended.output, champion(MlflowTracking(), "tiny")
 
 
 def test_it_leaves_a_champion(shown):

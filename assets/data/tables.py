@@ -9,7 +9,8 @@ from assets.data.files import literal
 TABLES = ("ratings", "users", "items", "titles", "quarantine")
 
 
-def attach(connection: duckdb.DuckDBPyConnection, folder: Path, name: str = "main") -> None:
+# As text: Dagster keeps these functions, and with them a type of DuckDB, beyond the end of the interpreter.
+def attach(connection: "duckdb.DuckDBPyConnection", folder: Path, name: str = "main") -> None:
     """Make the tables of a folder views in the schema `name` of the connection."""
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {name}")
     for file in folder.glob("*.parquet"):
@@ -18,7 +19,7 @@ def attach(connection: duckdb.DuckDBPyConnection, folder: Path, name: str = "mai
         connection.execute(f"CREATE VIEW {name}.{file.stem} AS FROM {table}")
 
 
-def write(connection: duckdb.DuckDBPyConnection, query: str, folder: Path, table: str) -> None:
+def write(connection: "duckdb.DuckDBPyConnection", query: str, folder: Path, table: str) -> None:
     """Write the rows of a query, in its order, as one table of a folder."""
     file = "'" + str(folder / f"{table}.parquet").replace("'", "''") + "'"
     connection.execute(f"COPY ({query}) TO {file} (FORMAT parquet, COMPRESSION zstd, PARQUET_VERSION v2)")

@@ -45,7 +45,7 @@ def first_choices_pictures(frame: pd.DataFrame, names: Names) -> list[Picture]:
 
 def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:
     betas = sorted(frame["beta"].unique())
-    figure = plots.new_figure(max(5.4, 3.6 * len(betas)), 2.6 * len(METRICS))
+    figure = plots.new_figure(max(6.4, 1.6 + 3.6 * len(betas)), 2.6 * len(METRICS))
     panels = figure.subplots(len(METRICS), len(betas), squeeze=False)
     for row, metric in zip(panels, METRICS, strict=True):
         for axes, beta in zip(row, betas, strict=True):
@@ -53,7 +53,8 @@ def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:
             plots.plain(axes, f"{metric.title}, β = {beta:.0%}")
     for axes in panels[-1]:
         axes.set_xlabel("choices seen", fontsize=8)
-    panels[0, 0].legend(fontsize=6)
+    # Beside the panels: seven lines leave no room among them.
+    panels[0, -1].legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     caption = (
         f"After the first choices. {names.task(task)}: lists of test users judged by their later choices, "
         "the same for every n, after their first n have been seen. Means over seeds; higher is better."

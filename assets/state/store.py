@@ -422,12 +422,18 @@ class Entry:
             return {}
         return manifest if isinstance(manifest, dict) else {}
 
+    def _names(self, generation: str) -> bool:
+        """Whether the manifest that is there now still needs the generation."""
+        now = self._before()
+        return generation in (now.get("generation"), now.get("previous"))
+
     def _clean_up(self, before: Mapping, manifest: Mapping) -> None:
         done = {before.get("generation"), before.get("previous")} - {manifest["previous"]}
         for other in self._folder.generations():
             if other in (manifest["generation"], manifest["previous"]):
                 continue
-            if other in done or self._folder.is_abandoned(other):
+            # Whose writer is at work no more has been published, if ever, by the time that this looks.
+            if other in done or (self._folder.is_abandoned(other) and not self._names(other)):
                 self._folder.remove(other)
         if before and before.get("format") != FORMAT:
             # Versions without generations had their files here.

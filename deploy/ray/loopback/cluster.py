@@ -68,7 +68,7 @@ class Cluster:
 
     def __init__(self, folder: Path, nodes: int = 2) -> None:
         self.folder = folder
-        names = ["s3", "mlflow", "dagster", "ray", "dashboard"]
+        names = ["s3", "mlflow", "dagster", "ray", "dashboard", "client"]
         self._ports = dict(zip(names, _free_ports(len(names)), strict=True))
         self._names = [f"node-{number + 1}" for number in range(nodes)]
         self._servers: dict[str, subprocess.Popen] = {}
@@ -219,6 +219,7 @@ class Cluster:
         if first:
             place = ["--head", "--port", self._ports["ray"], "--dashboard-port", self._ports["dashboard"]]
             place += ["--dashboard-host", HOST, "--temp-dir", self.folder / "ray"]
+            place += ["--ray-client-server-port", self._ports["client"]]
         else:
             place = ["--address", f"{HOST}:{self._ports['ray']}"]
         self._serve(

@@ -255,6 +255,21 @@ def test_two_writers_end_in_one_of_the_two_whole(store):
     assert entry.read("a") == last.encode()
 
 
+def test_a_slow_writer_does_not_clean_up_what_another_has_published_meanwhile(store, monkeypatch):
+    monkeypatch.setattr(folders, "_age", lambda _: folders._WRITTEN_WITHIN * 2)
+    clean_up = Entry._clean_up
+
+    def late(self, *given):
+        monkeypatch.setattr(Entry, "_clean_up", clean_up)
+        split(store).write({"a": b"other"}, "f2")
+        clean_up(self, *given)
+
+    monkeypatch.setattr(Entry, "_clean_up", late)
+    split(store).write({"a": b"slow"}, "f1")
+    assert split(store).is_current("f2")
+    assert split(store).read("a") == b"other"
+
+
 def test_a_reader_goes_on_with_the_generation_it_began(store):
     split(store).write({"a": b"1", "b": b"1"}, "f1")
     reader = split(store)
