@@ -354,21 +354,19 @@ def test_a_damaged_manifest_counts_as_none(content, store):
     assert split(store).read("a") == b"2"
 
 
-def test_any_bit_of_a_manifest_that_is_flipped_is_said(store, caplog):
+def test_any_bit_of_a_manifest_that_is_flipped_is_said(caplog):
     """Also one of a fact, or of a key, by which the entry would belong to another model."""
-    entry = store.model("paper", "emcdr", CELL)
-    entry.write({"a": b"1"}, "f1", epoch=3)
+    entry = Store().model("paper", "emcdr", CELL)
+    written = entry.write({"a": b"1"}, "f1", epoch=3)
     content = (entry.path / "manifest.json").read_bytes()
-    for place in range(0, len(content), 7):
+    for place in range(len(content)):
         changed = bytearray(content)
         changed[place] ^= 1
         (entry.path / "manifest.json").write_bytes(changed)
         caplog.clear()
-        found = [each.require() for _, each in store.entries("models", profile="paper")]
-        # White space between two values may change, and the name of the digest, which is then not compared.
-        assert found in ([], [entry.require()]) if caplog.messages == [] else found == []
-    (entry.path / "manifest.json").write_bytes(content)
-    assert len(list(store.entries("models"))) == 1
+        found = [each.require() for _, each in Store().entries("models", profile="paper")]
+        # A bit of white space changes nothing, nor one of the digest's name, which then is another fact.
+        assert (found == [] and caplog.messages) or (found and written.items() <= found[0].items()), place
 
 
 def test_a_copy_in_another_place_is_not_that_entry(store):
