@@ -461,11 +461,9 @@ def _printable(text: str) -> str:
 
 def _stopped() -> typer.Exit:
     """Say so in one line, and the exit of a stopped command."""
-    number = stopping.received()
-    by = f" by {stopping.SIGNALS[number]}" if number else ""
-    line = f"stopped{by}: what is finished is kept, and the same command goes on from there"
+    line = stopping.line("what is finished is kept, and the same command goes on from there")
     errors.print(line, highlight=False, soft_wrap=True)
-    return typer.Exit(stopping.exit_code(number))
+    return typer.Exit(stopping.exit_code(stopping.received()))
 
 
 @contextlib.contextmanager

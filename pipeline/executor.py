@@ -4,8 +4,10 @@ Dagster's own in-process executor waits for a slot without a pause, deaf to sign
 holder was killed.
 """
 
+import itertools
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -114,7 +116,15 @@ class Pools(InstanceConcurrencyContext):
 
 def _steps(job_context: PlanExecutionContext, execution_plan: ExecutionPlan) -> Iterator[DagsterEvent]:
     with Pools(job_context.instance, job_context.dagster_run) as pools:
-        for event in inner_plan_execution_iterator(job_context, execution_plan, pools):
+        events = inner_plan_execution_iterator(job_context, execution_plan, pools)
+        # Up to its first event it starts the processes that copy the output of steps. A terminal sends Ctrl-C
+        # to them as well, and they would answer with a traceback; what is blocked here stays so in them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            first = next(events)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for event in itertools.chain([first], events):
             if event.is_step_start and (steps := WATCHED.get()) is not None:
                 steps.begin(event.step_key.replace("__", "/"))
             yield event

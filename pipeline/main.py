@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from typing import NoReturn
 
 from pipeline import stopping
 
@@ -14,12 +15,21 @@ def main() -> None:
 
         app()
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(stopping.exit_code(stopping.received()))
+        _stop()
+    except SystemExit as end:
+        # Typer makes its own exit, without a word, of what comes before or after the command's work.
+        if end.code == stopping.exit_code(None) and not stopping.told:
+            _stop()
+        raise
     finally:
         # Nothing is left to save: a signal that comes while the interpreter ends need not print where.
         for number in stopping.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _stop() -> NoReturn:
+    print(stopping.line(), file=sys.stderr)
+    sys.exit(stopping.exit_code(stopping.received()))
 
 
 if __name__ == "__main__":

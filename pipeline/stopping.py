@@ -18,6 +18,8 @@ class Stopped(KeyboardInterrupt):
 # The reading end of the pipe into which Python writes the number of each signal that it handles.
 _pipe: int | None = None
 _first: signal.Signals | None = None
+# Whether the command has said that it was stopped.
+told = False
 
 
 def listen() -> None:
@@ -47,6 +49,14 @@ def raise_if_received() -> None:
     """Raise Stopped for a signal that Dagster took and forgot."""
     if received() is not None:
         raise Stopped
+
+
+def line(sentence: str = "") -> str:
+    """What a stopped command says, once: `told` from then on."""
+    global told
+    told = True
+    number = received()
+    return ("stopped" + (f" by {SIGNALS[number]}" if number else "")) + (f": {sentence}" if sentence else "")
 
 
 def exit_code(number: signal.Signals | None) -> int:

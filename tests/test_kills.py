@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import uuid
 from pathlib import Path
@@ -51,7 +52,13 @@ def start(home: Path, *arguments: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
+
+
+def send(process: subprocess.Popen, number: signal.Signals) -> None:
+    """To all of its group, as a terminal does."""
+    os.killpg(process.pid, number)
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -165,7 +172,7 @@ def test_waiting_says_for_whom_and_ends_at_once_on_a_signal(holder, diffcdr, num
     waiting = diffcdr(*ONE_CELL)
     line = read_until(waiting, "waits for a slot of pool gpu")
     assert f"training of run {holder.run_id[:8]} has it, process {holder.pid}" in line
-    waiting.send_signal(number)
+    send(waiting, number)
     sent = time.monotonic()
     said = waiting.communicate()[0].splitlines()
     assert waiting.returncode == code
@@ -191,7 +198,7 @@ def test_a_signal_ends_any_phase_with_one_line(diffcdr, number, code):
     for words in ("reviews and ratings of", "overlap of", "strict on tiny"):
         running = diffcdr(*ONE_CELL)
         read_until(running, words)
-        running.send_signal(number)
+        send(running, number)
         said = running.communicate()[0]
         assert running.returncode == code, said
         assert "Traceback" not in said
@@ -203,10 +210,29 @@ def test_a_signal_during_the_start_ends_it_in_one_line(diffcdr):
     for seconds in (0.3, 0.6, 1.0, 2.0):
         starting = diffcdr(*ONE_CELL)
         time.sleep(seconds)
-        starting.send_signal(signal.SIGINT)
+        send(starting, signal.SIGINT)
         said = starting.communicate()[0]
         assert starting.returncode == 130, said
         assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_beside_the_commands_work_ends_it_in_one_line(home, number, code):
+    script = """
+        import os, sys, typer, pipeline.cli, pipeline.main
+        pipeline.cli.app = typer.Typer()
+        pipeline.cli.app.command()(lambda: os.kill(os.getpid(), int(os.environ["NUMBER"])))
+        sys.argv = ["diffcdr"]
+        pipeline.main.main()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env={**os.environ, "PYTHONPATH": str(PROJECT), "NUMBER": str(int(number))},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code
+    assert done.stderr == f"stopped by {'TERM' if code == 143 else 'Ctrl-C'}\n"
 
 
 def _job() -> dg.JobDefinition:

@@ -42,7 +42,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _CLOSED = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
 )  # fmt: skip
-_OWN_FACTS = ("format", "generation", "previous", "keys", "files", "fingerprint", "written_at")
+_OWN_FACTS = ("digest", "format", "generation", "previous", "keys", "files", "fingerprint", "written_at")
 # Files on disk that were found to be as written, by path, size and time of change: read once a process.
 _found_whole: set[tuple[str, int, int]] = set()
 
@@ -269,6 +269,9 @@ class Entry:
             raise NotMaterialized(
                 f"{self.path} was written by another version of diffcdr and is not read: {self.hint}"
             )
+        # Manifests have had it only since some version of this format.
+        if manifest.pop("digest", None) not in (None, _digest(manifest)):
+            raise self._damaged(MANIFEST, "its content is not what was written")
         if manifest["keys"] != self.keys:
             keys = ", ".join(f"{key}={value}" for key, value in manifest["keys"].items())
             raise NotMaterialized(f"{self.path} is a copy of another entry, {keys}: {self.hint}")
@@ -401,12 +404,14 @@ class Entry:
             "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
             **facts,
         }
-        text = json.dumps(manifest, indent=1)
+        # As it will be read: a fact may become another kind of value in JSON.
+        manifest = json.loads(json.dumps(manifest))
+        text = json.dumps({**manifest, "digest": _digest(manifest)}, indent=1)
         self._folder.replace(MANIFEST, text.encode())
         # From here on it is written: what cannot be cleaned up now is next time.
         with contextlib.suppress(OSError):
             self._clean_up(before, manifest)
-        self._found = json.loads(text)
+        self._found = manifest
         return self._found
 
     def _before(self) -> dict:
@@ -543,18 +548,17 @@ class Store(dg.ConfigurableResource):
         root = self.artifact_root / kind
         for place in places(root, MANIFEST, wanted):
             keys = _keys_in(root / place)
-            if any(keys.get(key) != value for key, value in wanted.items() if value is not None):
-                continue
             entry = self._entry(kind, f"make {kind}/{place} again (`diffcdr run` does it)", **keys)
             if entry.path != root / place:
-                log.warning("%s is a copy of another entry, %s, and is left out", root / place, entry.path)
-                continue
+                # Damaged, of another version, or a copy: the reason is what it says as the entry of nothing.
+                entry = Entry(root / place, entry.hint)
             try:
                 entry.require()
             except NotMaterialized as error:
                 log.warning("%s", error)
                 continue
-            yield keys, entry
+            if all(keys.get(key) == value for key, value in wanted.items() if value is not None):
+                yield keys, entry
 
     def incoming(self, domain: str) -> Path:
         """Where the domain's download waits until it is whole, to be gone on with after an interruption."""
@@ -615,6 +619,11 @@ class Store(dg.ConfigurableResource):
 
 def _keys(cell) -> dict[str, object]:
     return {"task": cell.task, "beta": cell.beta, "seed": cell.seed}
+
+
+def _digest(manifest: Mapping[str, object]) -> str:
+    """Of a manifest's own content, without the digest itself."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _keys_in(path: UPath) -> dict[str, object]:

@@ -146,7 +146,7 @@ def test_a_thousand_cells_take_seconds():
     template = store.model("paper", "emcdr", AXES.parse(KEYS[0]))
     source = source_of()
     source = type(source)(store, catalog, source.profile, source.expected)
-    manifest, content = json.loads((template.path / MANIFEST).read_text()), template.read("metrics.parquet")
+    manifest, content = template.require(), template.read("metrics.parquet")
     for cell in source.cells:
         entry = store.model("paper", "emcdr", cell)
         if cell.task == "tiny" and not entry.path.exists():

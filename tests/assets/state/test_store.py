@@ -354,6 +354,23 @@ def test_a_damaged_manifest_counts_as_none(content, store):
     assert split(store).read("a") == b"2"
 
 
+def test_any_bit_of_a_manifest_that_is_flipped_is_said(store, caplog):
+    """Also one of a fact, or of a key, by which the entry would belong to another model."""
+    entry = store.model("paper", "emcdr", CELL)
+    entry.write({"a": b"1"}, "f1", epoch=3)
+    content = (entry.path / "manifest.json").read_bytes()
+    for place in range(0, len(content), 7):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        (entry.path / "manifest.json").write_bytes(changed)
+        caplog.clear()
+        found = [each.require() for _, each in store.entries("models", profile="paper")]
+        # White space between two values may change, and the name of the digest, which is then not compared.
+        assert found in ([], [entry.require()]) if caplog.messages == [] else found == []
+    (entry.path / "manifest.json").write_bytes(content)
+    assert len(list(store.entries("models"))) == 1
+
+
 def test_a_copy_in_another_place_is_not_that_entry(store):
     split(store).write({"a": b"1"}, "f1")
     other = store.split(AXES.parse("tiny|b20-s1"))
@@ -534,7 +551,7 @@ def test_a_lock_that_is_free_is_had_without_a_word(caplog):
 # Homes of other versions
 
 
-def test_a_home_of_the_version_without_generations_is_not_read_but_made_anew(home):
+def test_a_home_of_the_version_without_generations_is_not_read_but_made_anew(home, caplog):
     shutil.copytree(Path(__file__).with_name("old_home"), home)
     store = Store()
     model = store.model("paper", "emcdr", CELL)
@@ -546,6 +563,7 @@ def test_a_home_of_the_version_without_generations_is_not_read_but_made_anew(hom
     with pytest.raises(NotMaterialized, match=sentence):
         model.read("metrics.parquet")
     assert list(store.entries("models")) == []
+    assert "was written by another version of diffcdr" in caplog.text
     model.write({"metrics.parquet": parquet(METRICS)}, "f2")
     pd.testing.assert_frame_equal(model.table("metrics.parquet"), METRICS)
     assert not (model.path / "metrics.parquet").exists(), "what it left is cleaned up"
