@@ -153,7 +153,7 @@ def run(
 
 @app.command()
 def demo(debug: Debug = False) -> None:
-    """Try it in a minute and a half on synthetic data: train, register a champion, show what it is worth."""
+    """Try it in minutes on synthetic data: train, register a champion, show what it is worth."""
     _log_to_terminal()
     with _errors_in_one_line(debug):
         from assets.state.store import Store

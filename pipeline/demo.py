@@ -1,4 +1,4 @@
-"""`diffcdr demo`: what the product is worth, on synthetic data, in a minute and a half.
+"""`diffcdr demo`: what the product is worth, on synthetic data, in minutes.
 
 A part of profile `tuned` on one β and two seeds, so that `diffcdr run --profile tuned` goes on from there.
 """

@@ -67,12 +67,12 @@ _OTHERS = [
     file for folder in ("templates", "published") for file in Path(__file__).with_name(folder).iterdir()
 ]
 CODE = fingerprint(code=code_of("assets.report.page"), files=digest_of(*_OTHERS))
-# Tables follow their cells without waiting for all of them.
+# Tables follow their cells without waiting for all of them, through the view that stands between.
 FRESH = (
     dg.AutomationCondition.any_deps_updated().since_last_handled()
     & ~dg.AutomationCondition.any_deps_in_progress()
     & ~dg.AutomationCondition.in_progress()
-)
+).resolve_through_virtual()
 # Of what a catalogue's tasks and all profiles share: the first table and the report.
 GROUP = "report"
 COMMON = {

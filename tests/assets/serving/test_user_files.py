@@ -34,7 +34,7 @@ def histories(house, prefix: str = "") -> pd.DataFrame:
     rows = house.query(
         "tiny_video",
         'SELECT user_id, item_id, rating FROM ratings JOIN users USING ("user") JOIN items USING (item) '
-        "ORDER BY ratings.rowid",
+        "ORDER BY ratings.row",
     )
     frame = pd.DataFrame(rows, columns=["user_id", "item_id", "rating"])
     return frame.assign(user_id=prefix + frame["user_id"])
