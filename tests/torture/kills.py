@@ -33,7 +33,8 @@ CODES = {signal.SIGKILL: {-signal.SIGKILL}, signal.SIGTERM: {143}, signal.SIGINT
 KILLS_A_HOME = 20
 FLIPS_A_HOME = 10
 OPEN_IN_DAGSTER = ("QUEUED", "NOT_STARTED", "MANAGED", "STARTING", "STARTED", "CANCELING")
-_STAGE = re.compile(r"^[\d:]+ — (\w+)", re.MULTILINE)
+# "12:00:00 — reviews and ratings of …", in newer checkouts "— step 2 of 7: strict/diffcdr".
+_STAGE = re.compile(r"^[\d:]+ — (?:step \d+ of \d+: )?(\w+)", re.MULTILINE)
 _RANDOM = re.compile(r"\d{8}T\d{6}-|[0-9a-f]{4,}")
 
 
