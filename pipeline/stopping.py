@@ -1,5 +1,6 @@
 """Ctrl-C and TERM: which of them came, also while Dagster has handlers of its own in place."""
 
+import logging
 import os
 import signal
 from types import FrameType
@@ -31,6 +32,8 @@ def listen() -> None:
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number in SIGNALS:
         signal.signal(number, _interrupt)
+    # An interrupted statement's cursor cannot be closed any more, of which it would log the traceback.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 
 def received() -> signal.Signals | None:
