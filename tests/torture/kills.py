@@ -34,7 +34,7 @@ KILLS_A_HOME = 20
 FLIPS_A_HOME = 10
 OPEN_IN_DAGSTER = ("QUEUED", "NOT_STARTED", "MANAGED", "STARTING", "STARTED", "CANCELING")
 # "12:00:00 — reviews and ratings of …", in newer checkouts "— step 2 of 7: strict/diffcdr".
-_STAGE = re.compile(r"^[\d:]+ — (?:step \d+ of \d+: )?(\w+)", re.MULTILINE)
+_STAGE = re.compile(r"^[\d:]+ — (?:step [^:]*: )?(\w+)", re.MULTILINE)
 _RANDOM = re.compile(r"\d{8}T\d{6}-|[0-9a-f]{4,}")
 
 
