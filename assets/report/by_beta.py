@@ -1,5 +1,8 @@
 """Lists and stars by β, the share of users without a history: what models are worth as less is known."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import pandas as pd
 
 from assets.report.forest import FAR, KINDS, REFERENCES, kind, shown
@@ -11,6 +14,9 @@ from assets.report.summaries import SELECTIONS, groups, headline, model_cells, o
 from assets.report.table import Table, table
 from assets.settings.profile import Profile
 from assets.state import plots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 METRICS = [BY_NAME[name] for name in REFERENCES]
 # How lines are drawn, by the kind of the model.
@@ -44,26 +50,32 @@ def by_beta_pictures(frame: pd.DataFrame, names: Names) -> list[Picture]:
 
 
 def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:
-    metrics = [
-        metric for metric in METRICS if frame.loc[frame["metric"] == metric.name, "mean"].notna().any()
-    ]
-    most = max(
-        (frame.loc[frame["metric"] == metric.name, "model"].nunique() for metric in metrics), default=1
+    figure, off = panels_of(
+        frame, "mean", "β, share of the shared users that are new", lambda *given: _panel(*given, names)
     )
-    figure = plots.new_figure(4.9 * max(1, len(metrics)), max(2.8, 0.165 * most + 0.8))
-    off = []
-    for axes, metric in zip(
-        figure.subplots(1, max(1, len(metrics)), squeeze=False)[0], metrics, strict=False
-    ):
-        plots.plain(axes, f"{metric.title}, {'higher' if metric.higher_is_better else 'lower'} is better")
-        axes.set_xlabel("β, share of the shared users that are new", fontsize=8)
-        off += _panel(axes, frame[frame["metric"] == metric.name], metric, names)
     beyond = f" Off the scale: {', '.join(off)}." if off else ""
     caption = (
         f"{names.task(task)}. Means over seeds, lines standard deviations. Red: ours; blue: trained; grey: "
         f"simple, dotted where it knows nothing of the user.{beyond}"
     )
     return Picture(f"by-beta-{task}", caption, plots.formats(figure))
+
+
+def panels_of(
+    frame: pd.DataFrame, column: str, what: str, draw: Callable[[Any, pd.DataFrame, Metric], list[str]]
+) -> "tuple[Figure, list[str]]":
+    """A figure with a panel for each metric that has any value in `column`, side by side, drawn by `draw`,
+    which returns what is off its scale; what: is on the axis below. Returns it with all that is off."""
+    metrics = [m for m in METRICS if frame.loc[frame["metric"] == m.name, column].notna().any()]
+    most = max((frame.loc[frame["metric"] == m.name, "model"].nunique() for m in metrics), default=1)
+    figure = plots.new_figure(4.9 * max(1, len(metrics)), max(2.8, 0.165 * most + 0.8))
+    off = []
+    panels = figure.subplots(1, max(1, len(metrics)), squeeze=False)[0]
+    for axes, metric in zip(panels, metrics, strict=False):
+        plots.plain(axes, f"{metric.title}, {'higher' if metric.higher_is_better else 'lower'} is better")
+        axes.set_xlabel(what, fontsize=8)
+        off += draw(axes, frame[frame["metric"] == metric.name], metric)
+    return figure, off
 
 
 def _panel(axes, frame: pd.DataFrame, metric: Metric, names: Names) -> list[str]:

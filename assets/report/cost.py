@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from assets.report.by_beta import METRICS, drawn
+from assets.report.by_beta import METRICS, drawn, panels_of
 from assets.report.forest import FAR, KINDS, REFERENCES, kind, leading
 from assets.report.metrics import Metric
 from assets.report.names import Names
@@ -51,20 +51,9 @@ def cost_pictures(frame: pd.DataFrame, names: Names) -> list[Picture]:
 
 
 def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:
-    metrics = [
-        metric for metric in METRICS if frame.loc[frame["metric"] == metric.name, "value"].notna().any()
-    ]
-    most = max(
-        (frame.loc[frame["metric"] == metric.name, "model"].nunique() for metric in metrics), default=1
+    figure, off = panels_of(
+        frame, "value", "seconds of training a cell", lambda *given: _panel(*given, names)
     )
-    figure = plots.new_figure(4.9 * max(1, len(metrics)), max(2.8, 0.165 * most + 0.8))
-    off = []
-    for axes, metric in zip(
-        figure.subplots(1, max(1, len(metrics)), squeeze=False)[0], metrics, strict=False
-    ):
-        off += _panel(axes, frame[frame["metric"] == metric.name], metric, names)
-        plots.plain(axes, f"{metric.title}, {'higher' if metric.higher_is_better else 'lower'} is better")
-        axes.set_xlabel("seconds of training a cell", fontsize=8)
     devices = " and ".join(sorted(set(frame["device"])))
     beyond = f" Off the scale: {', '.join(off)}." if off else ""
     caption = (

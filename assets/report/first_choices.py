@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from assets.report.metrics import Metric, shown_in
+from assets.report.by_count import draw_by_count
+from assets.report.metrics import shown_in
 from assets.report.names import Names
 from assets.report.part import Chapter, Part, Picture
 from assets.report.results import Source
@@ -44,15 +45,8 @@ def first_choices_pictures(frame: pd.DataFrame, names: Names) -> list[Picture]:
 
 
 def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:
-    betas = sorted(frame["beta"].unique())
-    figure = plots.new_figure(max(6.4, 1.6 + 3.6 * len(betas)), 2.6 * len(METRICS))
-    panels = figure.subplots(len(METRICS), len(betas), squeeze=False)
-    for row, metric in zip(panels, METRICS, strict=True):
-        for axes, beta in zip(row, betas, strict=True):
-            _panel(axes, frame[frame["beta"] == beta], metric, names)
-            plots.plain(axes, f"{metric.title}, β = {beta:.0%}")
-    for axes in panels[-1]:
-        axes.set_xlabel("choices seen", fontsize=8)
+    figure = plots.new_figure(max(6.4, 1.6 + 3.6 * frame["beta"].nunique()), 2.6 * len(METRICS))
+    panels = draw_by_count(figure, frame, METRICS, "model", names.model, "choices seen")
     # Beside the panels: seven lines leave no room among them.
     panels[0, -1].legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     caption = (
@@ -60,15 +54,6 @@ def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:
         "the same for every n, after their first n have been seen. Means over seeds; higher is better."
     )
     return Picture(f"first-choices-{task}", caption, plots.formats(figure))
-
-
-def _panel(axes, frame: pd.DataFrame, metric: Metric, names: Names) -> None:
-    for position, model in enumerate(dict.fromkeys(frame["model"])):
-        line = frame[frame["model"] == model].sort_values("n")
-        colour, steps = plots.COLOURS[-1 - position % len(plots.COLOURS)], range(len(line))
-        style = {"color": colour, "linewidth": 1.2, "markersize": 3}
-        axes.plot(steps, line[metric.name], "o-", label=names.model(model), **style)
-        axes.set_xticks(steps, [f"{n:.0f}" for n in line["n"]])
 
 
 def first_choices_part(source: Source) -> Part:

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from assets.report.metrics import Metric, shown_in
+from assets.report.by_count import draw_by_count
+from assets.report.metrics import shown_in
 from assets.report.names import Names
 from assets.report.part import Chapter, Part, Picture
 from assets.report.results import Source
@@ -55,30 +56,16 @@ def warming_pictures(frame: pd.DataFrame, names: Names) -> list[Picture]:
 
 
 def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:
-    betas = sorted(frame["beta"].unique())
-    figure = plots.new_figure(max(4.6, 3.2 * len(betas)), 2.4 * len(METRICS))
-    panels = figure.subplots(len(METRICS), len(betas), squeeze=False)
-    for row, metric in zip(panels, METRICS, strict=True):
-        for axes, beta in zip(row, betas, strict=True):
-            _panel(axes, frame[frame["beta"] == beta], metric, names)
-            plots.plain(axes, f"{metric.title}, β = {beta:.0%}")
-    for axes in panels[-1]:
-        axes.set_xlabel("ratings seen", fontsize=8)
+    figure = plots.new_figure(max(4.6, 3.2 * frame["beta"].nunique()), 2.4 * len(METRICS))
+    panels = draw_by_count(
+        figure, frame, METRICS, "method", lambda method: _title(method, names), "ratings seen"
+    )
     panels[0, 0].legend(fontsize=6)
     caption = (
         f"Warming up. {names.task(task)}: errors of test users' later ratings, the same for every n, after "
         "their first n have been seen. Means over seeds; lower is better."
     )
     return Picture(f"warming-{task}", caption, plots.formats(figure))
-
-
-def _panel(axes, frame: pd.DataFrame, metric: Metric, names: Names) -> None:
-    for position, method in enumerate(dict.fromkeys(frame["method"])):
-        line = frame[frame["method"] == method].sort_values("n")
-        colour, steps = plots.COLOURS[-1 - position % len(plots.COLOURS)], range(len(line))
-        style = {"color": colour, "linewidth": 1.2, "markersize": 3}
-        axes.plot(steps, line[metric.name], "o-", label=_title(method, names), **style)
-        axes.set_xticks(steps, [f"{n:.0f}" for n in line["n"]])
 
 
 def warming_part(source: Source) -> Part:
