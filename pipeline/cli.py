@@ -514,13 +514,14 @@ def _print_headlines(source, task_names: Sequence[str]) -> None:
     frame = frame[frame["task"].isin(task_names)]
     if len(frame):
         _print_table(short_table(frame, source.names), f"Profile {source.profile.name}")
+    else:  # nothing simple was run to set models beside
+        _print_table2(source, task_names)
     for sentence in sentences(source, frame):
         print(sentence)
 
 
 def _print_tables(task_names: Sequence[str], sources: Sequence) -> None:
     from assets.report.table1 import table1_of_tasks
-    from assets.report.table2 import table2_of_tasks
     from assets.report.verdict import verdict_of_tasks
     from assets.settings.catalog import load_catalog
     from assets.state.store import Store
@@ -528,11 +529,17 @@ def _print_tables(task_names: Sequence[str], sources: Sequence) -> None:
     for table in table1_of_tasks(Store(), load_catalog(), task_names):
         _print_table(table, "Table 1: data statistics")
     for source in sources:
-        for table in table2_of_tasks(source, task_names):
-            _print_table(table, f"Table 2, profile {source.profile.name}: {table.caption}")
+        _print_table2(source, task_names)
     for source in sources:
         for table in verdict_of_tasks(source, task_names):
             _print_table(table, f"Verdict, profile {source.profile.name}. {table.caption}".rstrip(". "))
+
+
+def _print_table2(source, task_names: Sequence[str]) -> None:
+    from assets.report.table2 import table2_of_tasks
+
+    for table in table2_of_tasks(source, task_names):
+        _print_table(table, f"Table 2, profile {source.profile.name}: {table.caption}")
 
 
 def _print_table(table, title: str) -> None:

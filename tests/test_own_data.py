@@ -383,7 +383,7 @@ def test_two_files_end_in_results(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.index("Data before training") < done.stdout.index("Profile paper")
+    assert done.stdout.index("Data before training") < done.stdout.index("Table 2, profile paper")
     catalog = Store().root / "own_data.yaml"
     assert f"see it: DIFFCDR_CATALOG={catalog} make ui" in done.stdout
     assert load_catalog(catalog).tasks["movies_songs"].source == "movies"
