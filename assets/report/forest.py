@@ -4,7 +4,7 @@ Lists are compared with the most popular items in nDCG@20, stars with the item's
 test users, with a paired bootstrap interval over users.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -210,7 +210,10 @@ def sentences(source: Source, frame: pd.DataFrame) -> list[str]:
     beta, names = leading(frame), source.names
     frame = frame[frame["beta"] == beta]
     use = _used(source, beta)
-    spoken = [_spoken(frame[frame["metric"] == name], use.get(name, {}), names) for name in REFERENCES]
+    spoken = [
+        _spoken(frame[frame["metric"] == name], use.get(name, {}), names, _uneven(source, beta, name))
+        for name in REFERENCES
+    ]
     last = _against_simple(source, beta, use) if source.profile.validation else _counted(frame, names)
     return [sentence for sentence in (*spoken, last) if sentence]
 
@@ -229,6 +232,18 @@ def _used(source: Source, beta: float) -> dict[str, dict[str, str]]:
     return use
 
 
+def _uneven(source: Source, beta: float, metric: str) -> set[str]:
+    """Tasks in which another model was run on fewer seeds than the reference: that the reference is chosen
+    there says that it is complete, and not that it is better."""
+    if not source.profile.validation:
+        return set()
+    judged = source.validated(BY_NAME[metric].objective)
+    seeds = judged[judged["beta"] == beta].groupby(["task", "model"])["seed"].nunique().unstack()
+    if REFERENCES[metric] not in seeds:
+        return set()
+    return set(seeds.index[seeds.lt(seeds[REFERENCES[metric]], axis=0).any(axis=1)])
+
+
 BEGIN = {"ranking": "Lists", "rating": "Stars"}
 WHAT = {
     "ndcg@20": "reach an nDCG@20 of {value}, {reference} {value_reference}",
@@ -236,7 +251,7 @@ WHAT = {
 }
 
 
-def _spoken(frame: pd.DataFrame, use: Mapping[str, str], names: Names) -> str:
+def _spoken(frame: pd.DataFrame, use: Mapping[str, str], names: Names, uneven: Collection[str]) -> str:
     """`Lists by X reach an nDCG@20 of …, the most popular items …: better by … (95 % interval … to …).`"""
     if frame.empty:
         return ""
@@ -246,7 +261,12 @@ def _spoken(frame: pd.DataFrame, use: Mapping[str, str], names: Names) -> str:
     for task in names.in_order(frame["task"]):
         mine = frame[(frame["task"] == task) & (frame["model"] == use.get(task))]
         where = f" ({names.task(task)})" if frame["task"].nunique() > 1 else ""
-        if use.get(task) == reference:
+        if use.get(task) == reference and task in uneven:
+            said.append(
+                f"{begin.lower()}: no model can be chosen, for some were run on fewer seeds than "
+                f"{SAID[reference]}; run them on the same{where}"
+            )
+        elif use.get(task) == reference:
             best = frame.loc[frame["task"] == task, "value_reference"].iloc[0]
             value = Number(best, digits(3))
             said.append(f"nothing beats {SAID[reference]} on validation users, {metric.title} {value}{where}")

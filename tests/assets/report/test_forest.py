@@ -144,3 +144,16 @@ def test_one_panel_is_drawn_where_there_are_no_lists(tmp_path):
     assert "nDCG" not in picture.caption
     assert forest_picture(forest_frame(source), source.names)[0].formats == picture.formats
     assert forest_part(source_of(TUNED, Store(home=str(tmp_path / "empty")))).sentences == []
+
+
+def test_a_reference_that_alone_has_every_seed_is_not_said_to_be_better(store):
+    """Models of a seed fewer cannot be chosen by validation, however good they are."""
+    before = sentences(source_of(TUNED, store), forest_frame(source_of(TUNED, store)))
+    for seed in range(3):
+        stars(store, "item_mean", 1.0, f"tiny|b20-s{seed}")
+    after = sentences(source_of(TUNED, store), forest_frame(source_of(TUNED, store)))
+    assert before[1].startswith(f"Stars by {OURS['star_diffusion']} miss by ")
+    assert after[1] == (
+        "Stars: no model can be chosen, for some were run on fewer seeds than each item's mean; "
+        "run them on the same."
+    )
