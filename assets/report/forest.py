@@ -210,8 +210,9 @@ def sentences(source: Source, frame: pd.DataFrame) -> list[str]:
     beta, names = leading(frame), source.names
     frame = frame[frame["beta"] == beta]
     use = _used(source, beta)
+    lacking = _lacking(source, beta)
     spoken = [
-        _spoken(frame[frame["metric"] == name], use.get(name, {}), names, _uneven(source, beta, name))
+        _spoken(frame[frame["metric"] == name], use.get(name, {}), names, lacking.get(name, ()))
         for name in REFERENCES
     ]
     last = _against_simple(source, beta, use) if source.profile.validation else _counted(frame, names)
@@ -232,16 +233,13 @@ def _used(source: Source, beta: float) -> dict[str, dict[str, str]]:
     return use
 
 
-def _uneven(source: Source, beta: float, metric: str) -> set[str]:
-    """Tasks in which another model was run on fewer seeds than the reference: that the reference is chosen
-    there says that it is complete, and not that it is better."""
+def _lacking(source: Source, beta: float) -> dict[str, set[str]]:
+    """By metric the tasks in which others lack a seed that the chosen model has."""
     if not source.profile.validation:
-        return set()
-    judged = source.validated(BY_NAME[metric].objective)
-    seeds = judged[judged["beta"] == beta].groupby(["task", "model"])["seed"].nunique().unstack()
-    if REFERENCES[metric] not in seeds:
-        return set()
-    return set(seeds.index[seeds.lt(seeds[REFERENCES[metric]], axis=0).any(axis=1)])
+        return {}
+    chosen = recommended(source)
+    chosen = chosen[(chosen["beta"] == beta) & chosen["others_lack"]]
+    return {metric: set(rows["task"]) for metric, rows in chosen.groupby("metric")}
 
 
 BEGIN = {"ranking": "Lists", "rating": "Stars"}
@@ -251,7 +249,7 @@ WHAT = {
 }
 
 
-def _spoken(frame: pd.DataFrame, use: Mapping[str, str], names: Names, uneven: Collection[str]) -> str:
+def _spoken(frame: pd.DataFrame, use: Mapping[str, str], names: Names, lacking: Collection[str]) -> str:
     """`Lists by X reach an nDCG@20 of …, the most popular items …: better by … (95 % interval … to …).`"""
     if frame.empty:
         return ""
@@ -261,7 +259,7 @@ def _spoken(frame: pd.DataFrame, use: Mapping[str, str], names: Names, uneven: C
     for task in names.in_order(frame["task"]):
         mine = frame[(frame["task"] == task) & (frame["model"] == use.get(task))]
         where = f" ({names.task(task)})" if frame["task"].nunique() > 1 else ""
-        if use.get(task) == reference and task in uneven:
+        if use.get(task) == reference and task in lacking:
             said.append(
                 f"{begin.lower()}: no model can be chosen, for some were run on fewer seeds than "
                 f"{SAID[reference]}; run them on the same{where}"

@@ -104,14 +104,18 @@ def verdict_frame(
 
 
 def recommended(source: Source) -> pd.DataFrame:
-    """The model to use by each deciding metric on validation users: task, beta, metric, model."""
-    rows = [
-        (task, beta, name, _best(part, candidates(source.profile, objective), BY_NAME[name]))
-        for objective in source.profile.objectives
-        for (task, beta), part in source.validated(objective).groupby(["task", "beta"])
-        for name in DECIDING[objective]
-    ]
-    return pd.DataFrame(rows, columns=["task", "beta", "metric", "model"]).dropna()
+    """The model to use by each deciding metric on validation users: task, beta, metric, model; and
+    others_lack, whether another could not be chosen, for it lacks a seed that this one has."""
+    rows = []
+    for objective in source.profile.objectives:
+        able = candidates(source.profile, objective)
+        for (task, beta), part in source.validated(objective).groupby(["task", "beta"]):
+            seeds = part[part["model"].isin(able)].groupby("model")["seed"].nunique()
+            for name in DECIDING[objective]:
+                model = _best(part, able, BY_NAME[name])
+                if model is not None:
+                    rows.append((task, beta, name, model, bool((seeds < seeds[model]).any())))
+    return pd.DataFrame(rows, columns=["task", "beta", "metric", "model", "others_lack"])
 
 
 def _best(judged: pd.DataFrame, names: Iterable[str], metric: Metric) -> str | None:
@@ -192,14 +196,18 @@ def _answers(frame: pd.DataFrame, use: pd.DataFrame, names: Names) -> list[dict[
             chosen = {row.metric: row.model for row in use[here].itertuples()}
             if not chosen:
                 continue
+            lacking = use[here & use["others_lack"]]["model"].tolist()
             here = (frame["task"] == task) & (frame["beta"] == beta) & (objective["frame"] == asked)
-            said = _answer_in_words(begin, chosen, frame[here], names)
+            said = _answer_in_words(begin, chosen, frame[here], names, lacking)
             rows.append({**head, "Question": question, "Use": _use(chosen, names), "Answer": Words(said)})
     return rows
 
 
-def _answer_in_words(begin: str, chosen: Mapping[str, str], frame: pd.DataFrame, names: Names) -> str:
-    """`Show lists by X: nDCG@20 …; …. Does knowing the user help? …`"""
+def _answer_in_words(
+    begin: str, chosen: Mapping[str, str], frame: pd.DataFrame, names: Names, lacking: Collection[str]
+) -> str:
+    """`Show lists by X: nDCG@20 …; …. Does knowing the user help? …`; lacking: the models beside which others
+    lack a seed."""
     sentences = []
     for model, metrics in _by_model(chosen).items():
         mine = frame[frame["metric"].map(_chosen_by).isin(metrics)]
@@ -209,6 +217,11 @@ def _answer_in_words(begin: str, chosen: Mapping[str, str], frame: pd.DataFrame,
         title += f" ({', '.join(_titles(metrics))})" if len(set(chosen.values())) > 1 else ""
         if len(gain):
             sentences.append(f"{begin} {title}: {_gains(gain, names)}.")
+        elif model in lacking:
+            sentences.append(
+                f"{begin} {title}: not because it is better, but others lack a seed that it has; "
+                "run them on it."
+            )
         else:
             sentences.append(f"{begin} {title}: a simple row, and nothing is better on validation users.")
         if len(learning):

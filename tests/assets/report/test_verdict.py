@@ -188,6 +188,14 @@ def test_the_two_questions_of_a_shop_are_answered_in_words(listed):
     assert "Does knowing the user help? nDCG@20: yes, +0.2500 (+166.7%)" in shown["Answer"]
 
 
+def test_a_simple_list_that_alone_has_every_seed_is_not_said_to_be_the_best(listed):
+    for key in ("tiny|b20-s0", "tiny|b20-s1"):
+        lists(listed, "item_regression", 0.1, [0.1, 0.1, 0.1, 0.1], [1, 1, 1, 1], key)
+    (row,) = verdict_of_tasks(source_of(TUNED, listed), ["tiny"])[0].frame.to_dict("records")
+    assert "nothing is better" not in row["Answer"]
+    assert "Show lists by Item regression: not because it is better, but others lack a seed" in row["Answer"]
+
+
 def test_a_simple_list_that_is_the_best_is_used_and_said_to_be(listed):
     lists(listed, "item_regression", 0.7, [0.5, 0.6, 0.7, 0.6], [1, 1, 1, 1])
     source = source_of(TUNED, listed)
