@@ -9,8 +9,9 @@ import sys
 import pandas as pd
 import pytest
 
+from assets.serving import gate
 from assets.serving.answering import answering
-from assets.serving.choice import Choice, Chosen
+from assets.serving.choice import Choice, Chosen, validated
 from assets.serving.gate import Judged, NotPromoted, judge, refuse
 from assets.serving.registry import REQUIREMENTS, champion, register
 from assets.settings.profile import load_profiles
@@ -223,6 +224,27 @@ def test_a_refused_model_leaves_the_champion_and_force_replaces_it_with_a_warnin
     assert int(forced.version) > int(first.version)
     assert "no validation RMSE of item_mean" in current().tags["forced"]
     assert "> **Warning: promoted by force.** " in forced.card
+
+
+def test_it_is_said_whom_the_best_was_chosen_without(house, monkeypatch):
+    """Only the chosen one of the two trained models has the second cell."""
+    judged(house)
+    assert "Chosen without" not in str(register(house.store, house.tracking, AXES, "tiny", PROFILE).judged[0])
+    chosen = register(house.store, house.tracking, AXES, "tiny", PROFILE).model
+    [other] = set(MODELS) - {chosen}
+    [second] = [cell.key for cell in AXES.of_task("tiny") if (cell.beta, cell.seed) == (0.2, 1)]
+
+    def with_another(*asked):
+        rows = validated(*asked)
+        more = rows[rows["model"].isin([chosen, *SIMPLE])].assign(seed=second)
+        return pd.concat([rows, more], ignore_index=True)
+
+    monkeypatch.setattr(gate, "validated", with_another)
+    done = register(house.store, house.tracking, AXES, "tiny", PROFILE)
+    said = f"Chosen without {other}, which lacks a cell that {chosen} has and may be better: run the whole "
+    assert "(mean of 2 cells)" in str(done.judged[0])
+    assert said in str(done.judged[0])
+    assert said in done.card
 
 
 def test_a_simple_row_that_is_best_answers_itself(house):
