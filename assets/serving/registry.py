@@ -86,7 +86,8 @@ def register(
     cell = _best_cell(store, axes, profile, cells, chosen)
     bundle = Bundle.of_cell(store, profile, cell, chosen)
     card = model_card(store, axes, profile, cell, chosen, bundle, judged, forced)
-    version = _log_version(store, tracking, profile, cell, chosen, bundle, card, forced)
+    with tracking.answering():
+        version = _log_version(store, tracking, profile, cell, chosen, bundle, card, forced)
     return Registered(registered_name(task), version, str(chosen), cell, card, judged, forced)
 
 
@@ -137,8 +138,8 @@ def _log_version(
 
     name = registered_name(cell.task)
     trained = store.model(profile.name, chosen.lists.name, cell, chosen.lists.objective).require()
-    run_id = trained.get("mlflow_run_id")  # none where it was trained without tracking
     client, experiment = tracking.connect()
+    run_id = _known(client, trained.get("mlflow_run_id"))
     logged = client.create_logged_model(experiment, name=f"recommender-{cell.task}", source_run_id=run_id)
     about = Model(artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id)
     with tempfile.TemporaryDirectory() as folder:
@@ -169,6 +170,18 @@ def _log_version(
     ).version
     client.set_registered_model_alias(name, ALIAS, version)
     return str(version)
+
+
+def _known(client: Any, run_id: str | None) -> str | None:
+    """The run, or None: where it was trained without tracking, or the database of then is gone."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return run_id and client.get_run(run_id).info.run_id
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def save_pyfunc(folder: Path, bundle: Bundle, card: str, about: Any = None) -> Path:

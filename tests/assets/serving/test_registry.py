@@ -17,6 +17,7 @@ from assets.serving.registry import REQUIREMENTS, champion, register
 from assets.settings.profile import load_profiles
 from assets.state.code import OURS
 from assets.state.store import NotMaterialized, Store, parquet
+from assets.state.tracking import MlflowTracking
 from assets.training.choose import best, candidates, rivals
 from assets.training.fingerprints import Fingerprints
 from tests.assets.axes import AXES, CATALOG, CELL
@@ -200,7 +201,6 @@ def test_the_champion_answers_as_its_cell_does(house):
 
 
 def test_without_a_registry_there_is_no_champion(tmp_path):
-    from assets.state.tracking import MlflowTracking
 
     nowhere = MlflowTracking(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", home=str(tmp_path))
     assert champion(nowhere, "tiny") is None
@@ -224,6 +224,14 @@ def test_a_refused_model_leaves_the_champion_and_force_replaces_it_with_a_warnin
     assert int(forced.version) > int(first.version)
     assert "no validation RMSE of item_mean" in current().tags["forced"]
     assert "> **Warning: promoted by force.** " in forced.card
+
+
+def test_what_was_trained_into_a_database_that_is_gone_can_be_registered(house, tmp_path):
+    judged(house)
+    another = MlflowTracking(home=str(tmp_path))
+    done = register(house.store, another, AXES, "tiny", PROFILE)
+    bundle, version = champion(another, "tiny")
+    assert (version, bundle.cell) == (done.version, CELL.key)
 
 
 def test_it_is_said_whom_the_best_was_chosen_without(house, monkeypatch):
