@@ -88,9 +88,9 @@ def register(
     bundle = Bundle.of_cell(store, profile, cell, chosen)
     card = model_card(store, axes, profile, cell, chosen, bundle, judged, forced)
     trained = store.model(profile.name, chosen.lists.name, cell, chosen.lists.objective).require()
-    # No run where it was trained without tracking.
     run_id, tags = trained.get("mlflow_run_id"), _tags(profile, cell, chosen, forced)
-    version = log_version(tracking, task, bundle, card, tags, run_id)
+    with tracking.answering():
+        version = log_version(tracking, task, bundle, card, tags, run_id)
     return Registered(registered_name(task), version, str(chosen), cell, card, judged, forced)
 
 
@@ -139,6 +139,7 @@ def log_version(
 
     name = registered_name(task)
     client, experiment = tracking.connect()
+    run_id = _known(client, run_id)
     logged = client.create_logged_model(experiment, name=f"recommender-{task}", source_run_id=run_id)
     about = Model(artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id)
     with tempfile.TemporaryDirectory() as folder:
@@ -172,6 +173,18 @@ def _tags(profile: Profile, cell: Cell, chosen: Chosen, forced: str) -> dict[str
         "synthetic": "true" if cell.source.synthetic or cell.target.synthetic else "",
     }
     return {key: value for key, value in tags.items() if value}
+
+
+def _known(client: Any, run_id: str | None) -> str | None:
+    """The run, or None: where it was trained without tracking, or the database of then is gone."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return run_id and client.get_run(run_id).info.run_id
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def save_pyfunc(folder: Path, bundle: Bundle, card: str, about: Any = None) -> Path:
