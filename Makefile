@@ -48,11 +48,12 @@ bench-growth: .venv/ready ## time and memory as ratings, users, seeds and NFE gr
 bench-gpu: .venv/ready ## a GPU against the CPU: results, training steps, throughput, five minutes
 	$(BIN)/python -m benchmarks.gpu benchmarks/gpu.json
 
+NODES ?= 2
 cluster: .venv/cluster/ready ## Dagster, Postgres, S3, MLflow and two Ray nodes on loopback, until Ctrl-C
-	$(CLUSTER)/python -m deploy.ray.loopback.cluster
+	$(CLUSTER)/python -m deploy.ray.loopback.cluster --nodes $(NODES)
 
 cluster-demo: .venv/cluster/ready ## one backfill of six cells over two nodes, and which did which
-	$(CLUSTER)/python -m deploy.ray.loopback.cluster demo
+	$(CLUSTER)/python -m deploy.ray.loopback.cluster demo --nodes $(NODES)
 
 test-cluster: .venv/cluster/ready ## locks by Postgres; a node is killed in the middle of a backfill
 	$(CLUSTER)/python -m pytest -o addopts= -q --timeout=1800 tests/cluster
