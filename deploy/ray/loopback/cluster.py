@@ -316,8 +316,8 @@ class Cluster:
 
 
 class Meter:
-    """CPU seconds of a cluster's servers since it was made, by what was seen at each `look`: of a process that
-    ends between two of them the last of its time is missing."""
+    """CPU seconds of a cluster's servers since it was made. Of a process that ends between two looks the last
+    of its time is missing."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
