@@ -346,7 +346,7 @@ def main() -> None:
     given = parser.parse_args()
     # As Ctrl-C, so that everything is ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    folder, console = Path(tempfile.mkdtemp(prefix="diffcdr-")), Console()
+    folder, console = Path(tempfile.mkdtemp(prefix="diffcdr-")), Console(soft_wrap=True)
     try:
         good = run(folder, console, given.command, given.nodes)
     except KeyboardInterrupt:
@@ -383,12 +383,11 @@ def demo(cluster: Cluster, console: Console) -> bool:
     console.print(f"backfill {backfill} of {', '.join(names)}")
     status = cluster.wait(backfill, limit=1800, look=meter.look)
     seconds, spent = time.monotonic() - begin, meter.seconds()
-    table = Table(
-        "node", "cells", "assets", "seconds", "ended as", title="Which node did what", title_justify="left"
-    )
+    table = Table("node", "cells", "assets", "seconds", "ended as", title="Which node did what")
     for run in cluster.runs(backfill):
         names = ", ".join(name.rpartition("/")[2] for name in run.assets)
-        table.add_row(run.node, run.cells, names, f"{run.seconds:.0f}", run.status)
+        cells = run.cells.replace(f"{TASK}|", "")
+        table.add_row(run.node, cells, names, f"{run.seconds:.0f}", run.status)
     console.print(table)
     console.print(
         f"{status} after {seconds:.0f} s; CPU seconds: {_listed(spent)}, {spent.total():.0f} in all"
