@@ -389,9 +389,8 @@ def demo(cluster: Cluster, console: Console) -> bool:
         cells = run.cells.replace(f"{TASK}|", "")
         table.add_row(run.node, cells, names, f"{run.seconds:.0f}", run.status)
     console.print(table)
-    console.print(
-        f"{status} after {seconds:.0f} s; CPU seconds: {_listed(spent)}, {spent.total():.0f} in all"
-    )
+    console.print(f"{status} after {seconds:.0f} s")
+    console.print(f"CPU seconds: {_listed(spent)}; {spent.total():.0f} in all")
     return status == "COMPLETED_SUCCESS"
 
 
