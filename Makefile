@@ -56,7 +56,7 @@ cluster-demo: .venv/cluster/ready ## one backfill of six cells over two nodes, a
 	$(CLUSTER)/python -m deploy.ray.loopback.cluster demo --nodes $(NODES)
 
 test-cluster: .venv/cluster/ready ## locks by Postgres; a node is killed in the middle of a backfill
-	$(CLUSTER)/python -m pytest -o addopts= -q --timeout=1800 tests/cluster
+	$(CLUSTER)/python -m pytest -o addopts= -q --disable-warnings --timeout=1800 tests/cluster
 
 docs: .venv/ready ## pages of docs/ with the reference from docstrings, in build/site
 	$(PYTHON) -m venv .venv/docs

@@ -44,7 +44,8 @@ mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParam
   ... on PythonError { message } } }
 """
 STATUS = """
-query($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }
+query($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status }
+  ... on Error { message } } }
 """
 RUNS = """
 query($id: String!) { runsOrError(filter: {tags: [{key: "dagster/backfill", value: $id}]}) { ... on Runs {
@@ -125,23 +126,22 @@ class Cluster:
             raise RuntimeError(f"Dagster did not launch the backfill: {answer}")
         return answer["backfillId"]
 
-    def status(self, backfill: str) -> str:
-        return self._ask(STATUS, id=backfill)["partitionBackfillOrError"]["status"]
-
     def wait(self, backfill: str, limit: float, look: Callable[[], None] = lambda: None) -> str:
         """The status in which the backfill ended; `look` is called every two seconds until then.
 
         Raises TimeoutError after `limit` seconds.
         """
         until = time.monotonic() + limit
-        while (status := self.status(backfill)) in ("REQUESTED", "CANCELING"):
+        while time.monotonic() < until:
+            # A webserver whose database is busy answers with a message in place of the status.
+            told = self._ask(STATUS, id=backfill)["partitionBackfillOrError"]
+            if told.get("status", "REQUESTED") not in ("REQUESTED", "CANCELING"):
+                return told["status"]
             look()
-            if time.monotonic() > until:
-                raise TimeoutError(
-                    f"backfill {backfill} is still going on after {limit:.0f} s; see {self.folder}"
-                )
             time.sleep(2)
-        return status
+        raise TimeoutError(
+            f"backfill {backfill} has not ended after {limit:.0f} s, Dagster says {told}; see {self.folder}"
+        )
 
     def runs(self, backfill: str) -> list[Run]:
         """The backfill's runs in the order in which they began."""
