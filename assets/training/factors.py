@@ -21,7 +21,7 @@ from assets.settings.catalog import Catalog
 from assets.settings.profile import Profile
 from assets.state import plots
 from assets.state.code import code_of
-from assets.state.compute import Compute
+from assets.state.compute import Compute, gpu_tags
 from assets.state.progress import epochs
 from assets.state.store import Entry, Store, parquet, tensors
 from assets.training.checks import WHOLE, factor_check, factor_problems, judged
@@ -52,6 +52,7 @@ def factor_assets(axes: Axes, profile: Profile) -> list[dg.AssetsDefinition]:
         "code_version": code_of(*FACTORS),
         "backfill_policy": axes.seeds_together,
         "pool": "gpu",
+        "op_tags": gpu_tags(any(_is_plain(profile, o) for o in objectives_with_factors(profile))),
     }
 
     @dg.asset(
@@ -191,9 +192,14 @@ def table_objective(profile: Profile, objective: str) -> str:
 
 def _fit(compute: Compute, profile: Profile, task: str, objective: str, work: Work) -> list[Fitted]:
     settings = profile.factors(task, objective)
-    if profile.implicit(objective):
-        return _fit_implicit(settings, work)
-    return _fit_biased(settings, work) if profile.biased else _fit_plain(settings, work, compute.torch_device)
+    if _is_plain(profile, objective):
+        return _fit_plain(settings, work, compute.torch_device)
+    return _fit_implicit(settings, work) if profile.implicit(objective) else _fit_biased(settings, work)
+
+
+def _is_plain(profile: Profile, objective: str) -> bool:
+    """Whether factors are by gradient descent, on the device; alternating least squares are on the CPU."""
+    return not profile.biased and not profile.implicit(objective)
 
 
 def _fit_plain(settings: dict, work: Work, device: str) -> list[Fitted]:
