@@ -58,7 +58,7 @@ class ColdStart:
     def training_rows(self) -> np.ndarray:
         """Which target ratings may be learned from: (m,) bool; those of users of the target alone are."""
         hidden = np.zeros(self.target.n_users, dtype=bool)
-        hidden[self.target_rows[self.roles != TRAIN]] = True
+        hidden[hidden_users(self.target_rows, self.roles)] = True
         return ~self.target.of_users(hidden)
 
     def places(self, members: np.ndarray) -> np.ndarray:
@@ -79,6 +79,11 @@ class ColdStart:
         rows = torch.full((self.target.n_users,), -1)
         rows[torch.from_numpy(self.target_rows)] = torch.from_numpy(self.source_rows)
         return rows
+
+
+def hidden_users(target_rows: np.ndarray, roles: np.ndarray) -> np.ndarray:
+    """Which target users (h,) none of whose target ratings may be learned from."""
+    return target_rows[roles != TRAIN]
 
 
 def rows_of(kept: np.ndarray) -> np.ndarray:

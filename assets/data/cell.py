@@ -3,6 +3,7 @@
 `ml.cold_start.ColdStart` keeps held-out target ratings out of it.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import replace
 from functools import cached_property
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ml.cold_start import ColdStart, DomainRatings
     from ml.data import HeldOut, Problem, Ratings, SourceUsers, Users
     from ml.factorization.adam import RatingTable
+    from ml.factorization.spark import RatingFile
     from ml.models.contract import Model
 
 SIDES = {"validation": VALIDATION, "test": TEST}
@@ -315,6 +317,39 @@ def target_table(store: Store, profile: Profile, cell: Cell, objective: str = "r
     """The target ratings the cell may train on; for ranking also their negatives, labelled 0."""
     rows = training_rows(store, profile, cell)
     return _table(store, cell.target.name, rows, cell.seed, objective)
+
+
+def source_file(store: Store, domain: str, seed: int, here: bool) -> "RatingFile":
+    """All ratings of the domain where Spark reads them; here: whether that is this machine."""
+    return _file(store, domain, seed, here, np.zeros(0, dtype=np.int32), 0)
+
+
+def target_file(store: Store, profile: Profile, cell: Cell, here: bool) -> "RatingFile":
+    """The target ratings the cell may train on, as `source_file`."""
+    from ml.cold_start import hidden_users
+
+    users, assigned = store.overlap(cell.task).table("users.parquet"), roles(store, profile, cell)
+    hidden = hidden_users(users["target_user"].to_numpy(dtype=np.int32), assigned)
+    count = hidden_users(users["target_ratings"].to_numpy(), assigned).sum()
+    return _file(store, cell.target.name, cell.seed, here, hidden, int(count))
+
+
+def _file(store: Store, domain: str, seed: int, here: bool, hidden: np.ndarray, count: int) -> "RatingFile":
+    """The domain's ratings but for the `count` of the users `hidden`."""
+    from ml.factorization.spark import RatingFile
+
+    entry = store.ratings(domain)
+    facts = entry.require()
+    # Hadoop's own name of S3.
+    elsewhere = re.sub("^s3:", "s3a:", f"{entry.place}/ratings.parquet")
+    return RatingFile(
+        path=str(entry.path_of("ratings.parquet")) if here else elsewhere,
+        count=facts["ratings"] - count,
+        n_users=facts["users"],
+        n_items=facts["items"],
+        seed=seed,
+        without=hidden,
+    )
 
 
 def _table(store: Store, domain: str, kept: np.ndarray | None, seed: int, objective: str) -> "RatingTable":
