@@ -54,8 +54,8 @@ def require_spark() -> None:
     if not isinstance(found, int) or found < JAVA:
         found = f"Java {found} at {program}" if isinstance(found, int) else found
         raise SparkUnavailable(
-            f"Spark's ALS needs Java {JAVA} or 21 beside pyspark (pip install 'diffcdr[spark]'), and there is "
-            f"{found}: install one, or set JAVA_HOME to its folder"
+            f"Spark's ALS needs Java {JAVA} or 21 beside pyspark (pip install 'diffcdr[spark]'), and there "
+            f"is {found}: install one, or set JAVA_HOME to its folder"
         )
 
 
@@ -84,13 +84,21 @@ def spark_session(master: str = LOCAL) -> Iterator[SparkSession]:
     if SparkContext._active_spark_context is not None:
         raise SparkUnavailable("this process has a Spark already: stop it first")
     settings = {**_QUIET, **(_LOOPBACK if is_local(master) else {}), "spark.master": master}
-    with tempfile.TemporaryFile() as said, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryFile() as said, _folder() as checkpoints, contextlib.ExitStack() as stack:
         try:
             context = _context(SparkConf().setAll(list(settings.items())), said, stack)
         except Exception as error:
             raise SparkUnavailable(f"Spark at {master} did not start: {_reason(said, error)}") from error
         context.setLogLevel("OFF")
+        if is_local(master):
+            # Else each sweep would carry the plan of all before it, and the JVM's stack ends at some thirty.
+            context.setCheckpointDir(checkpoints)
         yield SparkSession(context)
+
+
+def _folder() -> tempfile.TemporaryDirectory:
+    # The JVM may still remove files in it.
+    return tempfile.TemporaryDirectory(prefix="diffcdr-spark-", ignore_cleanup_errors=True)
 
 
 def _context(conf, said: BinaryIO, stack: contextlib.ExitStack):
