@@ -358,7 +358,6 @@ def _table(store: Store, domain: str, kept: np.ndarray | None, seed: int, object
 
     from ml.cold_start import rows_of
     from ml.factorization.adam import RatingTable
-    from ml.factorization.negatives import with_negatives
 
     ratings = domain_ratings(store, domain)
     table = RatingTable(
@@ -370,10 +369,7 @@ def _table(store: Store, domain: str, kept: np.ndarray | None, seed: int, object
         seed=seed,
         rows=None if kept is None else torch.from_numpy(rows_of(kept)),
     )
-    if objective == "rating":
-        return table
-    negatives = domain_negatives(store, domain, seed)
-    return with_negatives(table, negatives if kept is None else negatives.of(torch.from_numpy(kept)))
+    return table if objective == "rating" else replace(table, negatives=domain_negatives(store, domain, seed))
 
 
 def held_out_ratings(store: Store, profile: Profile, cell: Cell, role: int) -> tuple[np.ndarray, "Ratings"]:
@@ -389,13 +385,13 @@ def _with_negatives(gate: Gate, members: np.ndarray, ratings: "Ratings") -> "Rat
 
     from ml.data import Ratings
 
-    place = torch.from_numpy(gate.cold_start.places(members))
-    negatives = domain_negatives(gate.store, gate.cell.target.name, gate.cell.seed)
-    mine = place[negatives.users] >= 0
+    rows = torch.from_numpy(gate.cold_start.rows_of(members))
+    drawn = domain_negatives(gate.store, gate.cell.target.name, gate.cell.seed)[rows]
+    found = drawn >= 0
     return Ratings(
-        users=torch.cat([ratings.users, place[negatives.users[mine]]]),
-        items=torch.cat([ratings.items, negatives.items[mine]]),
-        values=torch.cat([ratings.values, torch.zeros(int(mine.sum()))]),
+        users=torch.cat([ratings.users, ratings.users[found]]),
+        items=torch.cat([ratings.items, drawn[found]]),
+        values=torch.cat([ratings.values, torch.zeros(int(found.sum()))]),
     )
 
 
@@ -423,7 +419,7 @@ def _problem(gate: Gate) -> "Problem":
 
     source, target = gate.factors["source"], gate.factors["target"]
     train = gate.members("train")
-    ratings = gate.cold_start.target_ratings(train)
+    ratings = gate.cold_start.target_ratings(train, wide=False)
     if gate.profile.implicit(gate.objective):
         ratings = replace(ratings, values=torch.ones_like(ratings.values))
     if gate.objective == "ranking":
