@@ -194,13 +194,13 @@ class DiffCDR(TransferModel):
 
     def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
         """x: x_t = √ᾱ_t u_t + √(1 − ᾱ_t) ε (Equation 5), (R, B, k); embedding: τ(t), (R, B, hidden)."""
-        users = gather(stack.users, batch.rows, -2)
+        users = stack.users(batch.rows)
         source, target = (gather(table, users, -2) for table in (stack.source, stack.target))
         inputs = {"source": source, "target": target, "share": batch.share}
         if self.parts != "da":
-            items = gather(stack.items, batch.rows, -2)
+            items = stack.items(batch.rows)
             inputs["item"] = gather(stack.target_items, items, -2)
-            inputs["value"] = gather(stack.values, batch.rows, -2)
+            inputs["value"] = stack.values(batch.rows)
         if self.parts != "at":
             signal, level, embedding = (
                 torch.nn.functional.embedding(batch.draws["time"], stack.extra[name])

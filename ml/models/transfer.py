@@ -21,7 +21,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from ml.data import Data, Problem, SourceUsers, Users, to_device
+from ml.data import Data, Problem, Ratings, SourceUsers, Users, to_device
 from ml.models.contract import VectorModel
 from ml.replicas import Epoch, EpochPlan, ReplicaAdam, replica_generator
 
@@ -61,9 +61,8 @@ class Batch:
 class Stack:
     """R problems side by side, short tables padded with zeros, so that one gather serves all replicas.
 
-    source, target: (R, n, k); target_items: (R, items, k); source_items: (R, source items, k);
-    users, items: (R, m) int64 and values: (R, m) float32 are the ratings. A table that no model reads is
-    never stacked.
+    source, target: (R, n, k); target_items: (R, items, k); source_items: (R, source items, k). A table that
+    no model reads is never stacked; ratings, the longest ones, are read where they are.
     """
 
     def __init__(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> None:
@@ -87,16 +86,24 @@ class Stack:
         return self.pad([p.source.item_factors for p in self.problems])
 
     @cached_property
-    def users(self) -> Tensor:
-        return self.pad([p.ratings.users for p in self.problems])
+    def ratings(self) -> list[Ratings]:
+        return [problem.ratings.to(self.device) for problem in self.problems]
 
-    @cached_property
-    def items(self) -> Tensor:
-        return self.pad([p.ratings.items for p in self.problems])
+    def users(self, rows: Tensor) -> Tensor:
+        """Of the ratings at `rows` (..., R, B) of each replica: alike, int64."""
+        return self._column("users", rows).long()
 
-    @cached_property
-    def values(self) -> Tensor:
-        return self.pad([p.ratings.values for p in self.problems])
+    def items(self, rows: Tensor) -> Tensor:
+        """As `users`."""
+        return self._column("items", rows).long()
+
+    def values(self, rows: Tensor) -> Tensor:
+        """As `users`, float32."""
+        return self._column("values", rows)
+
+    def _column(self, name: str, rows: Tensor) -> Tensor:
+        parts = zip(self.ratings, rows.unbind(-2), strict=True)
+        return torch.stack([getattr(ratings, name)[where] for ratings, where in parts], -2)
 
     def pad(self, tables: list[Tensor]) -> Tensor:
         """One table (n_r, ...) of each replica as (R, max n_r, ...), zero where padded."""
