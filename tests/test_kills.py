@@ -16,7 +16,7 @@ from dagster import DagsterRunStatus as Status
 from pipeline import processes
 from pipeline.instance import dagster_instance
 from pipeline.recovery import close_dead_runs
-from tests.torture.runner import patience
+from tests.torture.servers import patience
 
 PROJECT = Path(__file__).resolve().parent.parent
 ONE_CELL = ["run", "-t", "tiny", "-p", "strict", "-b", "0.2", "-s", "0", "-m", "emcdr"]

@@ -9,7 +9,8 @@ from tests.torture import kills
 from tests.torture.cases import cases, short
 from tests.torture.judge import Accepted, Answer, Refused, Sound, judge
 from tests.torture.mutations import mutated
-from tests.torture.runner import Runner, patience
+from tests.torture.runner import Runner
+from tests.torture.servers import patience
 
 ONE_MODEL = ("run", "-t", "tiny", "-p", "strict", "-b", "0.2", "-s", "0", "-m", "emcdr")
 GOOD = "error: FileError: /x/a.csv, line 3: 7 is outside the scale; correct the row\n"
