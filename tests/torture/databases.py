@@ -29,8 +29,8 @@ def _of_mlflow() -> list[Case]:
     }
 
     def case(harm: str, command: str) -> Case:
-        # Nobody waits for a server, nor for a training.
-        mend = _away if command in ("register", "recommend") else None
+        # A server and a training take long, and what answers without a champion is another profile.
+        mend = _away if command == "register" else None
         prepare = _damaging(MLFLOW, harms[harm])
         name = f"databases/MLflow's is {harm}, {command}"
         return Case(name, Refused((MLFLOW,)), commands[command], prepare, lived=True, mend=mend, seconds=40)

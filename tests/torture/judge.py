@@ -28,7 +28,7 @@ _CHOICES = re.compile(r"\b(?:known are|known:|choices?:|one of|must be|must not 
 @dataclass(frozen=True)
 class Answer:
     """What came of a command. code: exit status, negative for a signal, None where it had to be ended.
-    left: paths that are in the home afterwards and were not before; lost: entries that are not there any more;
+    left: paths that are in the home afterwards and were not before; lost: entries that are there no more;
     outlived: how many processes were there after it."""
 
     code: int | None
@@ -41,7 +41,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of a request. status: None where none came; closed: whether the server ended the connection."""
+    """What came of a request. status: None where none came; closed: whether the server hung up."""
 
     status: int | None
     text: str
@@ -134,8 +134,8 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Replied:
-    """A server answers with one of `statuses`, in one line that holds every one of `names`; where a request is
-    refused as one of several, the status is 200 and the line says `error`.
+    """A server answers with one of `statuses`, in one line that holds every one of `names`; where a request
+    is refused as one of several, the status is 200 and the line says `error`.
 
     closes: it may end the connection without an answer, as it must where the request never becomes whole.
     """

@@ -1,4 +1,4 @@
-"""`diffcdr serve`: where it cannot start, when it is stopped, and requests of all kinds to a living server."""
+"""`diffcdr serve`: where it cannot start, when it is stopped, and requests to a living server."""
 
 import json
 import signal
@@ -15,7 +15,7 @@ ANSWERS = "/invocations"
 KINDS = {"Content-Type": "application/json"}
 # How long an answer is waited for; the server gives a request 20 seconds to arrive.
 ANSWER_SECONDS = 45
-REFUSED, ABSENT = (400, 413, 415, 422), (404, 405)
+REFUSED, ABSENT, TOO_LONG = (400, 413, 415, 422), (404, 405), (400, 414, 431)
 
 
 def serving() -> list[Case | Ask]:
@@ -122,17 +122,21 @@ def _requests() -> list[Ask]:
         for method, each in paths.items()
         for path in each
     ]
-    kind = {"Content-Type": "application/xml"}
-    return [
-        *made,
-        _ask("XML", Replied(REFUSED), "POST", "/invocations", b"<a/>", kind),
-        _ask("page of another site", Replied((400,)), "GET", "/page/users", headers={"Host": "else.example"}),
-        _ask("query of a megabyte", Replied((400, 414, 431), closes=True), "GET", f"/page/users?q={'x' * 10**6}"),
-        _ask("header of a megabyte", Replied((400, 431), closes=True), "GET", "/", headers={"X": "x" * 10**6}),
-        _ask("10,000 headers", Replied((400, 431), closes=True), "GET", "/", headers=dict.fromkeys(map("X{}".format, range(10_000)), "x")),
-        _ask("length below zero", Replied((400,), closes=True), "POST", "/invocations", headers={"Content-Length": "-1"}),
-        _ask("two lengths", Replied((400,), closes=True), "POST", "/invocations", b"{}", {"content-length": "9"}),
-    ]  # fmt: skip
+    many = {f"X{number}": "x" for number in range(10_000)}
+    odd: dict[str, tuple[tuple[int, ...], str, str, dict[str, str]]] = {
+        "XML": (REFUSED, "POST", "/invocations", {"Content-Type": "application/xml"}),
+        "page of another site": ((400,), "GET", "/page/users", {"Host": "else.example"}),
+        "query of a megabyte": (TOO_LONG, "GET", f"/page/users?q={'x' * 10**6}", {}),
+        "header of a megabyte": (TOO_LONG, "GET", "/", {"X": "x" * 10**6}),
+        "10,000 headers to the page": (TOO_LONG, "GET", "/", many),
+        "10,000 headers": (TOO_LONG, "GET", "/ping", many),
+        "length below zero": ((400,), "POST", "/invocations", {"Content-Length": "-1"}),
+        "two lengths": ((400,), "POST", "/invocations", {"content-length": "9"}),
+    }
+    return made + [
+        _ask(name, Replied(statuses, closes=statuses != REFUSED), method, path, b"{}", headers)
+        for name, (statuses, method, path, headers) in odd.items()
+    ]
 
 
 def _connections() -> list[Ask]:
