@@ -182,6 +182,16 @@ def test_waiting_says_for_whom_and_ends_at_once_on_a_signal(holder, diffcdr, num
     assert {claim.run_id for claim in [*gpu().claimed_slots, *gpu().pending_steps]} == {holder.run_id}
 
 
+def test_a_pool_that_nobody_may_use_is_said_to_be(home, diffcdr):
+    with dagster_instance() as instance:
+        instance.event_log_storage.set_concurrency_slots("gpu", 0)
+    waiting = diffcdr(*ONE_CELL)
+    assert "its limit is 0" in read_until(waiting, "waits for a slot of pool gpu")
+    send(waiting, signal.SIGTERM)
+    waiting.communicate()
+    assert waiting.returncode == 143
+
+
 def test_who_waits_goes_on_when_the_holder_is_killed(holder, diffcdr):
     waiting = diffcdr(*ONE_CELL)
     read_until(waiting, "waits for a slot of pool gpu")

@@ -34,8 +34,8 @@ class Progress:
     def line(self) -> str:
         gone = time.monotonic() - self._start
         left = gone / self._done * (self._total - self._done) if self._done else 0.0
-        spent = f"{in_words(gone)} gone, about {in_words(left)} left"
-        return f"{self._what} {self._done} of {self._total}, {spent}"
+        rest = f", about {in_words(left)} left" if self._done else ""
+        return f"{self._what} {self._done} of {self._total}, {in_words(gone)} gone{rest}"
 
 
 def in_words(seconds: float) -> str:
