@@ -101,7 +101,7 @@ class Problem:
     """What a model may learn from in one cell: training users only, so a test rating cannot leak.
 
     source: the n training users; target_factors: (n, k) float32, their target user factors;
-    target_items: (items, k) float32; ratings: their target ratings, users in 0..n-1;
+    target_items: (items, k) float32; ratings: their target ratings, users in 0..n-1, whose ids may be int32;
     seed: the cell's seed, from which every draw of this replica follows. source_alone, target_alone: factors
     (n', k) of users of one domain alone, where a model may learn from them.
     """

@@ -127,7 +127,7 @@ class Chain:
 
     def _analysis(self, profile: str) -> list[str]:
         # Figure 4 takes a while and says much the same for every profile: the first one asked for has it.
-        first = next((name for name in self.profiles if not self.known[name].biased), None)
+        first = next((name for name in self.profiles if self.known[name].plain), None)
         embedded = ["embeddings"] if profile == first else []
         searched = ["search"] if self.known[profile].search else []
         return [*embedded, *searched]

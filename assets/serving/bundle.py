@@ -224,12 +224,13 @@ def encoder_of(gate: Gate) -> "SourceEncoder":
 
 
 def _fold_in(gate: Gate) -> "FoldIn":
-    """Of the source factors; those of choices by their settings and biased ones by the penalties that were
-    chosen for them, standardised over the training users as the gate gives them."""
+    """Of the source factors; those of choices and Spark's by their settings and biased ones by the penalties
+    that were chosen for them, standardised over the training users as the gate gives them."""
     import torch
 
     from ml.factorization.biased import BiasedFactors
     from ml.factorization.implicit import ImplicitFactorization
+    from ml.factorization.spark import SparkFactorization, SparkImplicitFactorization
     from ml.fold_in import FoldIn
 
     entry = source_entry(gate.store, gate.profile, gate.cell, gate.objective)
@@ -238,6 +239,13 @@ def _fold_in(gate: Gate) -> "FoldIn":
         ratings = domain_ratings(gate.store, gate.cell.source.name).tensors()
         return FoldIn.of(held["users"], held["items"], ratings)
     rows = torch.from_numpy(gate.cold_start.source_rows[gate.members("train")])
+    if gate.profile.by_spark(gate.objective):
+        given = gate.profile.factors(gate.cell.task, gate.objective)
+        kind = SparkImplicitFactorization if gate.profile.implicit(gate.objective) else SparkFactorization
+        trained = kind(**{name: value for name, value in given.items() if name != "model"})
+        return FoldIn.of_spark(
+            BiasedFactors(**held), trained.penalty, getattr(trained, "confidence", None), rows
+        )
     if gate.profile.implicit(gate.objective):
         trained = ImplicitFactorization(**gate.profile.factors(gate.cell.task, gate.objective))
         return FoldIn.of_choices(BiasedFactors(**held), trained.penalty, trained.confidence, rows)

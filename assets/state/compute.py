@@ -19,6 +19,10 @@ class Compute(dg.ConfigurableResource):
     # cores the waiting multiplies (measured: 30 s in place of 0.5 s for DiffCDR on the demo).
     threads: int = Field(default=1, ge=1, description="CPU threads of torch in training.")
 
+    spark: str = Field(
+        default="", description="Spark's master, for profiles that use it; else DIFFCDR_SPARK, else local[*]."
+    )
+
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         import torch
 
@@ -33,6 +37,17 @@ class Compute(dg.ConfigurableResource):
         if device.startswith("cuda"):
             return torch.cuda.get_device_name(device)
         return f"CPU, {self.threads} thread{'s' * (self.threads > 1)}"
+
+    @property
+    def spark_master(self) -> str:
+        return self.spark or os.environ.get("DIFFCDR_SPARK") or "local[*]"
+
+    @property
+    def spark_is_here(self) -> bool:
+        """Whether Spark works on this machine and reads its files."""
+        from ml.factorization.spark_session import is_local
+
+        return is_local(self.spark_master)
 
     @property
     def torch_device(self) -> str:

@@ -141,7 +141,7 @@ class Search:
         model = build(SEARCHED, **searched_settings(self.profile, cell))
         problem, validation = self._data(cell)
         rows = []
-        training = model.train([problem], self.compute.torch_device, variants)
+        training = model.train([problem] * len(variants), self.compute.torch_device, variants)
         for epoch in epochs(training, model.epochs, title):
             transferred = model.transfer([validation.users.factors] * len(variants))
             for r, (variant, run) in enumerate(zip(variants, runs, strict=True)):
@@ -205,8 +205,8 @@ def choose(judged: pd.DataFrame, trials: Trials) -> pd.DataFrame:
         raise ValueError(f"every variant of the search diverged: lower {SEARCHED}'s lr in the profile")
     epochs_of = rmse.groupby([judged[name] for name in GRID], sort=False)
     best = [rows.idxmin() if rows.notna().any() else rows.index[0] for _, rows in epochs_of]
-    for row in judged.loc[best, ["epoch", *METRICS]].to_dict("records"):
-        trials.tell(row["validation_rmse"], row)
+    for number, row in enumerate(judged.loc[best, ["epoch", *METRICS]].to_dict("records")):
+        trials.tell(number, row["validation_rmse"], row)
     return judged.assign(chosen=judged.index == best[trials.best])
 
 

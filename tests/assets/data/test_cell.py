@@ -80,7 +80,7 @@ def test_ranking_models_share_the_negatives_of_the_factors(store):
     table = problems.target_table(store, PROFILES["strict"], CELL, "ranking")
     codes = problem.target_factors[:, 0].long()  # the target user's code, see numbered_gate()
     ours = {(int(codes[u]), int(i)) for u, i, v in zip(*columns(problem.ratings), strict=True) if v == 0}
-    theirs = {(int(u), int(i)) for u, i, v in zip(*columns(table), strict=True) if v == 0}
+    theirs = {(int(u), int(i)) for u, i, v in zip(*columns(table.flat()), strict=True) if v == 0}
     assert ours
     assert ours <= theirs
 
