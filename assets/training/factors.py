@@ -19,10 +19,10 @@ from assets.data.ratings import ratings_fingerprint
 from assets.data.splits import split_fingerprint
 from assets.settings.axes import Axes, Cell, span
 from assets.settings.catalog import Catalog
-from assets.settings.profile import Profile
+from assets.settings.profile import PLAIN, Profile
 from assets.state import plots
 from assets.state.code import code_of
-from assets.state.compute import Compute
+from assets.state.compute import Compute, gpu_tags
 from assets.state.progress import epochs
 from assets.state.store import Entry, Store, parquet, tensors
 from assets.training.checks import WHOLE, factor_check, factor_problems, judged
@@ -54,6 +54,7 @@ def factor_assets(axes: Axes, profile: Profile) -> list[dg.AssetsDefinition]:
         "code_version": code_of(*FACTORS),
         "backfill_policy": axes.seeds_together,
         "pool": "gpu",
+        "op_tags": gpu_tags(any(_is_plain(profile, o) for o in objectives_with_factors(profile))),
     }
 
     @dg.asset(
@@ -212,7 +213,14 @@ def _fit(compute: Compute, profile: Profile, task: str, objective: str, work: Wo
         return _fit_spark(settings, work, compute.spark_master, profile.implicit(objective))
     if profile.implicit(objective):
         return _fit_implicit(settings, work)
-    return _fit_plain(settings, work, compute.torch_device) if profile.plain else _fit_biased(settings, work)
+    if _is_plain(profile, objective):
+        return _fit_plain(settings, work, compute.torch_device)
+    return _fit_biased(settings, work)
+
+
+def _is_plain(profile: Profile, objective: str) -> bool:
+    """Whether factors are by gradient descent, on the device; alternating least squares are on the CPU."""
+    return profile.factorization(objective) == PLAIN
 
 
 def _fit_plain(settings: dict, work: Work, device: str) -> list[Fitted]:

@@ -33,6 +33,7 @@ class SSCDR(TransferModel):
         "an affine map that also brings liked source items nearer to the user than others."
     )
     source: ClassVar[str] = "Kang et al., CIKM 2019"
+    varied: ClassVar[tuple[str, ...]] = ("lr", "margin")
     batch: int = 64
     margin: float = 1.0
 
@@ -59,7 +60,7 @@ class SSCDR(TransferModel):
         vectors, target, liked, share = (batch.inputs or self.inputs(stack, batch)).values()
         mapped = self.parameters_["map"] @ vectors + self.parameters_["bias"].unsqueeze(2)
         user, near, far = ((f - target).square().sum(1) for f in mapped.chunk(3, 2))
-        ranking = liked * (self.margin + near - far).relu()
+        ranking = liked * (self.each("margin") + near - far).relu()
         return (share * (user + ranking)).sum(1)
 
     @torch.no_grad()
@@ -70,7 +71,7 @@ class SSCDR(TransferModel):
         mapped = torch.baddbmm(self.parameters_["bias"].unsqueeze(2), self.parameters_["map"], vectors)
         error = mapped.unflatten(2, (3, -1)) - target.unsqueeze(2)
         user, near, far = error.square().sum(1).unbind(1)
-        ranking = liked * (self.margin + near - far).relu_()
+        ranking = liked * (self.each("margin") + near - far).relu_()
         # The user, i⁺ where the hinge is open, and i⁻ there with the other sign.
         opened = share * ranking.sign()
         on_mapped = (error * torch.stack([share, opened, -opened], 1).unsqueeze(1)).flatten(2).mul_(2)

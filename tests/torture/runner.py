@@ -154,6 +154,12 @@ class ForkServer:
         self._process.wait()
 
 
+def copied(checkout: Path, place: Path) -> Path:
+    """A copy of a checkout's code in another place."""
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info")
+    return Path(shutil.copytree(checkout, place, ignore=ignored))
+
+
 def said(out: Path) -> list[str]:
     """What a command of a ForkServer wrote on stdout and stderr."""
     return [Path(f"{out}.{part}").read_text(errors="replace") for part in ("out", "err")]
