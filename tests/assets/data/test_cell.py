@@ -95,7 +95,7 @@ def held(*tensors: torch.Tensor) -> int:
 
 
 def test_a_seed_adds_its_rows_and_its_negatives_to_the_ratings_of_all(store):
-    """12 bytes a rating for all seeds; for each 4 a row that it may learn from, 4 a rating for what is drawn."""
+    """12 bytes a rating for all; a seed 4 for each that it may learn from, and 4 for what is drawn beside."""
     cells = [dataclasses.replace(CELL, seed=seed) for seed in range(5)]
     for cell in cells:
         splits.draw_split(store, CATALOG, cell)
