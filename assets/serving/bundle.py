@@ -207,7 +207,7 @@ def encoder_of(gate: Gate) -> "SourceEncoder":
     statistics = effects = None
     if {"ratings", "stars"} & needs:
         levels = rating_levels(store, source.name) if "stars" in needs else None
-        statistics = ItemStatistics.of(ratings.tensors(), ratings.n_items, levels)
+        statistics = ItemStatistics.of(ratings.narrow(), ratings.n_items, levels)
     if "effects" in needs:
         entry = store.source_effects(gate.profile.name, source.name, gate.cell.seed)
         held = entry.tensors("effects.safetensors")
@@ -236,7 +236,7 @@ def _fold_in(gate: Gate) -> "FoldIn":
     entry = source_entry(gate.store, gate.profile, gate.cell, gate.objective)
     held = entry.tensors("factors.safetensors")
     if "offset" not in held:
-        ratings = domain_ratings(gate.store, gate.cell.source.name).tensors()
+        ratings = domain_ratings(gate.store, gate.cell.source.name).narrow()
         return FoldIn.of(held["users"], held["items"], ratings)
     rows = torch.from_numpy(gate.cold_start.source_rows[gate.members("train")])
     if gate.profile.by_spark(gate.objective):
@@ -268,7 +268,7 @@ def source_users(gate: Gate) -> "Users":
     factors = None
     if "factors" in gate.needs:
         held = gate.factors["source"]
-        history = liked(ratings.tensors(), ratings.n_users, source.liked_above)
+        history = liked(ratings.narrow(), ratings.n_users, source.liked_above)
         factors = SourceUsers(held["users"], history, held["items"])
     rows = torch.arange(ratings.n_users)
     return Users(
