@@ -210,8 +210,8 @@ def asked(frame: pd.DataFrame, names: Names) -> list[str]:
     users = frame.groupby("task")["users"].max()
     tasks = [f"{names.task(task)}, {users[task]:,.0f} users" for task in names.in_order(frame["task"])]
     return [
-        f"{'; '.join(tasks)}: their ratings in the target domain were hidden (β = {leading(frame):.0%}). Which "
-        "items had they chosen there, and how many stars did they give?"
+        f"{'; '.join(tasks)}: their ratings in the target domain were hidden (β = {leading(frame):.0%}). "
+        "Which items had they chosen there, and how many stars did they give?"
     ]
 
 
