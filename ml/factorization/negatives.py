@@ -43,9 +43,9 @@ def sample_negatives(
 ) -> Negatives:
     """For each of m ratings, `per_positive` items uniform over those that its user has not rated.
 
-    users, items: (m,) int64 on the CPU, items in [0, n_items). The result is ordered by rating. Within a user
-    no item is drawn twice before all unrated items are drawn once: distinct, if there are enough. A user who
-    rated all items gets none.
+    users, items: (m,) int32 or int64 on the CPU, items in [0, n_items). The result is ordered by rating.
+    Within a user no item is drawn twice before all unrated items are drawn once: distinct, if there are
+    enough. A user who rated all items gets none.
 
     Draw once for all ratings of a domain and a seed, then all models see the same ones. What is passed counts
     as rated, and its item is never a negative of its user. So where a user has both ratings to learn from and
@@ -53,6 +53,7 @@ def sample_negatives(
     Raises ValueError on lengths that differ, no ratings, per_positive < 1, or ids out of range.
     """
     _check(users, items, n_items, per_positive)
+    users, items = users.long(), items.long()
     observed = (users * n_items + items).unique()
     owner = observed // n_items
     rated = torch.bincount(owner)
