@@ -23,7 +23,7 @@ serve: .venv/ready ## the champion of TASK on 127.0.0.1:5001, with a page to try
 test: .venv/ready ## all tests
 	$(BIN)/python -m pytest
 
-torture: .venv/ready ## hostile files, names, settings and homes, then 100 kills; half an hour at most
+torture: .venv/ready ## hostile files, names, settings, homes, requests, then 110 kills; half an hour at most
 	$(BIN)/python -m tests.torture
 
 ui: .venv/ready ## Dagster on 127.0.0.1:3000, MLflow on 127.0.0.1:5000

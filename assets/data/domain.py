@@ -60,6 +60,11 @@ def ids(store: Store, domain: str, kind: str) -> np.ndarray:
     return np.asarray(found[f"{kind}_id"], dtype=object)
 
 
+def whole_numbers(store: Store, domain: str, kind: str) -> bool:
+    """Whether the ids of a domain's users or items were whole numbers in its file, and not text."""
+    return store.ratings(domain).require()["whole_numbers"][kind]
+
+
 def titles(store: Store, domain: str) -> np.ndarray:
     """Titles of a domain's items by row, None where there is none: (n,)."""
     with duckdb.connect() as connection:
