@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-PART = 1 << 22  # rows of a replica whose draws are held at a time
+PART = 1 << 20  # rows of a replica whose draws are held at a time
 
 
 def replica_generator(seed: int, purpose: str) -> torch.Generator:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from assets.settings.profile import load_profiles
-from pipeline.cli import app
+from pipeline.cli import COMMANDS, app
 
 ROOMS = ("pipeline", "assets", "ml")
 PROJECT = Path(__file__).resolve().parent.parent
@@ -57,7 +57,7 @@ def test_unknown_names_come_with_the_known_ones():
 
 def test_every_command_has_an_example_and_known_letters():
     """As people know them: -t, -p, -f where a format is asked for, -V and a dry run."""
-    commands = ["run", "inspect", "results", "status", "list", "ui", "verdict", "register", "recommend"]
+    commands = [name for group in COMMANDS.values() for name in group]
     asked = {
         "run": ("-t", "-p", "-b", "-s", "-m", "-n"),
         "results": ("-t", "-p", "-f"),

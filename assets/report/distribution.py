@@ -13,6 +13,8 @@ from assets.settings.profile import Profile
 from assets.state import plots
 
 METRICS = shown_in("distribution")
+# Beside ours, which is red.
+OTHERS = [colour for colour in plots.COLOURS if colour != plots.RED]
 CALIBRATION = ["task", "beta", "seed", "model", "kind", "level", "bin", "count", "stated", "observed"]
 
 
@@ -39,7 +41,7 @@ def distribution_tables(frame: pd.DataFrame, names: Names) -> list[Table]:
                 if metric.name in values
             }
             rows.append({**head, "Model": names.model(model), **cells})
-    return [table("", rows, keys=2, sections=True)] if rows else []
+    return [table("", rows, keys=3, sections=True)] if rows else []
 
 
 def reliability_pictures(sums: pd.DataFrame, names: Names) -> list[Picture]:
@@ -54,13 +56,17 @@ def reliability_pictures(sums: pd.DataFrame, names: Names) -> list[Picture]:
 
 def _picture(pooled: pd.DataFrame, task: str, names: Names) -> Picture:
     betas = sorted(pooled["beta"].unique())
-    figure = plots.new_figure(max(4.6, 3.2 * len(betas)), 5.4)
-    panels = figure.subplots(2, len(betas), squeeze=False)
+    if len(betas) == 1:
+        figure = plots.new_figure(9.2, 3.0)
+        panels = figure.subplots(1, 2).reshape(2, 1)
+    else:
+        figure = plots.new_figure(3.2 * len(betas), 5.4)
+        panels = figure.subplots(2, len(betas))
     present = [model for model in _distributions(names.profile) if model in set(pooled["model"])]
     for (curve, histogram), beta in zip(panels.T, betas, strict=True):
         curve.plot((0, 1), (0, 1), color=plots.INK, linewidth=0.8, linestyle=":")
         for position, model in enumerate(present):
-            colour = plots.COLOURS[-1 - position % len(plots.COLOURS)]
+            colour = plots.RED if model in names.profile.ours else OTHERS[position % len(OTHERS)]
             mine = pooled[(pooled["beta"] == beta) & (pooled["model"] == model)]
             level = mine[(mine["kind"] == "level") & (mine["count"] > 0)]
             x, y = level["stated"] / level["count"], level["observed"] / level["count"]

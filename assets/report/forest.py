@@ -202,6 +202,19 @@ def _legend(figure, tasks: list[str], frame: pd.DataFrame, names: Names) -> None
 # The words.
 
 
+def asked(frame: pd.DataFrame, names: Names) -> list[str]:
+    """What was asked, and of how many users, at the smallest β: nothing else makes sense without it."""
+    if frame.empty:
+        return []
+    frame = frame[frame["beta"] == leading(frame)]
+    users = frame.groupby("task")["users"].max()
+    tasks = [f"{names.task(task)}, {users[task]:,.0f} users" for task in names.in_order(frame["task"])]
+    return [
+        f"{'; '.join(tasks)}: their ratings in the target domain were hidden (β = {leading(frame):.0%}). "
+        "Which items had they chosen there, and how many stars did they give?"
+    ]
+
+
 def sentences(source: Source, frame: pd.DataFrame) -> list[str]:
     """What lists gain, what stars gain, and what is left of it against the best simple model: at the smallest
     β, over all tasks."""
@@ -399,7 +412,8 @@ def forest_part(source: Source) -> Part:
     gaps = source.gaps(shown(profile))
     pictures = forest_picture(frame, names) if len(frame) else []
     tables = forest_tables(frame, names)
-    return Part("forest", title, frame, tables, notes, gaps, pictures, sentences(source, frame))
+    said = [*asked(frame, names), *sentences(source, frame)]
+    return Part("forest", title, frame, tables, notes, gaps, pictures, said)
 
 
 FOREST = Chapter(

@@ -144,7 +144,7 @@ def people_tables(frame: pd.DataFrame, names: Names) -> list[Table]:
 def _person(part: pd.DataFrame, names: Names) -> list[dict]:
     history = part[part["side"] == HISTORY]
     heading = f"User {part['user'].iloc[0]}: {_count(len(history), 'rating')} in the source domain"
-    rated = [f"{row.item} {row.stars:g}★" for row in history.itertuples()]
+    rated = [f"{row.item}\N{NO-BREAK SPACE}{row.stars:g}★" for row in history.itertuples()]
     if len(rated) > SHOWN:
         rated = [*rated[: SHOWN - 1], f"and {len(rated) - SHOWN + 1} more"]
     columns = {"Has rated": rated}

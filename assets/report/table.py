@@ -100,7 +100,7 @@ class Hit(str):
     """An item of a list that the user did choose."""
 
     def __str__(self) -> str:
-        return f"{super().__str__()} {HIT}"
+        return f"{super().__str__()}\N{NO-BREAK SPACE}{HIT}"
 
 
 def _written(style: str, value: float) -> str:

@@ -23,7 +23,6 @@ from assets.serving.lists import Named, Wanted
 from assets.settings.axes import Axes, Cell
 from assets.settings.profile import Profile
 from assets.state.code import code_of
-from assets.state.compute import CUDA
 from assets.state.store import Store, fingerprint
 from assets.training.choose import candidates
 from ml.splits import TEST
@@ -81,7 +80,6 @@ def recommendations_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
         code_version=CODE,
         backfill_policy=axes.seeds_together,
         pool="gpu",
-        op_tags=CUDA,
         description=f"Top-k target items of each cold-start user with the stars that are expected, by {by}; "
         f"popular items for users of whom nothing is known. Profile: {profile.title}.",
     )
@@ -127,10 +125,11 @@ def recommend_cell(
     bundle = Bundle.of_cell(store, profile, cell, chosen, filters)
     bundle.recommender.check_order(config.list)
     users, by_popularity = cold_users(store, profile, cell), 0
-    user_ids = pa.array(bundle.user_ids, pa.string())
+    columns = lists.schema(bundle)
+    user_ids = pa.array(bundle.user_ids, pa.string()).cast(columns.field("user_id").type)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "recommendations.parquet")
-        with lists.writer(file, lists.schema(bundle)) as write:
+        with lists.writer(file, columns) as write:
             for rows in np.array_split(users, range(CHUNK, len(users), CHUNK)):
                 listed, strangers = lists.table(bundle, known_users(bundle, rows, user_ids), config.wanted)
                 by_popularity += strangers

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from assets.state.locks import by_file
 
 # The tag by which MLflow nests a run under another.
 PARENT = "mlflow.parentRunId"
@@ -26,27 +26,36 @@ views: *Errors and lists*, *Profiles and tasks*.
 """
 # The key of the view that links open, see `view`.
 RESULTS_VIEW = "diffcdr-results"
+SCENARIO_TAGS, CELL_TAGS = ("profile", "task", "beta"), ("seed", "model", "objective")
+NAME = "attributes.`Run Name`"  # as MLflow calls that column
 RATINGS, LISTS = ("mae", "rmse"), ("ndcg_at_20", "hr_at_20")
 
 
 def face() -> dict[str, str]:
     """The experiment's tags: what MLflow 3 knows of descriptions, kinds and saved views."""
-    tags = ("profile", "task", "beta", "seed", "model", "objective")
-    columns = [*(f"tags.`{tag}`" for tag in tags), *(f"metrics.`{metric}`" for metric in (*RATINGS, *LISTS))]
+    # Profile, task and β are in the names of the runs that hold the others.
+    scenario, cell = ([f"tags.`{tag}`" for tag in tags] for tags in (SCENARIO_TAGS, CELL_TAGS))
+    metrics = [f"metrics.`{metric}`" for metric in (*LISTS, *RATINGS)]
     current = "tags.superseded IS NULL"
     return {
         "mlflow.note.content": DESCRIPTION,
         # Else MLflow guesses, and asks whether it guessed well.
         "mlflow.experimentKind": "custom_model_development",
         "mlflow.experiment.primaryMetric.name": "rmse",
-        **_view(RESULTS_VIEW, "Errors and lists", columns, current),
-        **_view("diffcdr-scenarios", "Profiles and tasks", columns[:3], f"tags.{SCENARIO} LIKE '%'"),
+        **_view(RESULTS_VIEW, "Errors and lists", [*cell, *metrics], current),
+        **_view("diffcdr-scenarios", "Profiles and tasks", scenario, f"tags.{SCENARIO} LIKE '%'"),
     }
 
 
 def _view(key: str, name: str, columns: list[str], query: str) -> dict[str, str]:
     """A saved view as MLflow's pages write and read it, opened by `?viewStateShareKey=<key>`."""
-    state = {"searchFilter": query, "selectedColumns": columns, "orderByKey": "attributes.start_time"}
+    state = {
+        "searchFilter": query,
+        "selectedColumns": columns,
+        # Names have four parts.
+        "columnWidths": {NAME: 360},
+        "orderByKey": "attributes.start_time",
+    }
     # The time is that of the view's making, which nobody needs; equal views are to be equal tags.
     view = {"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
     return {f"mlflow.sharedViewState.{key}": json.dumps(view)}
@@ -67,7 +76,6 @@ def holder(client: Any, experiment: str, about: Mapping[str, str], name: str, lo
     Processes of one machine ask one after another, by a lock in `locks`; of two that other machines have made
     at the same moment, all take the older.
     """
-    locks.mkdir(parents=True, exist_ok=True)
     query = f"tags.{SCENARIO} = '{name}'"
 
     def oldest() -> str | None:
@@ -77,7 +85,7 @@ def holder(client: Any, experiment: str, about: Mapping[str, str], name: str, lo
         ids = sorted((run.info.start_time, run.info.run_id) for run in found)
         return ids[0][1] if ids else None
 
-    with FileLock(locks / f"{name.replace('/', '-')}.lock"):
+    with by_file(locks, name.replace("/", "-")):
         if (there := oldest()) is not None:
             return there
         made = client.create_run(experiment, run_name=name, tags={SCENARIO: name, **about}).info.run_id

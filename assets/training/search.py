@@ -21,7 +21,7 @@ from assets.settings.catalog import Catalog
 from assets.settings.profile import SEARCHED, Profile
 from assets.state import plots
 from assets.state.code import code_of
-from assets.state.compute import CUDA, Compute
+from assets.state.compute import Compute, gpu_tags
 from assets.state.progress import epochs
 from assets.state.store import Entry, Store, fingerprint, parquet
 from assets.state.tracking import CellRun, MlflowTracking
@@ -56,7 +56,7 @@ def search_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
         code_version=CODE,
         backfill_policy=axes.seeds_together,
         pool="gpu",
-        op_tags=CUDA,
+        op_tags=gpu_tags(True),
         description=f"Grid search for the task weight λ and the guidance s of DiffCDR: {count} trainings in "
         f"one batch, judged on validation users alone. Profile: {profile.title}.",
     )

@@ -51,6 +51,8 @@ class Model(ABC):
     # Whom it can answer for once trained: `anyone` with source ratings, `known` users of the source table
     # alone, or nobody ("").
     serves: ClassVar[str] = "anyone"
+    # Whether `fit` computes on the device that it is given: a GPU is wasted on what does not.
+    on_device: ClassVar[bool] = True
     # What its scores are to a reader: a `probability`, or a `score` that only orders.
     scored_by: ClassVar[str] = "score"
     # How its lists can be ordered, see `ORDERS`; `coverage` needs `covering`.

@@ -150,14 +150,14 @@ class DiffCDR(TransferModel):
 
         condition and share are DIM's, source and counts ALM's: the same, once a problem and once a replica.
         """
-        users = gather(stack.users, batch.rows, -2)
+        users = stack.users(batch.rows)
         source, target = (gather(table, users, -2) for table in (stack.source, stack.target))
         share = batch.share
         inputs = {"source": source, "target": target, "counts": share, "condition": source, "share": share}
         if self.parts != "da":
-            items = gather(stack.items, batch.rows, -2)
+            items = stack.items(batch.rows)
             inputs["item"] = gather(stack.target_items, items, -2)
-            inputs["value"] = gather(stack.values, batch.rows, -2)
+            inputs["value"] = stack.values(batch.rows)
         if self.parts != "at":
             signal, level, embedding = (
                 torch.nn.functional.embedding(batch.draws["time"], stack.extra[name])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ml.data import Problem, SourceUsers
 from ml.models.transfer import Batch, Stack, TransferModel
-from ml.replicas import gather, gather_columns, linear
+from ml.replicas import gather_columns, linear
 
 
 @dataclass
@@ -44,7 +44,7 @@ class LACDR(TransferModel):
         }
 
     def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
-        users = gather(stack.users, batch.rows, -2)
+        users = stack.users(batch.rows)
         return {"source": gather_columns(stack.source, users), "target": gather_columns(stack.target, users)}
 
     def loss(self, stack: Stack, batch: Batch) -> Tensor:

@@ -54,7 +54,7 @@ class PTUPCDR(TransferModel):
     def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
         """slots: the liked items (R, length, B), whose factors are too many to be gathered ahead;
         present: as `attention` has it."""
-        users, items = (gather(table, batch.rows, -2) for table in (stack.users, stack.items))
+        users, items = stack.users(batch.rows), stack.items(batch.rows)
         slot = torch.arange(self.length, device=users.device).unsqueeze(1)
         present = slot < gather(stack.extra["filled"], users, -2).unsqueeze(-2)
         return {
@@ -62,7 +62,7 @@ class PTUPCDR(TransferModel):
             "present": present.to(stack.source.dtype),
             "source": gather_columns(stack.source, users),
             "item": gather_columns(stack.target_items, items),
-            "values": gather(stack.values, batch.rows, -2),
+            "values": stack.values(batch.rows),
             "share": batch.share,
         }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ml.data import History, Problem, SourceUsers
 from ml.models.transfer import Batch, Stack, TransferModel
-from ml.replicas import bias, gather, gather_columns, linear
+from ml.replicas import bias, gather_columns, linear
 
 REDRAWS = 10  # a user who liked nearly all that anybody liked keeps a liked item after so many
 
@@ -42,11 +42,11 @@ class SSCDR(TransferModel):
         return {"map": linear(target, source, generator), "bias": bias(target, source, generator)}
 
     def draws(self, problem: Problem, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        return liked_pairs(problem.source.history, problem.ratings.users[rows], generator)
+        return liked_pairs(problem.source.history, problem.ratings.users[rows].long(), generator)
 
     def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
         """vectors: what is mapped, (R, k source, 3 B): users, then i⁺, then i⁻."""
-        users = gather(stack.users, batch.rows, -2)
+        users = stack.users(batch.rows)
         items = [gather_columns(stack.source_items, batch.draws[name]) for name in ("positive", "negative")]
         return {
             "vectors": torch.cat([gather_columns(stack.source, users), *items], -1),
@@ -92,7 +92,7 @@ class RejectingSSCDR(SSCDR):
 
     def draws(self, problem: Problem, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         draws = super().draws(problem, rows, generator)
-        history, users = problem.source.history, problem.ratings.users[rows]
+        history, users = problem.source.history, problem.ratings.users[rows].long()
         if len(history.items) == 0:
             return draws
         counts = history.offsets.diff()

@@ -23,7 +23,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from ml.data import Data, Problem, SourceUsers, Users, to_device
+from ml.data import Data, Problem, Ratings, SourceUsers, Users, to_device
 from ml.models.contract import VectorModel
 from ml.replicas import Epoch, EpochPlan, ReplicaAdam, replica_generator
 
@@ -63,9 +63,9 @@ class Batch:
 class Stack:
     """The P problems of R replicas side by side, short tables padded with zeros: one gather serves all.
 
-    source, target: (P, n, k); target_items: (P, items, k); source_items: (P, source items, k);
-    users, items: (P, m) int64 and values: (P, m) float32 are the ratings. A table that no model reads is
-    never stacked. owner: (R,) int64, the problem of each replica.
+    source, target: (P, n, k); target_items: (P, items, k); source_items: (P, source items, k). A table that
+    no model reads is never stacked; ratings, the longest ones, are read where they are. owner: (R,) int64,
+    the problem of each replica.
     """
 
     def __init__(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> None:
@@ -101,19 +101,27 @@ class Stack:
         return self.pad([p.source.item_factors for p in self.problems])
 
     @cached_property
-    def users(self) -> Tensor:
-        return self.pad([p.ratings.users for p in self.problems])
+    def ratings(self) -> list[Ratings]:
+        return [problem.ratings.to(self.device) for problem in self.problems]
 
-    @cached_property
-    def items(self) -> Tensor:
-        return self.pad([p.ratings.items for p in self.problems])
+    def users(self, rows: Tensor) -> Tensor:
+        """Of the ratings at `rows` (..., P, B) of each problem: alike, int64."""
+        return self._column("users", rows).long()
 
-    @cached_property
-    def values(self) -> Tensor:
-        return self.pad([p.ratings.values for p in self.problems])
+    def items(self, rows: Tensor) -> Tensor:
+        """As `users`."""
+        return self._column("items", rows).long()
+
+    def values(self, rows: Tensor) -> Tensor:
+        """As `users`, float32."""
+        return self._column("values", rows)
+
+    def _column(self, name: str, rows: Tensor) -> Tensor:
+        parts = zip(self.ratings, rows.unbind(-2), strict=True)
+        return torch.stack([getattr(ratings, name)[where] for ratings, where in parts], -2)
 
     def pad(self, tables: list[Tensor]) -> Tensor:
-        """One table (n_r, ...) of each replica as (R, max n_r, ...), zero where padded."""
+        """One table (n_p, ...) of each problem as (P, max n_p, ...), zero where padded."""
         return torch.nn.utils.rnn.pad_sequence(tables, batch_first=True).to(self.device)
 
 
