@@ -31,9 +31,18 @@ class DomainRatings:
     n_items: int
 
     def tensors(self, rows: np.ndarray | slice = slice(None)) -> Ratings:
-        """The ratings, or those `rows` of them, as a model takes them: a copy, 20 bytes a rating."""
+        """The ratings, or those `rows` of them, with int64 ids: a copy, 20 bytes a rating."""
         users, items = (torch.from_numpy(x[rows]).long() for x in (self.users, self.items))
         return Ratings(users, items, torch.from_numpy(self.values[rows]))
+
+    def narrow(self, kept: np.ndarray | None = None) -> Ratings:
+        """The ratings themselves with int32 ids, to be read alone; or a copy of those `kept` (m,) bool, 12
+        bytes a rating."""
+        columns = self.users, self.items, self.values
+        if kept is not None:
+            rows = rows_of(kept)
+            columns = tuple(column[rows] for column in columns)
+        return Ratings(*map(torch.from_numpy, columns))
 
     def of_users(self, keep: np.ndarray) -> np.ndarray:
         """Rows of the users that `keep` (n_users,) bool marks: (m,) bool."""
@@ -58,27 +67,37 @@ class ColdStart:
     def training_rows(self) -> np.ndarray:
         """Which target ratings may be learned from: (m,) bool; those of users of the target alone are."""
         hidden = np.zeros(self.target.n_users, dtype=bool)
-        hidden[self.target_rows[self.roles != TRAIN]] = True
+        hidden[hidden_users(self.target_rows, self.roles)] = True
         return ~self.target.of_users(hidden)
 
     def places(self, members: np.ndarray) -> np.ndarray:
-        """Where each target user (n_users,) stands among `members`, −1 where not at all."""
-        place = np.full(self.target.n_users, -1, dtype=np.int64)
-        place[self.target_rows[members]] = np.arange(len(members))
+        """Where each target user (n_users,) int32 stands among `members`, −1 where not at all."""
+        place = np.full(self.target.n_users, -1, dtype=np.int32)
+        place[self.target_rows[members]] = np.arange(len(members), dtype=np.int32)
         return place
 
-    def target_ratings(self, members: np.ndarray) -> Ratings:
-        """Target ratings of `members`, who become users 0..k−1."""
-        place = self.places(members)[self.target.users]
-        rows = place >= 0
-        ratings = self.target.tensors(rows)
-        return Ratings(torch.from_numpy(place[rows]), ratings.items, ratings.values)
+    def rows_of(self, members: np.ndarray) -> np.ndarray:
+        """Which target ratings (r,) int32 are those of `members`."""
+        return rows_of(self.target.of_users(self.places(members) >= 0))
+
+    def target_ratings(self, members: np.ndarray, wide: bool = True) -> Ratings:
+        """Target ratings of `members`, who become users 0..k−1; not wide: with int32 ids, 12 bytes each."""
+        place, target, rows = self.places(members), self.target, self.rows_of(members)
+        users, items = (torch.from_numpy(x) for x in (place[target.users[rows]], target.items[rows]))
+        if wide:
+            users, items = users.long(), items.long()
+        return Ratings(users, items, torch.from_numpy(target.values[rows]))
 
     def source_user(self) -> Tensor:
         """Each target user's row in the source domain: (target users,) int64, −1 where there is none."""
         rows = torch.full((self.target.n_users,), -1)
         rows[torch.from_numpy(self.target_rows)] = torch.from_numpy(self.source_rows)
         return rows
+
+
+def hidden_users(target_rows: np.ndarray, roles: np.ndarray) -> np.ndarray:
+    """Which target users (h,) none of whose target ratings may be learned from."""
+    return target_rows[roles != TRAIN]
 
 
 def rows_of(kept: np.ndarray) -> np.ndarray:

@@ -12,8 +12,10 @@ For plain factors, as `ml.factorization.adam` trains them, μ and Σ are those o
 is measured and not tuned. For biased ones (`ml.factorization.biased`) o is the items' offset, μ = 0, σ² = 1
 and Σ⁻¹ the penalties, which is the solve that training ends with: a user of the training with the same
 ratings gets the very vector that was trained. So it is for factors of choices (`ml.factorization.implicit`)
-with μ = 0, σ² = 1 / (c − 1), Σ⁻¹ = VᵀV + λI and every rating counted as c / (c − 1), c the confidence. What
-models are given of users of these two, (u − c) / s, is standardised.
+with μ = 0, σ² = 1 / (c − 1), Σ⁻¹ = VᵀV + λI and every rating counted as c / (c − 1), c the confidence. Where
+Spark solved (`ml.factorization.spark`), λnI takes the place of λI and of the penalties, n the number of the
+user's ratings: each rating adds λ to the diagonal. What models are given of users of all these, (u − c) / s,
+is standardised.
 A user without ratings gets μ.
 """
 
@@ -33,18 +35,21 @@ from ml.factorization.biased import BiasedFactors, centre_and_scale
 # Ratings whose outer products v vᵀ are held at a time: 50 MB at k = 10.
 BLOCK = 1 << 16
 BY_VALUE = torch.tensor(float("nan"), dtype=torch.float64)
+NOTHING = torch.zeros((), dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class FoldIn:
-    """item_factors: (items, k) and offset: (items,), float32; float64 are mean: (k,) and covariance: (k, k),
-    the prior μ and Σ of a user, noise: (), σ², centre and scale: (k,), c and s, and choice: (), what every
-    rating counts as, NaN where it counts as its value."""
+    """item_factors: (items, k) and offset: (items,), float32; float64 are mean: (k,) and precision: (k, k),
+    the prior μ and Σ⁻¹ of a user, per_rating: (), what each rating adds to the diagonal of Σ⁻¹, noise: (),
+    σ², centre and scale: (k,), c and s, and choice: (), what every rating counts as, NaN where it counts as
+    its value."""
 
     item_factors: Tensor
     offset: Tensor
     mean: Tensor
-    covariance: Tensor
+    precision: Tensor
+    per_rating: Tensor
     noise: Tensor
     centre: Tensor
     scale: Tensor
@@ -69,12 +74,14 @@ class FoldIn:
         mean, width = users.mean(0), users.shape[1]
         noise = torch.tensor(_squared_error(user_factors, item_factors, ratings), dtype=torch.float64)
         centered = users - mean
+        # A floor, so that a table of equal users or a perfect fit still has an inverse.
+        covariance = centered.T @ centered / len(users) + 1e-6 * torch.eye(width)
         return cls(
             item_factors,
             torch.zeros(len(item_factors)),
             mean,
-            # A floor, so that a table of equal users or a perfect fit still has an inverse.
-            centered.T @ centered / len(users) + 1e-6 * torch.eye(width),
+            torch.linalg.inv(covariance),
+            NOTHING,
             noise.clamp(1e-6),
             torch.zeros(width, dtype=torch.float64),
             torch.ones(width, dtype=torch.float64),
@@ -92,7 +99,8 @@ class FoldIn:
             factors.items,
             factors.offset,
             torch.zeros(width, dtype=torch.float64),
-            (1 / penalties).diag(),
+            penalties.diag(),
+            NOTHING,
             torch.ones((), dtype=torch.float64),
             centre,
             scale,
@@ -103,14 +111,36 @@ class FoldIn:
     def of_choices(cls, factors: BiasedFactors, penalty: float, confidence: float, rows: Tensor) -> Self:
         """The solve of `ImplicitFactorization` with its settings, standardised over the users `rows`; the
         offset of `factors` is 0. Raises ValueError as `standardize` does."""
-        items, width = factors.items.double(), factors.users.shape[1]
+        penalties = penalty * torch.eye(factors.users.shape[1], dtype=torch.float64)
+        return cls._of_choices(factors, penalties, NOTHING, confidence, rows)
+
+    @classmethod
+    def of_spark(cls, factors: BiasedFactors, penalty: float, confidence: float | None, rows: Tensor) -> Self:
+        """The solve of `SparkFactorization`, or with a confidence that of `SparkImplicitFactorization`; else
+        as `of_choices`."""
+        width = factors.users.shape[1]
+        nothing = torch.zeros(width, width, dtype=torch.float64)
+        per_rating = torch.tensor(penalty, dtype=torch.float64)
+        if confidence is not None:
+            return cls._of_choices(factors, nothing, per_rating, confidence, rows)
         centre, scale = centre_and_scale(factors, rows)
-        more = confidence - 1
+        one = torch.ones((), dtype=torch.float64)
+        return cls(
+            factors.items, factors.offset, nothing[0], nothing, per_rating, one, centre, scale, BY_VALUE
+        )
+
+    @classmethod
+    def _of_choices(
+        cls, factors: BiasedFactors, penalties: Tensor, per_rating: Tensor, confidence: float, rows: Tensor
+    ) -> Self:
+        items, more = factors.items.double(), confidence - 1
+        centre, scale = centre_and_scale(factors, rows)
         return cls(
             factors.items,
             factors.offset,
-            torch.zeros(width, dtype=torch.float64),
-            torch.linalg.inv(items.T @ items + penalty * torch.eye(width, dtype=torch.float64)),
+            torch.zeros(items.shape[1], dtype=torch.float64),
+            items.T @ items + penalties,
+            per_rating,
             torch.tensor(1 / more, dtype=torch.float64),
             centre,
             scale,
@@ -127,9 +157,13 @@ class FoldIn:
         check_rows("ratings.users", ratings.users, n)
         check_rows("ratings.items", ratings.items, len(self.item_factors))
         k = len(self.mean)
-        precision = torch.linalg.inv(self.covariance)
-        left = precision.repeat(n, 1, 1)
-        right = (precision @ self.mean).repeat(n, 1)
+        left = self.precision.repeat(n, 1, 1)
+        right = (self.precision @ self.mean).repeat(n, 1)
+        counts = torch.bincount(ratings.users, minlength=n)
+        left.diagonal(dim1=1, dim2=2).add_(self.per_rating * counts[:, None])
+        # Their prior may have no precision at all.
+        alone = counts == 0
+        left[alone], right[alone] = torch.eye(k, dtype=torch.float64), self.mean
         for users, items, values in _blocks(ratings):
             rows, of = users.unique(return_inverse=True)
             rated, which = items.unique(return_inverse=True)

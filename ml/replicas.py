@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-PART = 1 << 22  # rows of a replica whose draws are held at a time
+PART = 1 << 20  # rows of a replica whose draws are held at a time
 
 
 def replica_generator(seed: int, purpose: str) -> torch.Generator:
@@ -102,7 +102,7 @@ class EpochPlan:
 
 
 class ReplicaAdam:
-    """Adam over parameters (R, ...) in which each replica counts its own steps.
+    """Adam over parameters (R, ...) in which each replica counts its own steps, and may have its own rate.
 
     Equals R torch.optim.Adam instances: a replica that is not active in a step keeps its parameters, its
     moments and its step count. Gradients are clipped to `max_norm` per replica where it is given.
@@ -111,22 +111,41 @@ class ReplicaAdam:
     def __init__(
         self,
         parameters: Sequence[Tensor],
-        lr: float,
+        lr: float | Sequence[float],
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         max_norm: float | None = None,
     ) -> None:
-        self.parameters, self.max_norm = list(parameters), max_norm
+        self.max_norm = max_norm
+        self._hold(parameters)
+        self.first, self.second = torch.zeros_like(self.gradient), torch.zeros_like(self.gradient)
+        like, replicas = self.gradient, len(self.gradient)
+        self.steps = torch.zeros(replicas, dtype=torch.int64, device=like.device)
+        rates = [lr] * replicas if isinstance(lr, float | int) else list(lr)
+        # The tables of all rates one below the other, and where each replica's begins.
+        different = list(dict.fromkeys(rates))
+        self.rates = torch.cat([adam_rates(each, betas, eps, like.dtype, like.device) for each in different])
+        self.last = len(self.rates) // len(different) - 1
+        self.begin = torch.tensor([different.index(rate) for rate in rates], device=like.device)
+        self.begin *= self.last + 1
+
+    def _hold(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = list(parameters)
         # One row of moments a replica: the arithmetic runs once a step, not once a parameter.
         replicas, like = len(self.parameters[0]), self.parameters[0]
         sizes = [p[0].numel() for p in self.parameters]
-        self.gradient, self.change, self.first, self.second = like.new_zeros(4, replicas, sum(sizes))
+        self.gradient, self.change = like.new_zeros(2, replicas, sum(sizes))
         self.gradients, self.changes = (
             [part.view_as(p) for part, p in zip(row.split(sizes, 1), self.parameters, strict=True)]
             for row in (self.gradient, self.change)
         )
-        self.steps = torch.zeros(replicas, dtype=torch.int64, device=like.device)
-        self.rates = adam_rates(lr, betas, eps, like.dtype, like.device)
+
+    def keep(self, replicas: Tensor, parameters: Sequence[Tensor]) -> None:
+        """Go on with the `replicas` (r,) alone, whose parameters are now `parameters` (r, ...)."""
+        self._hold(parameters)
+        self.first, self.second, self.steps, self.begin = (
+            table[replicas] for table in (self.first, self.second, self.steps, self.begin)
+        )
 
     @torch.no_grad()
     def update(self, gradients: Sequence[Tensor], active: Tensor) -> None:
@@ -136,8 +155,8 @@ class ReplicaAdam:
         if self.max_norm is not None:
             gradient = clip_by_replica(gradient, self.max_norm)
         self.steps += active
-        count = (self.steps * active).clamp_(max=len(self.rates) - 1)
-        rate1, rate2, scale, floor = self.rates.index_select(0, count).unbind(1)
+        row = self.steps.clamp(max=self.last).add_(self.begin).mul_(active)
+        rate1, rate2, scale, floor = self.rates.index_select(0, row).unbind(1)
         self.first.lerp_(gradient, rate1)
         self.second.lerp_(gradient.square(), rate2)
         torch.div(self.first, self.second.sqrt().mul_(scale).add_(floor), out=self.change)
@@ -169,25 +188,26 @@ def clip_by_replica(gradient: Tensor, max_norm: float) -> Tensor:
     return gradient * (max_norm / (norm + 1e-6)).clamp(max=1)
 
 
-def gather(table: Tensor, index: Tensor, axis: int = 0) -> Tensor:
+def gather(table: Tensor, index: Tensor, axis: int = 0, owner: Tensor | None = None) -> Tensor:
     """Rows `index` (R, ...) of each replica's `table` (R, n, ...): (R, ..., *table.shape[2:]).
 
-    axis: which one of `index` is R.
+    axis: which one of `index` is R; owner: (R,) int64, which of fewer tables each replica reads.
     """
     replicas, rows = table.shape[:2]
     inner = [1] * (index.dim() - 1 - axis % index.dim())
-    offset = torch.arange(replicas, device=table.device).view(-1, *inner) * rows
+    owner = torch.arange(replicas, device=table.device) if owner is None else owner
+    offset = owner.view(-1, *inner) * rows
     return (
         table.flatten(0, 1).index_select(0, (index + offset).flatten()).view(*index.shape, *table.shape[2:])
     )
 
 
-def gather_columns(table: Tensor, index: Tensor) -> Tensor:
+def gather_columns(table: Tensor, index: Tensor, owner: Tensor | None = None) -> Tensor:
     """Rows `index` (..., R, B) of each replica's `table` (R, n, k) as columns: (..., R, k, B).
 
-    A batch is longer than a row: what runs along it uses the processor's whole width.
+    A batch is longer than a row: what runs along it uses the processor's whole width. owner: as in `gather`.
     """
-    return gather(table, index, -2).mT.contiguous()
+    return gather(table, index, -2, owner).mT.contiguous()
 
 
 def linear(out_features: int, in_features: int, generator: torch.Generator) -> Tensor:

@@ -61,7 +61,7 @@ def profile_assets(axes: Axes, profile: Profile) -> list[dg.AssetsDefinition]:
         *(model_asset(axes, profile, name) for name in profile.trained),
         *([warming_asset(axes, profile)] if sampling_models(profile) else []),
         *([first_choices_asset(axes, profile)] if list_models(profile) else []),
-        *([] if profile.biased else [embeddings_asset(axes, profile)]),
+        *([embeddings_asset(axes, profile)] if profile.plain else []),
         *([search_asset(axes, profile)] if profile.search else []),
         recommendations_asset(axes, profile),
     ]

@@ -7,12 +7,11 @@ The folder is a DAGSTER_HOME with a dagster.yaml of its own, so that Dagster's c
 import contextlib
 import os
 import shutil
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock
-
+from assets.state.locks import by_file
+from assets.state.sqlite import damage
 from assets.state.store import Store, writing
 
 CONFIGURATION = Path(__file__).with_name("dagster.yaml")
@@ -43,19 +42,18 @@ def dagster_instance() -> Iterator:
 
     folder = dagster_home()
     # Two first runs would both create the databases.
-    with writing(folder), _readable(folder), FileLock(folder / ".opening.lock"):
+    with writing(folder), _settings(folder), _databases(folder), by_file(folder, ".opening"):
         opened = DagsterInstance.from_config(str(folder))
         opened.get_runs_count()
         opened.event_log_storage.get_concurrency_keys()
-    with opened as instance:
+    with opened as instance, _databases(folder):
         yield instance
 
 
 @contextlib.contextmanager
-def _readable(folder: Path) -> Iterator[None]:
+def _settings(folder: Path) -> Iterator[None]:
     import yaml
     from dagster import DagsterInvalidConfigError
-    from sqlalchemy.exc import DatabaseError
 
     try:
         yield
@@ -63,20 +61,19 @@ def _readable(folder: Path) -> Iterator[None]:
         raise UnreadableHistory(
             f"{folder / CONFIGURATION.name}: {error}; correct it, or remove it to have the usual one"
         ) from error
+
+
+@contextlib.contextmanager
+def _databases(folder: Path) -> Iterator[None]:
+    from sqlalchemy.exc import DatabaseError
+
+    try:
+        yield
     except DatabaseError as error:
         for file in sorted(folder.rglob("*.db")):
-            if problem := _damage(file):
+            if problem := damage(file):
                 raise UnreadableHistory(
                     f"{file} is damaged ({problem}): remove {folder}, which loses Dagster's history and "
                     "nothing that was computed"
                 ) from error
         raise
-
-
-def _damage(database: Path) -> str:
-    try:
-        with contextlib.closing(sqlite3.connect(database)) as connection:
-            [(found,)] = connection.execute("PRAGMA quick_check(1)").fetchall()
-    except sqlite3.DatabaseError as error:
-        return str(error)
-    return "" if found == "ok" else found

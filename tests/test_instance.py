@@ -1,6 +1,8 @@
 """Dagster's state lies in the home; every deployment file is a valid instance configuration."""
 
+import contextlib
 import shutil
+import sqlite3
 from pathlib import Path
 
 import dagster as dg
@@ -29,6 +31,25 @@ def test_state_stays_in_the_home(instance, home):
     assert list((home / "dagster/history").rglob("runs.db"))
     assert [path.name for path in home.iterdir()] == ["dagster"]
     assert not instance.telemetry_enabled
+
+
+def test_a_history_that_is_damaged_within_is_named_when_it_is_used(home):
+    """It can be opened: only its table of tags is rubbish."""
+    with instances.dagster_instance() as made:
+        made.create_run_for_job(_job(), tags={"a": "b"})
+    [file] = (home / "dagster" / "history").glob("runs.db")
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        place = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'run_tags'").fetchone()
+        [(size,)] = connection.execute("PRAGMA page_size").fetchall()
+    with file.open("r+b") as opened:
+        opened.seek((place[0] - 1) * size)
+        opened.write(b"rubbish" * (size // 7))
+    said = rf"{file} is damaged \(.*\): remove {home / 'dagster'}, which loses Dagster's history and nothing"
+    with (
+        pytest.raises(instances.UnreadableHistory, match=said),
+        instances.dagster_instance() as made,
+    ):
+        made.get_runs(dg.RunsFilter(tags={"a": "b"}))
 
 
 def test_a_changed_dagster_yaml_is_kept(home):

@@ -3,6 +3,7 @@
 `ml.cold_start.ColdStart` keeps held-out target ratings out of it.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import replace
 from functools import cached_property
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ml.cold_start import ColdStart, DomainRatings
     from ml.data import HeldOut, Problem, Ratings, SourceUsers, Users
     from ml.factorization.adam import RatingTable
+    from ml.factorization.spark import RatingFile
     from ml.models.contract import Model
 
 SIDES = {"validation": VALIDATION, "test": TEST}
@@ -123,7 +125,7 @@ class Gate:
         from ml.data import ratings_of
 
         domain = self.cold_start.source
-        return ratings_of(domain.tensors(), rows, domain.n_users)
+        return ratings_of(domain.narrow(), rows, domain.n_users)
 
     @cached_property
     def description(self) -> "Tensor | None":
@@ -206,12 +208,12 @@ class Seen:
     @cached_property
     def source(self) -> "Ratings":
         self._need("ratings", "stars", "effects")
-        return self._source.tensors()
+        return self._source.narrow()
 
     @cached_property
     def target(self) -> "Ratings":
         self._need("ratings", "stars", "effects")
-        return self._target.tensors(self._gate.cold_start.training_rows())
+        return self._target.narrow(self._gate.cold_start.training_rows())
 
     @cached_property
     def train(self) -> "Users":
@@ -317,13 +319,45 @@ def target_table(store: Store, profile: Profile, cell: Cell, objective: str = "r
     return _table(store, cell.target.name, rows, cell.seed, objective)
 
 
+def source_file(store: Store, domain: str, seed: int, here: bool) -> "RatingFile":
+    """All ratings of the domain where Spark reads them; here: whether that is this machine."""
+    return _file(store, domain, seed, here, np.zeros(0, dtype=np.int32), 0)
+
+
+def target_file(store: Store, profile: Profile, cell: Cell, here: bool) -> "RatingFile":
+    """The target ratings the cell may train on, as `source_file`."""
+    from ml.cold_start import hidden_users
+
+    users, assigned = store.overlap(cell.task).table("users.parquet"), roles(store, profile, cell)
+    hidden = hidden_users(users["target_user"].to_numpy(dtype=np.int32), assigned)
+    count = hidden_users(users["target_ratings"].to_numpy(), assigned).sum()
+    return _file(store, cell.target.name, cell.seed, here, hidden, int(count))
+
+
+def _file(store: Store, domain: str, seed: int, here: bool, hidden: np.ndarray, count: int) -> "RatingFile":
+    """The domain's ratings but for the `count` of the users `hidden`."""
+    from ml.factorization.spark import RatingFile
+
+    entry = store.ratings(domain)
+    facts = entry.require()
+    # Hadoop's own name of S3.
+    elsewhere = re.sub("^s3:", "s3a:", f"{entry.place}/ratings.parquet")
+    return RatingFile(
+        path=str(entry.path_of("ratings.parquet")) if here else elsewhere,
+        count=facts["ratings"] - count,
+        n_users=facts["users"],
+        n_items=facts["items"],
+        seed=seed,
+        without=hidden,
+    )
+
+
 def _table(store: Store, domain: str, kept: np.ndarray | None, seed: int, objective: str) -> "RatingTable":
     """Of all ratings, or those `kept` (m,) bool; every seed's table has the same columns."""
     import torch
 
     from ml.cold_start import rows_of
     from ml.factorization.adam import RatingTable
-    from ml.factorization.negatives import with_negatives
 
     ratings = domain_ratings(store, domain)
     table = RatingTable(
@@ -335,10 +369,7 @@ def _table(store: Store, domain: str, kept: np.ndarray | None, seed: int, object
         seed=seed,
         rows=None if kept is None else torch.from_numpy(rows_of(kept)),
     )
-    if objective == "rating":
-        return table
-    negatives = domain_negatives(store, domain, seed)
-    return with_negatives(table, negatives if kept is None else negatives.of(torch.from_numpy(kept)))
+    return table if objective == "rating" else replace(table, negatives=domain_negatives(store, domain, seed))
 
 
 def held_out_ratings(store: Store, profile: Profile, cell: Cell, role: int) -> tuple[np.ndarray, "Ratings"]:
@@ -354,13 +385,13 @@ def _with_negatives(gate: Gate, members: np.ndarray, ratings: "Ratings") -> "Rat
 
     from ml.data import Ratings
 
-    place = torch.from_numpy(gate.cold_start.places(members))
-    negatives = domain_negatives(gate.store, gate.cell.target.name, gate.cell.seed)
-    mine = place[negatives.users] >= 0
+    rows = torch.from_numpy(gate.cold_start.rows_of(members))
+    drawn = domain_negatives(gate.store, gate.cell.target.name, gate.cell.seed)[rows]
+    found = drawn >= 0
     return Ratings(
-        users=torch.cat([ratings.users, place[negatives.users[mine]]]),
-        items=torch.cat([ratings.items, negatives.items[mine]]),
-        values=torch.cat([ratings.values, torch.zeros(int(mine.sum()))]),
+        users=torch.cat([ratings.users, ratings.users[found]]),
+        items=torch.cat([ratings.items, drawn[found]]),
+        values=torch.cat([ratings.values, torch.zeros(int(found.sum()))]),
     )
 
 
@@ -388,7 +419,7 @@ def _problem(gate: Gate) -> "Problem":
 
     source, target = gate.factors["source"], gate.factors["target"]
     train = gate.members("train")
-    ratings = gate.cold_start.target_ratings(train)
+    ratings = gate.cold_start.target_ratings(train, wide=False)
     if gate.profile.implicit(gate.objective):
         ratings = replace(ratings, values=torch.ones_like(ratings.values))
     if gate.objective == "ranking":

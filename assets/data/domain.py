@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ml.cold_start import DomainRatings
-    from ml.factorization.negatives import Negatives
 
 
 def domain_ratings(store: Store, domain: str) -> "DomainRatings":
@@ -75,24 +74,26 @@ def titles(store: Store, domain: str) -> np.ndarray:
     return np.array([title for (title,) in found], dtype=object)
 
 
-def domain_negatives(store: Store, domain: str, seed: int) -> "Negatives":
-    """A domain's negatives for a seed: drawn once for all its ratings, so that every model sees the same."""
+def domain_negatives(store: Store, domain: str, seed: int) -> "Tensor":
+    """A domain's negatives for a seed, by rating (m,) int32, −1 where there is none: drawn once for all its
+    ratings, so that every model sees the same."""
     return _draw_negatives(*_tables(store, domain), domain, seed)
 
 
 @lru_cache(maxsize=12)
-def _draw_negatives(folder: Path, fingerprint: str, domain: str, seed: int) -> "Negatives":
+def _draw_negatives(folder: Path, fingerprint: str, domain: str, seed: int) -> "Tensor":
     from ml.factorization.negatives import sample_negatives
     from ml.replicas import replica_generator
 
     table = _read_ratings(folder, fingerprint)
-    ratings = table.tensors()
-    return sample_negatives(
+    ratings = table.narrow()
+    drawn = sample_negatives(
         ratings.users,
         ratings.items,
         table.n_items,
         generator=replica_generator(seed, f"negatives/{domain}"),
     )
+    return drawn.by_rating(len(ratings))
 
 
 def source_statistics(store: Store, domain: Domain) -> "Tensor":
@@ -105,7 +106,7 @@ def _statistics(folder: Path, fingerprint: str, scale: tuple[float, float]) -> "
     from ml.models.statistics import source_statistics as of
 
     ratings = _read_ratings(folder, fingerprint)
-    return of(ratings.tensors(), ratings.n_users, ratings.n_items, scale)
+    return of(ratings.narrow(), ratings.n_users, ratings.n_items, scale)
 
 
 def rating_levels(store: Store, domain: str) -> "Tensor":
@@ -130,4 +131,4 @@ def star_description(store: Store, domain: str) -> "Tensor":
     from ml.distribution.discriminative import star_description as of
 
     ratings = domain_ratings(store, domain)
-    return of(ratings.tensors(), ratings.n_users, ratings.n_items, rating_levels(store, domain))
+    return of(ratings.narrow(), ratings.n_users, ratings.n_items, rating_levels(store, domain))

@@ -21,10 +21,10 @@ import fsspec
 import requests
 import tenacity
 import urllib3
-from filelock import FileLock
 from tqdm import tqdm
 
 from assets.data.files import FileError, check_gzip, is_gzip, problem
+from assets.state.locks import by_file
 
 logger = logging.getLogger("diffcdr")
 
@@ -69,10 +69,9 @@ def fetch(
     Raises DownloadError; an interrupted download stays as `<path>.part` for the next call, a file that
     failed its check as `<path>.bad`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = _beside(path, ".part")
     # Two processes that append to one partial file would interleave their bytes.
-    with FileLock(_beside(path, ".lock")):
+    with by_file(path.parent, path.name):
         if url.startswith(("http://", "https://")):
             _download(url, part, attempts, progress, wait)
         else:

@@ -140,6 +140,6 @@ FIGURE3 = Chapter(
     "Figure 3: cold beside warm start.",
     figure3_part,
     lambda profile: profile.models,
-    lambda profile: not profile.biased,
+    lambda profile: profile.plain,
     reproduces=True,
 )

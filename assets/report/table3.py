@@ -114,6 +114,6 @@ TABLE3 = Chapter(
     "Table 3: what diffusion, alignment and task loss are each worth.",
     table3_part,
     ablated,
-    lambda profile: bool(profile.ablations) and not profile.biased,
+    lambda profile: bool(profile.ablations) and profile.plain,
     reproduces=True,
 )

@@ -25,7 +25,7 @@ from assets.report.significance import RESAMPLES, pooled_users, user_sums
 from assets.report.summaries import groups, task_betas
 from assets.report.table import Interval, Number, Table, Words, digits, table
 from assets.settings.profile import Profile
-from assets.training.choose import best, candidates, compared, role
+from assets.training.choose import best, candidates, compared, lacking, role
 
 METRICS = shown_in("verdict")
 COLUMNS = ["task", "beta", "metric", "question", "model", "against", "value", "value_against", "difference"]
@@ -110,11 +110,10 @@ def recommended(source: Source) -> pd.DataFrame:
     for objective in source.profile.objectives:
         able = candidates(source.profile, objective)
         for (task, beta), part in source.validated(objective).groupby(["task", "beta"]):
-            seeds = part[part["model"].isin(able)].groupby("model")["seed"].nunique()
             for name in DECIDING[objective]:
                 model = _best(part, able, BY_NAME[name])
                 if model is not None:
-                    rows.append((task, beta, name, model, bool((seeds < seeds[model]).any())))
+                    rows.append((task, beta, name, model, bool(lacking(part, able, model))))
     return pd.DataFrame(rows, columns=["task", "beta", "metric", "model", "others_lack"])
 
 

@@ -212,7 +212,7 @@ def encoder_of(gate: Gate) -> "SourceEncoder":
     statistics = effects = None
     if {"ratings", "stars"} & needs:
         levels = rating_levels(store, source.name) if "stars" in needs else None
-        statistics = ItemStatistics.of(ratings.tensors(), ratings.n_items, levels)
+        statistics = ItemStatistics.of(ratings.narrow(), ratings.n_items, levels)
     if "effects" in needs:
         entry = store.source_effects(gate.profile.name, source.name, gate.cell.seed)
         held = entry.tensors("effects.safetensors")
@@ -229,20 +229,28 @@ def encoder_of(gate: Gate) -> "SourceEncoder":
 
 
 def _fold_in(gate: Gate) -> "FoldIn":
-    """Of the source factors; those of choices by their settings and biased ones by the penalties that were
-    chosen for them, standardised over the training users as the gate gives them."""
+    """Of the source factors; those of choices and Spark's by their settings and biased ones by the penalties
+    that were chosen for them, standardised over the training users as the gate gives them."""
     import torch
 
     from ml.factorization.biased import BiasedFactors
     from ml.factorization.implicit import ImplicitFactorization
+    from ml.factorization.spark import SparkFactorization, SparkImplicitFactorization
     from ml.fold_in import FoldIn
 
     entry = source_entry(gate.store, gate.profile, gate.cell, gate.objective)
     held = entry.tensors("factors.safetensors")
     if "offset" not in held:
-        ratings = domain_ratings(gate.store, gate.cell.source.name).tensors()
+        ratings = domain_ratings(gate.store, gate.cell.source.name).narrow()
         return FoldIn.of(held["users"], held["items"], ratings)
     rows = torch.from_numpy(gate.cold_start.source_rows[gate.members("train")])
+    if gate.profile.by_spark(gate.objective):
+        given = gate.profile.factors(gate.cell.task, gate.objective)
+        kind = SparkImplicitFactorization if gate.profile.implicit(gate.objective) else SparkFactorization
+        trained = kind(**{name: value for name, value in given.items() if name != "model"})
+        return FoldIn.of_spark(
+            BiasedFactors(**held), trained.penalty, getattr(trained, "confidence", None), rows
+        )
     if gate.profile.implicit(gate.objective):
         trained = ImplicitFactorization(**gate.profile.factors(gate.cell.task, gate.objective))
         return FoldIn.of_choices(BiasedFactors(**held), trained.penalty, trained.confidence, rows)
@@ -265,7 +273,7 @@ def source_users(gate: Gate) -> "Users":
     factors = None
     if "factors" in gate.needs:
         held = gate.factors["source"]
-        history = liked(ratings.tensors(), ratings.n_users, source.liked_above)
+        history = liked(ratings.narrow(), ratings.n_users, source.liked_above)
         factors = SourceUsers(held["users"], history, held["items"])
     rows = torch.arange(ratings.n_users)
     return Users(

@@ -103,6 +103,8 @@ def _metrics(store: Store, axes: Axes, profile: Profile, task: str, judged: Judg
     shown = {name: title for name, title in SHOWN[judged.objective].items() if name in tested}
     validation = METRICS[judged.objective]
     lines = [f"## {TITLES[judged.objective]}", "", f"Means of {counted(judged.scores)}.", ""]
+    if judged.lacking:
+        lines += [f"**{judged.not_compared}.**", ""]
     lines.append(f"| model | validation {validation} | {' | '.join(f'test {t}' for t in shown.values())} |")
     lines.append("|---|---:|" + "---:|" * len(shown))
     for name, value in judged.means.items():

@@ -8,7 +8,7 @@ from assets.serving.choice import LISTS, STARS, Chosen, validated
 from assets.settings.axes import Axes
 from assets.settings.profile import Profile
 from assets.state.store import Store
-from assets.training.choose import candidates, rivals, role
+from assets.training.choose import candidates, lacking, rivals, role
 
 METRICS = {STARS: "RMSE", LISTS: "nDCG@20"}
 OF = {STARS: "stars", LISTS: "lists"}
@@ -26,7 +26,8 @@ class NotPromoted(RuntimeError):
 class Judged:
     """Validation values of an objective: cells (rows) by model, over the cells in which all of them have one.
 
-    best: the model that is to be promoted; rivals: those it must beat; missing: rivals without a value there.
+    best: the model that is to be promoted; rivals: those it must beat; missing: rivals without a value there;
+    lacking: models that might be better, and could not be chosen, for they lack a cell that the best has.
     """
 
     objective: str
@@ -34,6 +35,7 @@ class Judged:
     rivals: tuple[str, ...]
     missing: tuple[str, ...]
     scores: pd.DataFrame
+    lacking: tuple[str, ...] = ()
 
     @property
     def higher_is_better(self) -> bool:
@@ -50,9 +52,21 @@ class Judged:
         """The best and what it was compared with, by name with numbers."""
         means = self.scores.mean()
         numbers = ", ".join(f"{name} {means[name]:.4f}" for name in self.rivals if name in means)
-        return (
+        line = (
             f"{OF[self.objective]}: validation {METRICS[self.objective]} of {self.best} "
             f"{means[self.best]:.4f} (mean of {counted(self.scores)}); {numbers or 'no simple row'}"
+        )
+        return f"{line}. {self.not_compared}" if self.lacking else line
+
+    @property
+    def not_compared(self) -> str:
+        """Whom the best was chosen without, in a sentence; "" where everything was compared."""
+        if not self.lacking:
+            return ""
+        verb = "lacks" if len(self.lacking) == 1 else "lack"
+        return (
+            f"Chosen without {', '.join(self.lacking)}, which {verb} a cell that {self.best} has and may be "
+            "better: run the whole profile on it to compare"
         )
 
     def objections(self, profile: Profile) -> list[str]:
@@ -98,7 +112,8 @@ def judge(store: Store, axes: Axes, profile: Profile, task: str, chosen: Chosen)
         if compared.empty and not missing:
             missing = simple
         shared = values.loc[compared.index].dropna(axis=1)
-        found.append(Judged(objective, best, simple, missing, shared))
+        others = tuple(lacking(rows, candidates(profile, objective), best))
+        found.append(Judged(objective, best, simple, missing, shared, others))
     return found
 
 

@@ -23,7 +23,6 @@ from assets.serving.lists import Named, Wanted
 from assets.settings.axes import Axes, Cell
 from assets.settings.profile import Profile
 from assets.state.code import code_of
-from assets.state.compute import CUDA
 from assets.state.store import Store, fingerprint
 from assets.training.choose import candidates
 from ml.splits import TEST
@@ -81,7 +80,6 @@ def recommendations_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
         code_version=CODE,
         backfill_policy=axes.seeds_together,
         pool="gpu",
-        op_tags=CUDA,
         description=f"Top-k target items of each cold-start user with the stars that are expected, by {by}; "
         f"popular items for users of whom nothing is known. Profile: {profile.title}.",
     )

@@ -6,6 +6,7 @@ They become the champion only if they beat the simple rows of the profile on val
 import importlib.metadata
 import logging
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,10 @@ def register(
     cell = _best_cell(store, axes, profile, cells, chosen)
     bundle = Bundle.of_cell(store, profile, cell, chosen)
     card = model_card(store, axes, profile, cell, chosen, bundle, judged, forced)
-    version = _log_version(store, tracking, profile, cell, chosen, bundle, card, forced)
+    trained = store.model(profile.name, chosen.lists.name, cell, chosen.lists.objective).require()
+    run_id, tags = trained.get("mlflow_run_id"), _tags(profile, cell, chosen, forced)
+    with tracking.answering():
+        version = log_version(tracking, task, bundle, card, tags, run_id)
     return Registered(registered_name(task), version, str(chosen), cell, card, judged, forced)
 
 
@@ -120,26 +124,23 @@ def champion(tracking: MlflowTracking, task: str) -> tuple[Bundle, str] | None:
 # The model in MLflow.
 
 
-def _log_version(
-    store: Store,
+def log_version(
     tracking: MlflowTracking,
-    profile: Profile,
-    cell: Cell,
-    chosen: Chosen,
+    task: str,
     bundle: Bundle,
     card: str,
-    forced: str,
+    tags: Mapping[str, str],
+    run_id: str | None = None,
 ) -> str:
-    """Log the recommender beside the run that trained it, register it and move the alias; the version."""
+    """Log a recommender beside the run that trained it, register it and move the alias; the version."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model
 
-    name = registered_name(cell.task)
-    trained = store.model(profile.name, chosen.lists.name, cell, chosen.lists.objective).require()
-    run_id = trained.get("mlflow_run_id")  # none where it was trained without tracking
+    name = registered_name(task)
     client, experiment = tracking.connect()
-    logged = client.create_logged_model(experiment, name=f"recommender-{cell.task}", source_run_id=run_id)
+    run_id = _known(client, run_id)
+    logged = client.create_logged_model(experiment, name=f"recommender-{task}", source_run_id=run_id)
     about = Model(artifact_path=logged.artifact_location, run_id=run_id, model_id=logged.model_id)
     with tempfile.TemporaryDirectory() as folder:
         client.log_model_artifacts(logged.model_id, str(save_pyfunc(Path(folder), bundle, card, about)))
@@ -149,26 +150,41 @@ def _log_version(
     try:
         client.get_registered_model(name)
     except MlflowException:
-        client.create_registered_model(name, description=f"Recommender of task {cell.task}.")
-    tags = {
-        "model": chosen.lists.name,
-        "stars": chosen.stars.name if chosen.stars else "",
-        "profile": profile.name,
-        "cell": cell.key,
-        "logged_model": logged.model_id,
-        "forced": forced[:LONGEST_TAG],
-        "synthetic": "true" if cell.source.synthetic or cell.target.synthetic else "",
-    }
+        client.create_registered_model(name, description=f"Recommender of task {task}.")
     version = client.create_model_version(
         name,
         # models:/<id> would be looked up in the environment's tracking store, which may be another.
         source=logged.artifact_location,
         run_id=run_id,
-        tags={key: value for key, value in tags.items() if value},
+        tags={**tags, "logged_model": logged.model_id},
         description=card[:LONGEST],
     ).version
     client.set_registered_model_alias(name, ALIAS, version)
     return str(version)
+
+
+def _tags(profile: Profile, cell: Cell, chosen: Chosen, forced: str) -> dict[str, str]:
+    tags = {
+        "model": chosen.lists.name,
+        "stars": chosen.stars.name if chosen.stars else "",
+        "profile": profile.name,
+        "cell": cell.key,
+        "forced": forced[:LONGEST_TAG],
+        "synthetic": "true" if cell.source.synthetic or cell.target.synthetic else "",
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def _known(client: Any, run_id: str | None) -> str | None:
+    """The run, or None: where it was trained without tracking, or the database of then is gone."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return run_id and client.get_run(run_id).info.run_id
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def save_pyfunc(folder: Path, bundle: Bundle, card: str, about: Any = None) -> Path:

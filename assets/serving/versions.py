@@ -47,9 +47,10 @@ def find(tracking: MlflowTracking, task: str, profile: str = "") -> Version | No
             return _version(client.get_model_version_by_alias(name, ALIAS))
         versions = client.search_model_versions(f"name = '{name}'")
     except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        with tracking.answering():
             raise
-        return None
     of_profile = [each for each in versions if each.tags.get("profile") == profile]
     return _version(max(of_profile, key=lambda each: int(each.version))) if of_profile else None
 

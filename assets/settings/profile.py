@@ -7,7 +7,8 @@ Built-in profiles lie beside this file; a user's own in the folder that `DIFFCDR
     validation: true                     # keep validation users, so that choices are made on them
     objectives: [rating]
     ours: wide                           # the model, or models, that all others are compared with
-    factors: {k: 16}                     # with `trials`: biased and regularised, else the paper's
+    factors: {k: 16}                     # with `trials`: biased and regularised; with `model: spark_als`: by
+                                         # Spark; else the paper's
     list_factors: {k: 32}                # of choices, for ranking; without it ranking uses `factors`
     models:
       emcdr: {lr: 0.02, clip_predictions: true}
@@ -37,6 +38,9 @@ from ml.models.registry import MODELS, facts
 PLAIN, BIASED = "ml.factorization.adam:MatrixFactorization", "ml.factorization.biased:BiasedFactorization"
 # And the one whose settings `list_factors` are.
 IMPLICIT = "ml.factorization.implicit:ImplicitFactorization"
+# What `model` makes of either, for ratings beyond one machine.
+BY_SPARK = "spark_als"
+SPARK, SPARK_IMPLICIT = (f"ml.factorization.spark:Spark{kind}Factorization" for kind in ("", "Implicit"))
 # Whom all others are compared with, unless the profile says so.
 OURS = "diffcdr"
 # The model whose λ and s `search` looks for.
@@ -98,10 +102,23 @@ class Profile:
         """Whether factors for an objective are of choices, where every rating counts as 1."""
         return objective == "ranking" and self.list_factors is not None
 
+    def factorization(self, objective: str = "rating") -> str:
+        """`module:Class` of the factorizations that models start from for an objective."""
+        if self.implicit(objective):
+            return SPARK_IMPLICIT if _by_spark(self.list_factors) else IMPLICIT
+        if _by_spark(self.base_factors):
+            return SPARK
+        return BIASED if "trials" in self.base_factors else PLAIN
+
     @property
-    def biased(self) -> bool:
-        """Whether factors of ratings carry biases: the last number of a user's, and an item's offset."""
-        return "trials" in self.base_factors
+    def plain(self) -> bool:
+        """Whether factors of ratings are the paper's: those that warm start goes on training, and that
+        Figure 4 has a ground truth of."""
+        return self.factorization() == PLAIN
+
+    def by_spark(self, objective: str) -> bool:
+        """Whether factors for an objective are computed by Spark."""
+        return self.factorization(objective) in (SPARK, SPARK_IMPLICIT)
 
     def group(self, stage: str) -> str:
         """The group of assets of a stage, as Dagster shows them together: `strict_models`."""
@@ -349,16 +366,34 @@ def _check_trials(file: SettingsFile, where: str, profile: Profile, name: str, t
         _check_settings(file, place, about, {k: v for k, v in values.items() if k != "model"})
 
 
+def _by_spark(settings: Settings | None) -> bool:
+    return (settings or {}).get("model") == BY_SPARK
+
+
 def _check_factors(file: SettingsFile, profile: Profile) -> None:
-    for key, value in (profile.list_factors or {}).items():
+    for where, settings in (("factors", profile.base_factors), ("list_factors", profile.list_factors or {})):
+        if "model" in settings and not _by_spark(settings):
+            raise file.wrong(
+                f"{where}.model",
+                f"{settings['model']!r} is no factorization; write {BY_SPARK}, or leave it out",
+            )
+    if profile.by_spark("rating") and profile.list_factors is None and _starts_lists(profile):
+        raise file.wrong(
+            "factors.model",
+            f"{BY_SPARK} draws no negatives, so lists need factors of choices: add "
+            f"`list_factors: {{model: {BY_SPARK}}}`, or write `objectives: [rating]`",
+        )
+    for key, value in _hyperparameters(profile.list_factors or {}).items():
         try:
-            check("list_factors", defaults(IMPLICIT), {key: value})
+            check("list_factors", defaults(profile.factorization("ranking")), {key: value})
         except ValueError as error:
             raise file.wrong(f"list_factors.{key}", error) from error
-    allowed = defaults(BIASED if profile.biased else PLAIN)
+    allowed = defaults(profile.factorization())
     for task in ("", *profile.overrides):
         where = f"tasks.{task}.factors" if task else "factors"
-        settings = profile.overrides[task]["factors"] if task else profile.base_factors
+        settings = profile.overrides[task]["factors"] if task else _hyperparameters(profile.base_factors)
+        if "trials" in settings and profile.by_spark("rating"):
+            raise file.wrong(f"{where}.trials", f"{BY_SPARK} has none; take them out")
         trials = settings.get("trials", [])
         if "trials" in settings and (not isinstance(trials, list) or not trials):
             raise file.wrong(f"{where}.trials", "write a list of settings, like [{penalty: 4.0}]")
@@ -370,6 +405,17 @@ def _check_factors(file: SettingsFile, profile: Profile) -> None:
                     check("factors", allowed, {key: value})
                 except ValueError as error:
                     raise file.wrong(f"{place}.{key}", error) from error
+
+
+def _hyperparameters(factors: Settings) -> Settings:
+    return {key: value for key, value in factors.items() if key != "model"}
+
+
+def _starts_lists(profile: Profile) -> bool:
+    """Whether some model for ranking starts from factors."""
+    for_lists = [name for name in profile.entries if "ranking" in profile.objectives_of(name)]
+    needs = {need for name in for_lists for kind in profile.kinds(name) for need in profile.facts[kind].needs}
+    return bool(needs & {"factors", "target_factors"})
 
 
 def _check_overrides(file: SettingsFile, profile: Profile, tasks: Collection[str] | None) -> None:

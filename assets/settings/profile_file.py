@@ -97,10 +97,11 @@ def whole(
     told = {key: value for key, value in own.items() if value is not None or key == "search"}
     out = {**base, **told, **{group: _models(base[group], own[group]) for group in GROUPS}}
     # Settings of plain factors mean nothing to biased ones, those of one kind of model nothing to another.
-    other = "trials" in own["factors"] and "trials" not in base["factors"]
+    other = _other_factors(base["factors"], own["factors"])
     out["factors"] = own["factors"] if other else {**base["factors"], **own["factors"]}
-    if own.get("list_factors") is not None:
-        out["list_factors"] = {**(base.get("list_factors") or {}), **own["list_factors"]}
+    if (mine := own.get("list_factors")) is not None:
+        theirs = base.get("list_factors") or {}
+        out["list_factors"] = mine if _other_factors(theirs, mine) else {**theirs, **mine}
     changed = {name for group in GROUPS for name in own[group] if _other(base[group], own[group], name)}
     out["tasks"] = {
         task: {
@@ -125,6 +126,12 @@ def _models(base: Mapping[str, dict], own: Mapping[str, dict]) -> dict[str, dict
         name: model if _other(base, own, name) else base.get(name, {}) | model for name, model in own.items()
     }
     return {**base, **laid}
+
+
+def _other_factors(base: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Whether a profile's factors are of another kind than its parent's."""
+    named = "model" in own and own["model"] != base.get("model")
+    return named or ("trials" in own and "trials" not in base)
 
 
 def _other(base: Mapping[str, dict], own: Mapping[str, dict], name: str) -> bool:

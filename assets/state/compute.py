@@ -5,8 +5,10 @@ import os
 import dagster as dg
 from pydantic import Field
 
-# Op tags of what uses CUDA where there is some: on a cluster its run is given a GPU, if the cluster has any.
-CUDA = {"dagster-ray/config": {"num_gpus": 1}}
+
+def gpu_tags(wanted: bool) -> dict:
+    """Op tags of what computes on `Compute.torch_device`: on a cluster with GPUs its run is given one."""
+    return {"dagster-ray/config": {"num_gpus": 1}} if wanted else {}
 
 
 class Compute(dg.ConfigurableResource):
@@ -16,6 +18,10 @@ class Compute(dg.ConfigurableResource):
     # A step is many small kernels: a second thread waits longer for the first than it helps, and on busy
     # cores the waiting multiplies (measured: 30 s in place of 0.5 s for DiffCDR on the demo).
     threads: int = Field(default=1, ge=1, description="CPU threads of torch in training.")
+
+    spark: str = Field(
+        default="", description="Spark's master, for profiles that use it; else DIFFCDR_SPARK, else local[*]."
+    )
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         import torch
@@ -31,6 +37,17 @@ class Compute(dg.ConfigurableResource):
         if device.startswith("cuda"):
             return torch.cuda.get_device_name(device)
         return f"CPU, {self.threads} thread{'s' * (self.threads > 1)}"
+
+    @property
+    def spark_master(self) -> str:
+        return self.spark or os.environ.get("DIFFCDR_SPARK") or "local[*]"
+
+    @property
+    def spark_is_here(self) -> bool:
+        """Whether Spark works on this machine and reads its files."""
+        from ml.factorization.spark_session import is_local
+
+        return is_local(self.spark_master)
 
     @property
     def torch_device(self) -> str:

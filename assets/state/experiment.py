@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from assets.state.locks import by_file
 
 # The tag by which MLflow nests a run under another.
 PARENT = "mlflow.parentRunId"
@@ -69,7 +69,6 @@ def holder(client: Any, experiment: str, about: Mapping[str, str], name: str, lo
     Processes of one machine ask one after another, by a lock in `locks`; of two that other machines have made
     at the same moment, all take the older.
     """
-    locks.mkdir(parents=True, exist_ok=True)
     query = f"tags.{SCENARIO} = '{name}'"
 
     def oldest() -> str | None:
@@ -79,7 +78,7 @@ def holder(client: Any, experiment: str, about: Mapping[str, str], name: str, lo
         ids = sorted((run.info.start_time, run.info.run_id) for run in found)
         return ids[0][1] if ids else None
 
-    with FileLock(locks / f"{name.replace('/', '-')}.lock"):
+    with by_file(locks, name.replace("/", "-")):
         if (there := oldest()) is not None:
             return there
         made = client.create_run(experiment, run_name=name, tags={SCENARIO: name, **about}).info.run_id

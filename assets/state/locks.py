@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 log = logging.getLogger("diffcdr")
-# Before a log says that a lock is waited for.
-SAY_AFTER = 1.0  # seconds
+# Before a log says that a lock is waited for, and before it says so again.
+SAY_AFTER, SAY_AGAIN = 1.0, 60.0  # seconds
 # How often Postgres is asked again; a wait within its client would be deaf to signals.
 ASK_EVERY = 0.3  # seconds
-# A holder whose machine has vanished keeps its lock until Postgres notices: after a minute, not two hours.
-KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+# A holder whose machine has vanished keeps its lock until Postgres notices: after a minute, not two hours. A
+# Postgres that does not answer is not waited for as long as the system would.
+KEEPALIVE = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 SERVER_KEEPALIVE = (
     "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3"
 )
@@ -37,11 +38,7 @@ def by_file(folder: Path, name: str) -> Iterator[None]:
     """The lock of that name of all processes that have the folder, which is created, on this machine."""
     folder.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(folder / f"{name}.lock"), folder / f"{name}.holder"
-    try:
-        lock.acquire(timeout=SAY_AFTER)
-    except Timeout:
-        _say(name, _read(holder))
-        lock.acquire()
+    _acquire(lock, name, holder)
     try:
         # Not in the lock's own file: opening it for waiting may empty it.
         since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -50,6 +47,17 @@ def by_file(folder: Path, name: str) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _acquire(lock: FileLock, name: str, holder: Path) -> None:
+    patience = SAY_AFTER
+    while True:
+        try:
+            lock.acquire(timeout=patience)
+            return
+        except Timeout:
+            _say(name, _read(holder))
+            patience = SAY_AGAIN
 
 
 @contextlib.contextmanager
@@ -69,11 +77,11 @@ def by_postgres(url: str, scope: str, name: str) -> Iterator[None]:
     with engine.connect() as connection:
         connection.exec_driver_sql(SERVER_KEEPALIVE)
         key = int.from_bytes(hashlib.sha256(f"{scope}\n{name}".encode()).digest()[:8], "big", signed=True)
-        begun, said = time.monotonic(), False
+        say_at = time.monotonic() + SAY_AFTER
         while not _take(connection, key):
-            if not said and time.monotonic() - begun > SAY_AFTER:
+            if time.monotonic() > say_at:
                 _say(name, _postgres_holder(connection, key))
-                said = True
+                say_at = time.monotonic() + SAY_AGAIN
             time.sleep(ASK_EVERY)
         # Closing the connection gives it back.
         yield

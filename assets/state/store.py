@@ -171,6 +171,9 @@ class Entry:
             return False
         except NotMaterialized:
             return False
+        except FileNotFoundError:
+            # Another has written it anew since the manifest was read.
+            return self.is_current(fingerprint)
         return True
 
     def files(self) -> list[str]:

@@ -18,7 +18,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -26,11 +27,12 @@ from typing import Any, Self
 
 import dagster as dg
 import tenacity
-from filelock import FileLock
 from pydantic import Field
 
+from assets.state import sqlite
 from assets.state.code import OURS
 from assets.state.experiment import PARENT, RESULTS_VIEW, dress, holder
+from assets.state.locks import by_file
 from assets.state.store import Store
 
 # MLflow takes at most this many metrics in one request.
@@ -61,7 +63,7 @@ _connecting = threading.Lock()
 
 
 class TrackingError(ConnectionError):
-    """MLflow cannot be reached; the message says where it was looked for and what to do."""
+    """MLflow cannot be reached or read; the message says where it was looked for and what to do."""
 
 
 @dataclass(frozen=True)
@@ -286,8 +288,20 @@ class MlflowTracking(dg.ConfigurableResource):
         return asked == "on"
 
     def check(self) -> None:
-        """Raise TrackingError, within seconds, where a server that is to record runs does not answer."""
-        if self.enabled and self.uri.startswith("http") and (problem := _silence(self.uri)):
+        """Raise TrackingError, within seconds, where the server that is to record runs does not answer or the
+        database cannot be opened."""
+        if self.enabled:
+            self._check(sqlite.refusal)
+
+    def _check(self, look: Callable[[Path], str]) -> None:
+        file = _sqlite_file(self.uri)
+        if file is not None and file.exists() and (problem := look(file)):
+            raise TrackingError(
+                f"MLflow's database {file} cannot be read ({problem}); what was computed lies elsewhere and "
+                "is safe. Put a copy of it back, or move it away, which loses the records of trainings and "
+                "the registered versions; `diffcdr run --no-tracking` works without it"
+            )
+        if self.uri.startswith("http") and (problem := _silence(self.uri)):
             raise TrackingError(
                 f"the MLflow server {_without_password(self.uri)} does not answer ({problem}): start it, set "
                 "MLFLOW_TRACKING_URI to another, or run with --no-tracking to record nothing"
@@ -295,19 +309,21 @@ class MlflowTracking(dg.ConfigurableResource):
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
-        """Turn the error of a request to a server that has gone silent into a TrackingError."""
+        """Turn the error of a request into a TrackingError, where the server has gone silent or the database
+        is damaged."""
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         try:
             yield
-        except MlflowException:
-            self.check()
+        except (MlflowException, SQLAlchemyError):
+            self._check(sqlite.damage)
             raise
 
     def connect(self) -> tuple[Any, str]:
         """The MlflowClient and the experiment's id, made on first use in this process."""
-        with _connecting:
-            self.check()
+        with _connecting, self.answering():
+            self._check(sqlite.refusal)
             return _connect(self.uri, self.experiment, self.folder / "artifacts")
 
     def run(
@@ -367,8 +383,9 @@ class MlflowTracking(dg.ConfigurableResource):
             return
         client, experiment = self.connect()
         left_open = f"tags.`dagster.run_id` = '{dagster_run}' and attributes.status = 'RUNNING'"
-        for run in client.search_runs([experiment], left_open, max_results=BATCH):
-            _end(client, run.info.run_id, reason, "FAILED")
+        with self.answering():
+            for run in client.search_runs([experiment], left_open, max_results=BATCH):
+                _end(client, run.info.run_id, reason, "FAILED")
 
     @property
     def view(self) -> str:
@@ -417,12 +434,13 @@ def _connect(uri: str, experiment: str, artifacts: Path) -> tuple[Any, str]:
 
 
 def _create_whole(file: Path | None) -> None:
-    """Create a missing SQLite database beside its place: half a schema could never be opened again."""
-    if file is None or file.exists():
+    """Create a missing SQLite database beside its place: half a schema could never be opened again. An empty
+    file is none."""
+    if file is None or (file.exists() and file.stat().st_size):
         return
     for left in file.parent.glob(f".{file.name}-*"):
         left.unlink()
-    fresh = file.with_name(f".{file.name}-{os.getpid()}")
+    fresh = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
     _mlflow().MlflowClient(f"sqlite:///{fresh}").search_experiments()
     os.replace(fresh, file)
 
@@ -432,8 +450,7 @@ def _first_contact(uri: str) -> contextlib.AbstractContextManager:
     file = _sqlite_file(uri)
     if file is None:
         return contextlib.nullcontext()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(f"{file}.lock")
+    return by_file(file.parent, file.name)
 
 
 def _silence(uri: str) -> str:

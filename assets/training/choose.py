@@ -39,6 +39,13 @@ def rivals(profile: Profile, objective: str) -> list[str]:
     return [n for n in names if objective in profile.objectives_of(n) and role(profile, n) in RIVALS]
 
 
+def lacking(validated: pd.DataFrame, names: Iterable[str], chosen: str) -> list[str]:
+    """Of `names` those beside which `chosen` could be the best without being better: they have a row, and
+    lack one of a seed that it has. validated: as for `best`."""
+    seeds = validated.groupby("model")["seed"].nunique()
+    return [name for name in dict.fromkeys(names) if name in seeds and seeds[name] < seeds[chosen]]
+
+
 def best(
     validated: pd.DataFrame, names: Iterable[str], metric: str, higher_is_better: bool = False
 ) -> str | None:

@@ -23,7 +23,7 @@ from assets.settings.catalog import Catalog
 from assets.settings.profile import Profile
 from assets.state import plots
 from assets.state.code import code_of
-from assets.state.compute import CUDA, Compute
+from assets.state.compute import Compute, gpu_tags
 from assets.state.progress import epochs
 from assets.state.store import Entry, NotMaterialized, Store, fingerprint, parquet
 from assets.training.fingerprints import Fingerprints
@@ -103,7 +103,7 @@ def embeddings_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
         code_version=CODE,
         backfill_policy=axes.seeds_together,
         pool="gpu",
-        op_tags=CUDA,
+        op_tags=gpu_tags(True),
         description="Figure 4: transferred user vectors beside the true ones as t-SNE, and their distances. "
         f"Profile: {profile.title}.",
     )

@@ -1,7 +1,8 @@
 """The base models: source and target matrix factorizations of each profile, trained once and shared.
 
 All pending cells of a task are trained together as replicas. Biased factors, and those of choices, are from
-alternating least squares instead, one cell after another, with an item's bias as `offset` beside its factors.
+alternating least squares instead, one cell after another, with an item's bias as `offset` beside its factors;
+so are Spark's, which reads the ratings itself.
 """
 
 import logging
@@ -12,16 +13,16 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import pandas as pd
 
-from assets.data.cell import SIDES, Gate, joined, source_table, target_table
+from assets.data.cell import SIDES, Gate, joined, source_file, source_table, target_file, target_table
 from assets.data.cell import source_factors as source_entry
 from assets.data.ratings import ratings_fingerprint
 from assets.data.splits import split_fingerprint
 from assets.settings.axes import Axes, Cell, span
 from assets.settings.catalog import Catalog
-from assets.settings.profile import Profile
+from assets.settings.profile import PLAIN, Profile
 from assets.state import plots
 from assets.state.code import code_of
-from assets.state.compute import Compute
+from assets.state.compute import Compute, gpu_tags
 from assets.state.progress import epochs
 from assets.state.store import Entry, Store, parquet, tensors
 from assets.training.checks import WHOLE, factor_check, factor_problems, judged
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ml.factorization.adam import RatingTable
+    from ml.factorization.spark import RatingFile
 
 log = logging.getLogger("diffcdr")
 
@@ -47,11 +49,12 @@ def factor_assets(axes: Axes, profile: Profile) -> list[dg.AssetsDefinition]:
         "key_prefix": profile.name,
         "partitions_def": axes.cells,
         "group_name": profile.group("factors"),
-        "kinds": {"pytorch"},
+        "kinds": {"spark" if profile.by_spark(o) else "pytorch" for o in profile.objectives},
         "owners": ["team:recsys"],
         "code_version": code_of(*FACTORS),
         "backfill_policy": axes.seeds_together,
         "pool": "gpu",
+        "op_tags": gpu_tags(any(_is_plain(profile, o) for o in objectives_with_factors(profile))),
     }
 
     @dg.asset(
@@ -130,8 +133,7 @@ def train_source(
         pending = [seed for seed, entry in entries.items() if not entry.is_current(expected)]
         if pending:
             store.ratings(domain.name).require_current(ratings_fingerprint(store, domain))
-            kind = table_objective(profile, objective)
-            tables = [source_table(store, domain.name, seed, kind) for seed in pending]
+            tables = [_source(store, compute, profile, domain.name, seed, objective) for seed in pending]
             work = Work(tables, f"source/{domain.name}", f"{title} seeds {pending}")
             trained = _fit(compute, profile, task, objective, work)
             for seed, table, fitted in zip(pending, tables, trained, strict=True):
@@ -155,7 +157,7 @@ def train_target(
         return
     for cell in pending:
         store.split(cell).require_current(split_fingerprint(store, catalog, cell))
-    tables = [target_table(store, profile, cell, table_objective(profile, objective)) for cell in pending]
+    tables = [_target(store, compute, profile, cell, objective) for cell in pending]
     judged = pending if judges_factors(profile, objective) else []
     judges = [target_judge(store, profile, cell, objective) for cell in judged]
     work = Work(tables, f"target/{task}", f"{title} {span(pending)}", judges)
@@ -169,7 +171,7 @@ class Work:
     """Tables to factorize: purpose names their draws; title is for the log; judges, where there are any, give
     the metrics of each table's user and item factors at an epoch."""
 
-    tables: "Sequence[RatingTable]"
+    tables: "Sequence[RatingTable] | Sequence[RatingFile]"
     purpose: str
     title: str
     judges: "Sequence[Callable[[Tensor, Tensor], dict[str, float]]]" = ()
@@ -189,11 +191,36 @@ def table_objective(profile: Profile, objective: str) -> str:
     return "rating" if profile.implicit(objective) else objective
 
 
+def _source(
+    store: Store, compute: Compute, profile: Profile, domain: str, seed: int, objective: str
+) -> "RatingTable | RatingFile":
+    if profile.by_spark(objective):
+        return source_file(store, domain, seed, compute.spark_is_here)
+    return source_table(store, domain, seed, table_objective(profile, objective))
+
+
+def _target(
+    store: Store, compute: Compute, profile: Profile, cell: Cell, objective: str
+) -> "RatingTable | RatingFile":
+    if profile.by_spark(objective):
+        return target_file(store, profile, cell, compute.spark_is_here)
+    return target_table(store, profile, cell, table_objective(profile, objective))
+
+
 def _fit(compute: Compute, profile: Profile, task: str, objective: str, work: Work) -> list[Fitted]:
     settings = profile.factors(task, objective)
+    if profile.by_spark(objective):
+        return _fit_spark(settings, work, compute.spark_master, profile.implicit(objective))
     if profile.implicit(objective):
         return _fit_implicit(settings, work)
-    return _fit_biased(settings, work) if profile.biased else _fit_plain(settings, work, compute.torch_device)
+    if _is_plain(profile, objective):
+        return _fit_plain(settings, work, compute.torch_device)
+    return _fit_biased(settings, work)
+
+
+def _is_plain(profile: Profile, objective: str) -> bool:
+    """Whether factors are by gradient descent, on the device; alternating least squares are on the CPU."""
+    return profile.factorization(objective) == PLAIN
 
 
 def _fit_plain(settings: dict, work: Work, device: str) -> list[Fitted]:
@@ -248,7 +275,26 @@ def _fit_implicit(settings: dict, work: Work) -> list[Fitted]:
     return fitted
 
 
-def _write(entry: Entry, expected: str, table: "RatingTable", fitted: Fitted) -> None:
+def _fit_spark(settings: dict, work: Work, master: str, implicit: bool) -> list[Fitted]:
+    """The offset is 0, as with factors of choices. All sweeps are one epoch: Spark tells of none."""
+    from ml.factorization.spark import SparkFactorization, SparkImplicitFactorization
+    from ml.factorization.spark_session import spark_session
+
+    kind = SparkImplicitFactorization if implicit else SparkFactorization
+    given = {name: value for name, value in settings.items() if name != "model"}
+    trainer, fitted = kind(**given), [Fitted() for _ in work.tables]
+    with spark_session(master) as session:
+        for r, (file, each) in enumerate(zip(work.tables, fitted, strict=True)):
+            title = f"{work.title} {r + 1}/{len(fitted)}"
+            for trained in epochs(map(lambda one: trainer.fit(session, one, work.purpose), [file]), 1, title):
+                users, items = trained.user_factors_, trained.item_factors_
+                each.factors = {"users": users, "items": items, "offset": items.new_zeros(len(items))}
+                judged = work.judges[r](*joined(each.factors)) if work.judges else {}
+                each.curve.append({"epoch": 1, "loss": trained.loss_, **judged})
+    return fitted
+
+
+def _write(entry: Entry, expected: str, table: "RatingTable | RatingFile", fitted: Fitted) -> None:
     files = {
         "factors.safetensors": tensors(fitted.factors),
         "curves.parquet": parquet(pd.DataFrame(fitted.curve)),

@@ -19,6 +19,8 @@ FACTORS = (
     "assets.training.factors:target_judge",
     "assets.data.cell:source_table",
     "assets.data.cell:target_table",
+    "assets.data.cell:source_file",
+    "assets.data.cell:target_file",
 )
 EFFECTS = ("ml.distribution.effects:fit_effects",)
 TRAINING = ("assets.training.run:Training", "assets.data.cell:Gate")
@@ -129,8 +131,8 @@ def judges_factors(profile: Profile, objective: str) -> bool:
 
 def warms(profile: Profile, name: str, objective: str) -> bool:
     """Whether test users are fine-tuned: the vectors that the paper's warm start moves. Biases, choices and
-    distributions warm up without training."""
-    return not profile.biased and not profile.implicit(objective) and name not in profile.controls
+    distributions warm up without training, and what Spark solved is not trained any further."""
+    return profile.plain and not profile.implicit(objective) and name not in profile.controls
 
 
 def expected_fingerprint(

@@ -10,7 +10,7 @@ from assets.settings.axes import Axes, Cell
 from assets.settings.profile import Profile
 from assets.state import plots
 from assets.state.code import code_of
-from assets.state.compute import CUDA, Compute
+from assets.state.compute import Compute, gpu_tags
 from assets.state.store import Store
 from assets.state.tracking import MlflowTracking
 from assets.training.checks import Simple, is_compared, metrics_check, model_checks
@@ -44,7 +44,10 @@ def model_asset(axes: Axes, profile: Profile, name: str) -> dg.AssetsDefinition:
         backfill_policy=axes.seeds_together,
         pool="gpu",
         # The simple predictors first, so that the others can be compared with them when they are finished.
-        op_tags=CUDA | ({"dagster/priority": "1"} if role(profile, name) in RIVALS else {}),
+        op_tags={
+            **gpu_tags(any(kind.on_device for kind in kinds)),
+            **({"dagster/priority": "1"} if role(profile, name) in RIVALS else {}),
+        },
         check_specs=model_checks(profile, name),
         description=f"{profile.title_of(name)}: {kinds[0].summary} Profile: {profile.title}.",
     )

@@ -4,9 +4,10 @@ The loop knows no model by name: it asks the class what it needs, and the fitted
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,13 +35,28 @@ from assets.training.outcome import (
     model_files,
     restored,
 )
-from assets.training.trials import Trials, plan, together
+from assets.training.trials import Trial, Trials, plan, together
 
 if TYPE_CHECKING:
     from ml.evaluation.selection import Objective
     from ml.models.contract import Model
+    from ml.replicas import Epoch
 
 log = logging.getLogger("diffcdr")
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A cell under the settings of one of its trials, where it has any. run: where its curve goes."""
+
+    gate: Gate
+    settings: Mapping[str, object]
+    run: CellRun | None
+    trials: Trials | None = None
+    number: int = 0
+
+    def goes_on(self, epoch: int, score: float) -> bool:
+        return self.trials.goes_on(self.number, epoch, score)
 
 
 @dataclass
@@ -111,7 +127,8 @@ class Training:
         the profile's settings, with the curves in MLflow while it trains."""
         plans = [self._plan(gate.cell) for gate in gates]
         if len(plans[0]) == 1:
-            return self._fit(gates, plans[0].ask(), runs)
+            settings = plans[0].ask()
+            return self._fit([Replica(gate, settings, run) for gate, run in zip(gates, runs, strict=True)])
         for gate in gates:
             if gate.held_out("validation") is None:
                 raise ValueError(
@@ -121,15 +138,22 @@ class Training:
                 )
         # Only the best outcome so far is kept: each holds its vectors.
         best: list[Outcome | None] = [None] * len(gates)
-        for number in range(len(plans[0])):
-            for settings, cells in together([trials.ask() for trials in plans]):
-                of_cells = {r: (gates[r], plans[r], runs[r]) for r in cells}
-                outcomes = self._tried(settings, of_cells, f", trial {number + 1} of {len(plans[0])}")
-                for r, outcome in zip(cells, outcomes, strict=True):
+        while plans[0].ahead:
+            asked = [
+                Trial(cell, trials.asked, trials.ask())
+                for cell, trials in enumerate(plans)
+                for _ in range(trials.ahead)
+            ]
+            for program in together(asked, varied_of):
+                replicas = [
+                    Replica(gates[t.cell], t.settings, runs[t.cell], plans[t.cell], t.number) for t in program
+                ]
+                for trial, outcome in zip(program, self._tried(replicas), strict=True):
+                    trials = plans[trial.cell]
                     told = {**outcome.validated(self.objective), "epochs": len(outcome.curves)}
-                    plans[r].tell(told[f"validation_{self.objective.criterion}"], told)
-                    if plans[r].best == number:
-                        best[r] = outcome
+                    trials.tell(trial.number, told[f"validation_{self.objective.criterion}"], told)
+                    if trials.best == trial.number:
+                        best[trial.cell] = outcome
         for outcome, trials, run in zip(best, plans, runs, strict=True):
             outcome.trials = trials.results.to_dict("records")
             outcome.study = trials.study if trials.about else {}
@@ -141,86 +165,94 @@ class Training:
     def _plan(self, cell: Cell) -> Trials:
         return plan(self.profile, self.name, cell.task, cell.seed, self.objective.higher_is_better)
 
-    def _tried(
-        self, settings: Mapping[str, object], cells: "Mapping[int, tuple[Gate, Trials, CellRun]]", trial: str
-    ) -> list[Outcome]:
-        """Cells under one trial's settings; a trial that was drawn from a space is a nested MLflow run.
-        trial: which of how many it is, for the log."""
-        gates, plans, _ = zip(*cells.values(), strict=True)
-        if not any(trials.about for trials in plans):
-            return self._fit(gates, settings, [None] * len(gates), plans, trial)
+    def _tried(self, replicas: "Sequence[Replica]") -> list[Outcome]:
+        """Trials trained as one program; one that was drawn from a space is a nested MLflow run."""
+        if not any(replica.trials.about for replica in replicas):
+            return self._fit([dataclasses.replace(replica, run=None) for replica in replicas])
         with contextlib.ExitStack() as stack:
             nested = [
-                stack.enter_context(self._mlflow_run(gate.cell, run, trials.label(settings), settings))
-                for gate, trials, run in cells.values()
+                stack.enter_context(
+                    self._mlflow_run(
+                        replica.gate.cell,
+                        replica.run,
+                        replica.trials.label(replica.settings),
+                        replica.settings,
+                    )
+                )
+                for replica in replicas
             ]
-            return self._fit(gates, settings, nested, plans, trial)
+            return self._fit(
+                [dataclasses.replace(r, run=run) for r, run in zip(replicas, nested, strict=True)]
+            )
 
-    def _fit(
-        self,
-        gates: Sequence[Gate],
-        settings: Mapping[str, object],
-        runs: "Sequence[CellRun | None]",
-        plans: Sequence[Trials] = (),
-        trial: str = "",
-    ) -> list[Outcome]:
-        """Train a model with `settings` on all cells as one program, and judge it after each epoch; with the
-        cells' `plans`, until these give it up. What one cell gives up others may go on with, unseen by it."""
-        model, open_cells, run_epochs = built(settings), set(range(len(gates))), 0
-        sides = [{s: held for s in SIDES if (held := gate.held_out(s)) is not None} for gate in gates]
-        judges = [
-            {s: Judge(held, self.objective, self._clip(gate)) for s, held in of_cell.items()}
-            for gate, of_cell in zip(gates, sides, strict=True)
-        ]
+    def _fit(self, replicas: "Sequence[Replica]") -> list[Outcome]:
+        """Train replicas as one program, and judge each after each epoch, until its trials give it up. What
+        one gives up others may go on with, unseen by it."""
+        model, left = built(replicas[0].settings), set(range(len(replicas)))
+        judges = [self._judges(replica.gate) for replica in replicas]
         criterion = f"validation_{self.objective.criterion}"
-        outcomes, watch = [Outcome(dict(settings)) for _ in gates], Stopwatch()
-        training = watch.time(model.fit([gate.data for gate in gates], self.compute.torch_device))
-        title = f"{self.title} {span([gate.cell for gate in gates])}{trial}"
+        outcomes, watch = [Outcome(dict(replica.settings)) for replica in replicas], Stopwatch()
+        training = watch.time(self._training(model, replicas))
+        title = f"{self.title} {span(list(dict.fromkeys(r.gate.cell for r in replicas)))}{numbers(replicas)}"
         for epoch in epochs(training, model.total_epochs, title):
-            run_epochs = epoch.number
-            for r in sorted(open_cells):
-                outcome, run = outcomes[r], runs[r]
+            for r in sorted(left):
+                replica, outcome = replicas[r], outcomes[r]
                 judged = epoch.measured[r] if epoch.measured else _judged(model, r, judges[r])
                 row = {**losses_of(epoch, r), **judged}
                 # One value is no curve.
-                if run is not None and model.total_epochs > 1:
-                    run.metrics(row, epoch.number)
+                if replica.run is not None and model.total_epochs > 1:
+                    replica.run.metrics(row, epoch.number)
                 if outcome.record({"epoch": epoch.number, **row}, self.objective):
-                    outcome.keep(model, r, sides[r])
+                    outcome.keep(model, r, {side: judge.held for side, judge in judges[r].items()})
                     outcome.predicted, outcome.lists = judges[r]["test"].predicted, judges[r]["test"].lists
                 more = epoch.number < model.total_epochs
-                if plans and more and not plans[r].goes_on(epoch.number, row[criterion]):
-                    open_cells.remove(r)
-            if not open_cells:
+                if replica.trials and more and not replica.goes_on(epoch.number, row[criterion]):
+                    left.remove(r)
+            if not left:
                 log.info("%s: given up after %d of %d epochs", title, epoch.number, model.total_epochs)
                 break
-        self._set_speed(model, gates, outcomes, judges, run_epochs, watch.seconds)
+            model.give_up(set(range(len(replicas))) - left)
+        self._set_speed(model, replicas, outcomes, judges, watch.seconds)
         return outcomes
+
+    def _training(self, model: "Model", replicas: "Sequence[Replica]") -> "Iterator[Epoch]":
+        data, device = [replica.gate.data for replica in replicas], self.compute.torch_device
+        if len({replica.number for replica in replicas}) == 1:
+            return model.fit(data, device)
+        each = [built(replica.settings) for replica in replicas]
+        return model.fit(data, device, [{name: getattr(one, name) for name in model.varied} for one in each])
+
+    def _judges(self, gate: Gate) -> dict[str, Judge]:
+        sides = {side: held for side in SIDES if (held := gate.held_out(side)) is not None}
+        return {side: Judge(held, self.objective, self._clip(gate)) for side, held in sides.items()}
 
     def _set_speed(
         self,
         model: "Model",
-        gates: Sequence[Gate],
+        replicas: "Sequence[Replica]",
         outcomes: list[Outcome],
         judges: Sequence[Mapping[str, Judge]],
-        run_epochs: int,
         seconds: float,
     ) -> None:
-        """Samples and seconds of the whole batched program, as the paper counts: rating rows."""
-        tested = [judge["test"] for judge in judges]
-        if not all(np.isfinite(judge.seconds) for judge in tested):
+        """Samples and seconds of the cells that were trained at once, as the paper counts: rating rows. Of
+        the seconds that trials took together each has its share, by epochs."""
+        if not all(np.isfinite(judge["test"].seconds) for judge in judges):
             return  # what has a closed form or was measured elsewhere took no time here
-        speed = {
-            "device": self.compute.device_name,
-            "replicas": len(outcomes),
-            "train_samples": run_epochs * sum(model.rows(gate.data) for gate in gates),
-            "train_seconds": seconds,
-            "test_samples": sum(len(judge.held.ratings) for judge in tested),
-            "test_users": sum(len(judge.held) for judge in tested),
-            "test_seconds": sum(judge.seconds for judge in tested),
-        }
-        for outcome in outcomes:
-            outcome.speed = speed
+        every = sum(len(outcome.curves) for outcome in outcomes)
+        for outcome, replica in zip(outcomes, replicas, strict=True):
+            mine = [r for r, other in enumerate(replicas) if other.number == replica.number]
+            tested = [judges[r]["test"] for r in mine]
+            outcome.speed = {
+                "device": self.compute.device_name,
+                "replicas": len(mine),
+                "train_samples": sum(
+                    len(outcomes[r].curves) * model.rows(replicas[r].gate.data) for r in mine
+                ),
+                "train_seconds": seconds * sum(len(outcomes[r].curves) for r in mine) / every,
+                "test_samples": sum(len(judge.held.ratings) for judge in tested),
+                "test_users": sum(len(judge.held) for judge in tested),
+                "test_seconds": sum(judge.seconds for judge in tested),
+            }
 
     # What is written.
 
@@ -308,6 +340,22 @@ def built(settings: Mapping[str, object]) -> "Model":
 
     given = dict(settings)
     return build(str(given.pop("model")), **given)
+
+
+def varied_of(kind: str) -> tuple[str, ...]:
+    """What replicas of a model may differ in."""
+    from ml.models.registry import find
+
+    return find(kind).varied
+
+
+def numbers(replicas: Sequence[Replica]) -> str:
+    """Which trials of how many are trained together, for the log; nothing where there are no trials."""
+    if replicas[0].trials is None:
+        return ""
+    first, last = replicas[0].number + 1, replicas[-1].number + 1
+    which = f"trial {first}" if first == last else f"trials {first} to {last}"
+    return f", {which} of {len(replicas[0].trials)}"
 
 
 def hyperparameters(settings: Mapping[str, object]) -> dict[str, object]:

@@ -21,7 +21,7 @@ from assets.settings.catalog import Catalog
 from assets.settings.profile import SEARCHED, Profile
 from assets.state import plots
 from assets.state.code import code_of
-from assets.state.compute import CUDA, Compute
+from assets.state.compute import Compute, gpu_tags
 from assets.state.progress import epochs
 from assets.state.store import Entry, Store, fingerprint, parquet
 from assets.state.tracking import CellRun, MlflowTracking
@@ -56,7 +56,7 @@ def search_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
         code_version=CODE,
         backfill_policy=axes.seeds_together,
         pool="gpu",
-        op_tags=CUDA,
+        op_tags=gpu_tags(True),
         description=f"Grid search for the task weight λ and the guidance s of DiffCDR: {count} trainings in "
         f"one batch, judged on validation users alone. Profile: {profile.title}.",
     )
@@ -141,7 +141,7 @@ class Search:
         model = build(SEARCHED, **searched_settings(self.profile, cell))
         problem, validation = self._data(cell)
         rows = []
-        training = model.train([problem], self.compute.torch_device, variants)
+        training = model.train([problem] * len(variants), self.compute.torch_device, variants)
         for epoch in epochs(training, model.epochs, title):
             transferred = model.transfer([validation.users.factors] * len(variants))
             for r, (variant, run) in enumerate(zip(variants, runs, strict=True)):
@@ -205,8 +205,8 @@ def choose(judged: pd.DataFrame, trials: Trials) -> pd.DataFrame:
         raise ValueError(f"every variant of the search diverged: lower {SEARCHED}'s lr in the profile")
     epochs_of = rmse.groupby([judged[name] for name in GRID], sort=False)
     best = [rows.idxmin() if rows.notna().any() else rows.index[0] for _, rows in epochs_of]
-    for row in judged.loc[best, ["epoch", *METRICS]].to_dict("records"):
-        trials.tell(row["validation_rmse"], row)
+    for number, row in enumerate(judged.loc[best, ["epoch", *METRICS]].to_dict("records")):
+        trials.tell(number, row["validation_rmse"], row)
     return judged.assign(chosen=judged.index == best[trials.best])
 
 

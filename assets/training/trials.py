@@ -6,23 +6,25 @@ A trial that reports its epochs may be told to stop: Optuna prunes it by what ot
 Nothing here trains, writes or knows a model:
 
     trials = plan(profile, "lacdr", task, seed)
-    for _ in range(len(trials)):
+    for number in range(len(trials)):
         settings = trials.ask()
         for epoch, validation_rmse in training(settings):
-            if not trials.goes_on(epoch, validation_rmse):
+            if not trials.goes_on(number, epoch, validation_rmse):
                 break
-        trials.tell(validation_rmse, {"epoch": epoch, "validation_rmse": validation_rmse})
+        trials.tell(number, validation_rmse, {"epoch": epoch, "validation_rmse": validation_rmse})
     trials.results, trials.best, trials.study
+
+Several may be asked for before the first is told, and reported in turn, epoch by epoch: at a rung a trial is
+compared with those before it there, so that they go on as they would one after another.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -58,19 +60,31 @@ def of_space(space: Space, given: Settings, seed: int, higher_is_better: bool = 
     return Sampled(space, given, seed, higher_is_better)
 
 
-def together(asked: Sequence[Settings]) -> list[tuple[Settings, list[int]]]:
-    """Equal settings once, each with the numbers of the cells that asked for them: these can be trained as
-    one program. All cells ask a list for the same, and a space for the same until it is told scores."""
-    groups: dict[Hashable, tuple[Settings, list[int]]] = {}
-    for number, settings in enumerate(asked):
-        groups.setdefault(_key(settings), (settings, []))[1].append(number)
+class Trial(NamedTuple):
+    """The settings that a cell, by its place, asked for as its trial `number`."""
+
+    cell: int
+    number: int
+    settings: Settings
+
+
+def together(
+    asked: Iterable[Trial], varied: Callable[[str], Collection[str]] = lambda model: ()
+) -> list[list[Trial]]:
+    """Trials that can be trained as one program: equal settings, but for what replicas of their model may
+    differ in, which `varied` says. In their order. All cells ask a list for the same, and a space for the
+    same until it is told scores."""
+    groups: dict[Hashable, list[Trial]] = {}
+    for trial in sorted(asked, key=lambda trial: (trial.number, trial.cell)):
+        free = varied(str(trial.settings.get("model")))
+        key = _key({name: value for name, value in trial.settings.items() if name not in free})
+        groups.setdefault(key, []).append(trial)
     return list(groups.values())
 
 
 @dataclass
 class Trials:
-    """A list of settings, tried in its order. Each `ask` is answered by a `tell`, in the order of asking, so
-    that all may be asked for before the first is told.
+    """A list of settings, tried in its order. A trial's number counts the calls of `ask`, from 0.
 
     settings: what is tried, the model's kind as `model`; about: the space, where they are of one.
     """
@@ -80,55 +94,66 @@ class Trials:
     higher_is_better: bool = False
 
     def __post_init__(self) -> None:
-        self._asked: deque[Settings] = deque()
-        self._open: deque[optuna.trial.Trial] = deque()
-        self._given_up = False
-        self._rows: list[dict[str, object]] = []
-        self._scores: list[float] = []
+        self._asked: list[Settings] = []
+        self._open: dict[int, optuna.trial.Trial] = {}
+        self._given_up: set[int] = set()
+        self._told: dict[int, tuple[float, Mapping[str, object]]] = {}
 
     def __len__(self) -> int:
         return len(self.settings)
 
+    @property
+    def asked(self) -> int:
+        """How many trials were asked for."""
+        return len(self._asked)
+
+    @property
+    def ahead(self) -> int:
+        """How many more can be asked for before any of them is told."""
+        return len(self) - self.asked
+
     def ask(self) -> dict[str, object]:
         """The next settings. Raises IndexError once all were asked for."""
-        number = len(self._scores) + len(self._asked)
-        if number >= len(self):
+        if self.asked >= len(self):
             raise IndexError(f"all {len(self)} trials were asked for")
-        settings = self._next(number)
-        self._asked.append(settings)
-        return dict(settings)
+        self._asked.append(self._next(self.asked))
+        return dict(self._asked[-1])
 
-    def goes_on(self, epoch: int, score: float) -> bool:
-        """Whether the settings asked for first of those not told promise enough to be trained further, with
-        this score on validation users after `epoch` epochs. The first are, to the end."""
-        if not self._open:
-            self._open.append(self._study.ask())
-        self._open[0].report(score, epoch)
-        self._given_up = self._open[0].should_prune()
-        return not self._given_up
+    def goes_on(self, number: int, epoch: int, score: float) -> bool:
+        """Whether a trial promises enough to be trained further, with this score on validation users after
+        `epoch` epochs. The first does, to the end."""
+        if number not in self._open:
+            self._open[number] = self._study.ask()
+        self._open[number].report(score, epoch)
+        if self._open[number].should_prune():
+            self._given_up.add(number)
+        return number not in self._given_up
 
-    def tell(self, score: float, facts: Mapping[str, object] | None = None) -> None:
-        """The score on validation users of the settings asked for first of those not told, NaN where they
-        diverged; `facts` stand beside them in the results. Raises IndexError where none is open."""
-        if not self._asked:
-            raise IndexError("no trial is open: ask before you tell")
-        settings = self._asked.popleft()
-        self._rows.append({**settings, **(facts or {})})
-        self._scores.append(float(score))
-        self._learn(settings, float(score))
+    def tell(self, number: int, score: float, facts: Mapping[str, object] | None = None) -> None:
+        """The score on validation users of a trial, NaN where it diverged; `facts` stand beside its settings
+        in the results. Raises IndexError where it was not asked for, or told before."""
+        if number >= self.asked or number in self._told:
+            raise IndexError(f"trial {number} is not open: ask before you tell, and tell once")
+        self._told[number] = float(score), dict(facts or {})
+        self._learn(number, float(score))
 
     @property
     def best(self) -> int:
         """The number of the best trial told; the first of equal ones, and of those that all diverged."""
-        if not self._scores:
+        if not self._told:
             raise IndexError("no trial was told yet")
-        return min(range(len(self._scores)), key=lambda number: self._cost(self._scores[number]))
+        return min(sorted(self._told), key=lambda number: self._cost(self._told[number][0]))
 
     @property
     def results(self) -> pd.DataFrame:
         """One row a trial told: its settings, the facts told with it, and whether it is `chosen`."""
-        best = self.best if self._scores else None
-        return pd.DataFrame([{**row, "chosen": number == best} for number, row in enumerate(self._rows)])
+        best = self.best if self._told else None
+        return pd.DataFrame(
+            [
+                {**self._asked[number], **self._told[number][1], "chosen": number == best}
+                for number in sorted(self._told)
+            ]
+        )
 
     @property
     def study(self) -> dict[str, object]:
@@ -152,10 +177,9 @@ class Trials:
     def _next(self, number: int) -> Settings:
         return self.settings[number]
 
-    def _learn(self, settings: Settings, score: float) -> None:
-        if self._open:
-            self._close(self._open.popleft(), score, self._given_up)
-        self._given_up = False
+    def _learn(self, number: int, score: float) -> None:
+        if number in self._open:
+            self._close(self._open.pop(number), score, number in self._given_up)
 
     def _close(self, trial: optuna.trial.Trial, score: float, given_up: bool = False) -> None:
         from optuna.trial import TrialState
@@ -197,6 +221,11 @@ class Sampled(Trials):
         self._space, self._given, self._seed = space, dict(given), seed
         self._known: dict[Hashable, float] = {}
 
+    @property
+    def ahead(self) -> int:
+        """One: what is drawn next depends on what was told."""
+        return min(1, super().ahead)
+
     def _sampler(self) -> optuna.samplers.BaseSampler:
         import optuna
 
@@ -231,15 +260,15 @@ class Sampled(Trials):
         else:
             trial = self._study.ask()
             settings = {**self._given, **self._drawn(trial)}
-        self._open.append(trial)
+        self._open[number] = trial
         return settings
 
     def _drawn(self, trial: optuna.trial.Trial) -> dict[str, Any]:
         return {name: _suggested(trial, name, values) for name, values in self._space.varied.items()}
 
-    def _learn(self, settings: Settings, score: float) -> None:
-        self._known[_key(settings)] = score
-        super()._learn(settings, score)
+    def _learn(self, number: int, score: float) -> None:
+        self._known[_key(self._asked[number])] = score
+        super()._learn(number, score)
 
 
 def _typed(space: Space, defaults: Settings) -> Space:

@@ -33,7 +33,7 @@ from ml.data import Ratings, check_rows
 from ml.distribution.contract import TransferRatings
 from ml.factorization.adam import RatingTable
 from ml.factorization.biased import BiasedFactorization, BiasedFactors
-from ml.fold_in import BY_VALUE, FoldIn
+from ml.fold_in import BY_VALUE, NOTHING, FoldIn
 from ml.replicas import replica_generator
 
 COLUMNS = 4  # m_ui, p_u·q_i, b_u, o_i
@@ -289,7 +289,7 @@ def fold_in(items: Tensor, offset: Tensor) -> FoldIn:
     penalties = torch.tensor([FACTOR_PENALTY] * (width - 1) + [BIAS_PENALTY], dtype=torch.float64)
     zeros, ones = torch.zeros(width, dtype=torch.float64), torch.ones(width, dtype=torch.float64)
     noise = torch.ones((), dtype=torch.float64)
-    return FoldIn(items, offset, zeros, (1 / penalties).diag(), noise, zeros, ones, BY_VALUE)
+    return FoldIn(items, offset, zeros, penalties.diag(), NOTHING, noise, zeros, ones, BY_VALUE)
 
 
 def _packed(name: str, matrix: csr_matrix) -> dict[str, Tensor]:

@@ -46,6 +46,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -68,7 +69,8 @@ class RatingTable:
     float64 to train in double precision; seed: the replica's seed, from which all its draws follow.
     rows: (r,) int32 or int64, which of the m ratings are trained on; all where it is None. Replicas that name
     rows share their columns: with int32 a rating costs 12 bytes once, and 8 a replica, for its row and its
-    place in an epoch's order.
+    place in an epoch's order. negatives: (m,) int32, for each of the m ratings an item that its user has not
+    rated, −1 where there is none; those of the trained ratings follow these, rated 0.
     """
 
     users: Tensor
@@ -78,15 +80,47 @@ class RatingTable:
     n_items: int
     seed: int
     rows: Tensor | None = None
+    negatives: Tensor | None = None
 
     def __len__(self) -> int:
+        if self.negatives is None:
+            return self._rated
+        return self._rated + (self._rated if self._drawn is None else len(self._drawn))
+
+    def flat(self, wide: bool = True) -> RatingTable:
+        """What is trained on and nothing else, negatives as ratings of 0: a copy where it is not that yet;
+        with int64 ids, or as they are."""
+        users, items, values = self.users, self.items, self.values
+        if self.rows is not None or self.negatives is not None:
+            rows, negative = self.places(torch.arange(len(self)))
+            users, items, values = users[rows], items[rows], values[rows]
+            if negative is not None:
+                items = torch.where(negative, self.negatives[rows], items)
+                values = values.masked_fill(negative, 0)
+        if wide:
+            users, items = users.long(), items.long()
+        return replace(self, users=users, items=items, values=values, rows=None, negatives=None)
+
+    def places(self, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of what is trained on, numbers `chosen` (c,): the ratings (c,) out of m that they are or were drawn
+        for, and which are negatives (c,) bool, None where there are none."""
+        negative = None
+        if self.negatives is not None:
+            negative = chosen >= self._rated
+            behind = (chosen - self._rated).clamp(min=0)
+            behind = behind if self._drawn is None else self._drawn[behind].to(chosen.dtype)
+            chosen = torch.where(negative, behind, chosen)
+        return (chosen if self.rows is None else self.rows.index_select(0, chosen)), negative
+
+    @property
+    def _rated(self) -> int:
         return len(self.values if self.rows is None else self.rows)
 
-    def flat(self) -> RatingTable:
-        """The ratings that are trained on and no others, with int64 ids: a copy where it is not that yet."""
-        columns = self.users, self.items, self.values
-        users, items, values = columns if self.rows is None else (x[self.rows] for x in columns)
-        return replace(self, users=users.long(), items=items.long(), values=values, rows=None)
+    @cached_property
+    def _drawn(self) -> Tensor | None:
+        """Which of the trained ratings have a negative, int32; None where all do."""
+        drawn = (self.negatives if self.rows is None else self.negatives[self.rows]) >= 0
+        return None if drawn.all() else drawn.nonzero()[:, 0].int()
 
 
 def merge_domains(
@@ -374,10 +408,10 @@ class _FlatTables:
         self.batch = batch = min(batch, max(self.sizes))
         self.steps = [-(-size // batch) for size in self.sizes]
         # Columns that replicas share are moved once.
-        columns = {id(x): x for t in tables for x in (t.users, t.items, t.values)}
+        columns = {id(x): x for t in tables for x in _columns(t)}
         moved = {key: x.to(device) for key, x in columns.items()}
-        self.columns = [[moved[id(x)] for x in (t.users, t.items, t.values)] for t in tables]
-        self.rows = [t.rows for t in tables]
+        self.columns = [[moved[id(x)] for x in _columns(t)] for t in tables]
+        self.tables = tables
 
     def blocks(self) -> list[tuple[int, int]]:
         """Begin and end of runs of steps in which the same replicas take part."""
@@ -404,11 +438,20 @@ class _FlatTables:
         """Rows (steps, 2, B) and values (steps, B) of the replica's steps begin..end."""
         chosen = order[begin * self.batch : end * self.batch]
         filling = (0, (end - begin) * self.batch - len(chosen))
-        chosen = chosen if self.rows[r] is None else self.rows[r].index_select(0, chosen)
-        users, items, values = (x.index_select(0, chosen.to(x.device)) for x in self.columns[r])
+        chosen, negative = self.tables[r].places(chosen)
+        users, items, values, *drawn = (x.index_select(0, chosen.to(x.device)) for x in self.columns[r])
+        if negative is not None:
+            negative = negative.to(items.device)
+            items, values = torch.where(negative, drawn[0], items), values.masked_fill(negative, 0)
         rows = torch.stack([pad(x.long(), filling, value=self.width) for x in (users, items + self.n_users)])
         rows = (rows + r * (self.width + 1)).view(2, -1, self.batch)
         return rows.transpose(0, 1), pad(values, filling).view(-1, self.batch)
+
+
+def _columns(table: RatingTable) -> tuple[Tensor, ...]:
+    """Users, items, values and, where there are any, negatives."""
+    columns = table.users, table.items, table.values
+    return columns if table.negatives is None else (*columns, table.negatives)
 
 
 def _check(tables: list[RatingTable]) -> None:
@@ -441,6 +484,8 @@ def _check_table(replica: int, table: RatingTable) -> None:
     columns = [("user", table.users, table.n_users), ("item", table.items, table.n_items)]
     if table.rows is not None:
         columns.append(("row", table.rows, len(table.values)))
+    if table.negatives is not None:
+        columns.append(("negative", table.negatives.clamp(min=0), table.n_items))
     for side, ids, size in columns:
         low, high = map(int, ids.aminmax())
         if low < 0 or high >= size:

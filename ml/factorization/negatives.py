@@ -6,14 +6,12 @@ The paper adds "the same negative samples to each model" and says no more. Here 
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ml.data import check_rows
-from ml.factorization.adam import RatingTable
 
 
 @dataclass(frozen=True)
@@ -27,10 +25,17 @@ class Negatives:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def of(self, kept: Tensor) -> Negatives:
-        """The negatives of the ratings where `kept` (m,) bool; `rows` still counts all m ratings."""
-        chosen = kept[self.rows]
-        return Negatives(self.users[chosen], self.items[chosen], self.rows[chosen])
+    def by_rating(self, m: int) -> Tensor:
+        """The item that was drawn for each of m ratings: (m,) int32, −1 for one that got none.
+
+        4 bytes a rating, for a seed that holds them beside the ratings of all (`RatingTable.negatives`).
+        Raises ValueError where a rating got several.
+        """
+        if len(self.rows) != len(self.rows.unique_consecutive()):
+            raise ValueError("several negatives were drawn for a rating; draw one for each")
+        drawn = torch.full((m,), -1, dtype=torch.int32)
+        drawn[self.rows] = self.items.int()
+        return drawn
 
 
 def sample_negatives(
@@ -38,16 +43,17 @@ def sample_negatives(
 ) -> Negatives:
     """For each of m ratings, `per_positive` items uniform over those that its user has not rated.
 
-    users, items: (m,) int64 on the CPU, items in [0, n_items). The result is ordered by rating. Within a user
-    no item is drawn twice before all unrated items are drawn once: distinct, if there are enough. A user who
-    rated all items gets none.
+    users, items: (m,) int32 or int64 on the CPU, items in [0, n_items). The result is ordered by rating.
+    Within a user no item is drawn twice before all unrated items are drawn once: distinct, if there are
+    enough. A user who rated all items gets none.
 
-    Draw once for all ratings of a domain and a seed, and select with `Negatives.of`: then all models see the
-    same ones. What is passed counts as rated, and its item is never a negative of its user. So where a user
-    has both ratings to learn from and hidden ones, as in warm start, pass the former alone.
+    Draw once for all ratings of a domain and a seed, then all models see the same ones. What is passed counts
+    as rated, and its item is never a negative of its user. So where a user has both ratings to learn from and
+    hidden ones, as in warm start, pass the former alone.
     Raises ValueError on lengths that differ, no ratings, per_positive < 1, or ids out of range.
     """
     _check(users, items, n_items, per_positive)
+    users, items = users.long(), items.long()
     observed = (users * n_items + items).unique()
     owner = observed // n_items
     rated = torch.bincount(owner)
@@ -128,14 +134,3 @@ def _check(users: Tensor, items: Tensor, n_items: int, per_positive: int) -> Non
     if int(users.min()) < 0:
         raise ValueError(f"users has row {int(users.min())}; number users from 0")
     check_rows("items", items, n_items)
-
-
-def with_negatives(table: RatingTable, negatives: Negatives, label: float = 0.0) -> RatingTable:
-    """The table followed by `negatives`, each rated `label`; users and items numbered as in the table."""
-    table = table.flat()
-    return dataclasses.replace(
-        table,
-        users=torch.cat([table.users, negatives.users]),
-        items=torch.cat([table.items, negatives.items]),
-        values=torch.cat([table.values, table.values.new_full((len(negatives),), label)]),
-    )

@@ -25,6 +25,7 @@ class Random(Model):
     needs: ClassVar[tuple[str, ...]] = ("ratings",)
     objectives: ClassVar[tuple[str, ...]] = ("ranking",)
     role: ClassVar[str] = "blind"
+    on_device: ClassVar[bool] = False
     serves: ClassVar[str] = ""
 
     def __post_init__(self) -> None:

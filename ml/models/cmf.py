@@ -101,6 +101,7 @@ class BiasedCMF(Collective):
     summary: ClassVar[str] = "collective matrix factorization with biases, penalties and a weight per domain."
     source: ClassVar[str] = "Singh and Gordon, KDD 2008"
     needs: ClassVar[tuple[str, ...]] = ("ratings",)
+    on_device: ClassVar[bool] = False
     objectives: ClassVar[tuple[str, ...]] = ("rating",)
     k: int = 8
     sweeps: int = 12

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -51,16 +51,25 @@ class Model(ABC):
     # Whom it can answer for once trained: `anyone` with source ratings, `known` users of the source table
     # alone, or nobody ("").
     serves: ClassVar[str] = "anyone"
+    # Whether `fit` computes on the device that it is given: a GPU is wasted on what does not.
+    on_device: ClassVar[bool] = True
     # What its scores are to a reader: a `probability`, or a `score` that only orders.
     scored_by: ClassVar[str] = "score"
     # How its lists can be ordered, see `ORDERS`; `coverage` needs `covering`.
     orders: ClassVar[tuple[str, ...]] = ("probability",)
+    # Hyper-parameters in which the replicas of one training may differ: numbers that change no shape and no
+    # draw. `fit` of a model that has some takes `variants`, the values of each replica.
+    varied: ClassVar[tuple[str, ...]] = ()
     # Names of the attributes that `bind` sets: lists of tensors, one a replica.
     binds: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def fit(self, data: Sequence[Data], device: torch.device | str = "cpu") -> Iterator[Epoch]:
         """Train on R cells together, yielding after each epoch."""
+
+    def give_up(self, replicas: Collection[int]) -> None:  # noqa: B027 - most have no use for it
+        """From the next epoch on nothing will be asked of these replicas: a model may go on without them. The
+        others keep their numbers."""
 
     @abstractmethod
     def predict(self, users: Users, ratings: Ratings, replica: int = 0) -> Predicted:

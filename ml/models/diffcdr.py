@@ -5,8 +5,7 @@ DIM solves the diffusion ODE from the source user vector, guided by it; ALM is a
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -18,7 +17,7 @@ from ml.diffusion import affine, network
 from ml.diffusion.schedule import TRAINING_STEPS, training_levels
 from ml.diffusion.solver import SOLVERS, plan
 from ml.models.transfer import Batch, Stack, TransferModel
-from ml.replicas import Epoch, ReplicaAdam, gather, linear, replica_generator
+from ml.replicas import ReplicaAdam, gather, linear, replica_generator
 
 CHOICES = {
     "solver": SOLVERS,
@@ -27,8 +26,8 @@ CHOICES = {
     "alignment_loss": ("smooth_l1", "l2"),
     "parts": ("dat", "da", "at"),
 }
-# What the replicas of one training may differ in: numbers that change no shape and no draw.
-VARIED = ("guidance", "task_weight")
+# The draws and inputs that DIM's loss alone reads.
+OF_DIM = ("noise", "mask", "x", "embedding", "condition", "share")
 
 
 class Optimizers(NamedTuple):
@@ -53,6 +52,9 @@ class DiffCDR(TransferModel):
     """
 
     buffers: ClassVar[tuple[str, ...]] = ("seed", "guidance")
+    # DIM's loss contains neither λ nor s, so that all replicas of a problem would train the same DIM.
+    varied: ClassVar[tuple[str, ...]] = ("guidance", "task_weight")
+    of_problems: ClassVar[tuple[str, ...]] = (*network.NAMES, *OF_DIM)
     name: ClassVar[str] = "diffcdr"
     title: ClassVar[str] = "DiffCDR"
     summary: ClassVar[str] = "a diffusion model guided by the source factors, then an alignment with ratings."
@@ -85,39 +87,6 @@ class DiffCDR(TransferModel):
             raise ValueError(f"{self.name}: task_weight must not be negative, got {self.task_weight}")
         if self.clip <= 0:
             raise ValueError(f"{self.name}: clip must be positive, not {self.clip}")
-        self.variants_: list[DiffCDR] = []
-
-    def train(
-        self,
-        problems: Sequence[Problem],
-        device: torch.device | str = "cpu",
-        variants: Sequence[Mapping[str, float]] = (),
-    ) -> Iterator[Epoch]:
-        """Train R replicas together, yielding after each epoch; `variants` makes them differ.
-
-        variants: replica r takes `guidance` and `task_weight` from variants[r] where they are given there,
-        and becomes what a model built with these values and trained alone becomes. Problems are one for each
-        variant, or a single one that all share, whose draws and DIM are then shared too. The guidance is then
-        part of a replica's state, as `guidance`, and a restored model transfers with it.
-        Raises ValueError for another number of problems, another name or a value out of range.
-        """
-        problems = list(problems)
-        if variants and len(problems) not in (1, len(variants)):
-            raise ValueError(
-                f"{self.name}: {len(problems)} problems for {len(variants)} variants; "
-                "give one problem, or one for each variant"
-            )
-        self.variants_ = [self._variant(r, values) for r, values in enumerate(variants)]
-        yield from super().train(problems, device)
-
-    def _variant(self, replica: int, values: Mapping[str, float]) -> DiffCDR:
-        unknown = set(values) - set(VARIED)
-        if unknown:
-            raise ValueError(
-                f"{self.name}: variant {replica} sets {', '.join(sorted(unknown))}; "
-                f"replicas may differ in {' and '.join(VARIED)} only"
-            )
-        return dataclasses.replace(self, **values)
 
     def initial(self, problem: Problem, generator: torch.Generator) -> dict[str, Tensor]:
         q, k = problem.widths
@@ -151,28 +120,9 @@ class DiffCDR(TransferModel):
         noisy = self.start == "noise" and self.parts != "at"
         return {"seed": torch.tensor(problem.seed)} if noisy else {}
 
-    def begin(
-        self,
-        problems: Sequence[Problem],
-        generators: Sequence[torch.Generator],
-        device: torch.device | str = "cpu",
-    ) -> None:
-        """As the base's; each variant of a shared problem gets an ALM of its own beside the one DIM.
-
-        DIM's loss contains neither λ nor s, so every variant would train the same DIM: it stays (1, ...).
-        """
-        super().begin(problems, generators, device)
-        if not self.variants_:
-            return
-        shared = self.parameters_["alignment.weight"].detach()
-        alignment = shared.expand(len(self.variants_), *shared.shape[1:]).clone()
-        self.parameters_["alignment.weight"] = alignment.requires_grad_()
-        self.buffers_["guidance"] = alignment.new_tensor([v.guidance for v in self.variants_])
-
     def prepare(self, stack: Stack) -> None:
         if self.variants_:
-            weights = stack.source.new_tensor([v.task_weight for v in self.variants_])
-            stack.extra["task_weight"] = weights.view(-1, 1)
+            self.buffers_["guidance"] = self.each("guidance").squeeze(1)
         if self.parts == "at":
             return
         signal, level = training_levels()
@@ -192,15 +142,22 @@ class DiffCDR(TransferModel):
             return Optimizers(None, alignment)
         return Optimizers(ReplicaAdam(list(self.dim.values()), self.lr, max_norm=self.clip), alignment)
 
+    def keep(self, optimizer: Optimizers, rows: Tensor) -> None:
+        optimizer.alignment.keep(rows, [self.parameters_["alignment.weight"]])
+
     def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
-        """x: x_t = √ᾱ_t u_t + √(1 − ᾱ_t) ε (Equation 5), (R, B, k); embedding: τ(t), (R, B, hidden)."""
-        users = gather(stack.users, batch.rows, -2)
+        """x: x_t = √ᾱ_t u_t + √(1 − ᾱ_t) ε (Equation 5), (P, B, k); embedding: τ(t), (P, B, hidden).
+
+        condition and share are DIM's, source and counts ALM's: the same, once a problem and once a replica.
+        """
+        users = stack.users(batch.rows)
         source, target = (gather(table, users, -2) for table in (stack.source, stack.target))
-        inputs = {"source": source, "target": target, "share": batch.share}
+        share = batch.share
+        inputs = {"source": source, "target": target, "counts": share, "condition": source, "share": share}
         if self.parts != "da":
-            items = gather(stack.items, batch.rows, -2)
+            items = stack.items(batch.rows)
             inputs["item"] = gather(stack.target_items, items, -2)
-            inputs["value"] = gather(stack.values, batch.rows, -2)
+            inputs["value"] = stack.values(batch.rows)
         if self.parts != "at":
             signal, level, embedding = (
                 torch.nn.functional.embedding(batch.draws["time"], stack.extra[name])
@@ -212,34 +169,33 @@ class DiffCDR(TransferModel):
 
     def step(self, stack: Stack, batch: Batch, optimizer: Optimizers) -> dict[str, Tensor]:
         """A step of DIM, then a step of ALM on the output of the DIM just updated (Algorithm 1)."""
-        active = batch.weight.any(1)
         inputs, losses = batch.inputs or self.inputs(stack, batch), {}
         if optimizer.dim is not None:
             loss, gradients = self.dim_gradients(inputs, batch.draws)
-            losses["dim"] = loss.expand(self.replicas)
-            optimizer.dim.update(list(gradients.values()), active)
-        moved = self.moved_rows(inputs, batch.draws)
-        alignment, gradient = self.alignment_gradient(stack, inputs, moved)
-        optimizer.alignment.update([gradient], active)
+            losses["dim"] = stack.of_replicas(loss)
+            optimizer.dim.update(list(gradients.values()), inputs["share"].any(1))
+        moved = self.moved_rows(stack, inputs, batch.draws)
+        alignment, gradient = self.alignment_gradient(inputs, moved)
+        optimizer.alignment.update([gradient], batch.weight.any(1))
         return losses | alignment
 
     def loss(self, stack: Stack, batch: Batch) -> Tensor:
         """DIM's loss plus ALM's (R,), as Algorithm 1 descends them one after the other: DIM's output is held
         fixed in ALM's."""
         inputs = batch.inputs or self.inputs(stack, batch)
-        moved = self.moved_rows(inputs, batch.draws)
-        loss = self._alignment_loss(stack, inputs, moved)
-        return loss if self.parts == "at" else loss + self._dim_loss(inputs, batch.draws)
+        moved = self.moved_rows(stack, inputs, batch.draws)
+        loss = self._alignment_loss(inputs, moved)
+        return loss if self.parts == "at" else loss + stack.of_replicas(self._dim_loss(inputs, batch.draws))
 
     def _dim_loss(self, inputs: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
         """Mean over ratings of smooth L1 between the noise ε and ε(x_t, m·c), the network's plain masked
         prediction (section 3.3)."""
-        x, embedding, condition = (inputs[name] for name in ("x", "embedding", "source"))
+        x, embedding, condition = (inputs[name] for name in ("x", "embedding", "condition"))
         predicted = network.noise(self.dim, x, embedding, condition, draws["mask"], self.activation)
         missed = torch.nn.functional.smooth_l1_loss(predicted, draws["noise"], reduction="none").mean(2)
         return (inputs["share"] * missed).sum(1)
 
-    def _alignment_loss(self, stack: Stack, inputs: dict[str, Tensor], moved: Tensor) -> Tensor:
+    def _alignment_loss(self, inputs: dict[str, Tensor], moved: Tensor) -> Tensor:
         """Mean over ratings of ℓ(û_t, u_t) + λ (r − û_t·v)² with û_t = W · DIM(u_s) (Equation 7).
 
         ℓ is smooth L1 or the squared error, a mean over factors; `moved` is DIM's output.
@@ -247,19 +203,15 @@ class DiffCDR(TransferModel):
         functional = torch.nn.functional
         distance = functional.mse_loss if self._squared else functional.smooth_l1_loss
         aligned = moved @ self.parameters_["alignment.weight"].mT
-        missed = distance(aligned, inputs["target"].expand_as(aligned), reduction="none").mean(2)
+        missed = distance(aligned, inputs["target"], reduction="none").mean(2)
         if self.parts != "da":
             residual = inputs["value"] - (aligned * inputs["item"]).sum(2)
-            missed = missed + self._task_weight(stack) * residual.square()
-        return (inputs["share"] * missed).sum(1)
+            missed = missed + self.each("task_weight") * residual.square()
+        return (inputs["counts"] * missed).sum(1)
 
     @property
     def _squared(self) -> bool:
         return self.alignment_loss == "l2" or self.parts == "da"
-
-    def _task_weight(self, stack: Stack) -> float | Tensor:
-        """λ: one number, or one for each variant (R, 1)."""
-        return stack.extra.get("task_weight", self.task_weight)
 
     def dim_gradients(
         self, inputs: dict[str, Tensor], draws: dict[str, Tensor]
@@ -270,7 +222,7 @@ class DiffCDR(TransferModel):
             gradients = torch.autograd.grad(loss.sum(), list(self.dim.values()))
             return loss.detach(), dict(zip(self.dim, gradients, strict=True))
         with torch.no_grad():
-            x, embedding, condition = (inputs[name] for name in ("x", "embedding", "source"))
+            x, embedding, condition = (inputs[name] for name in ("x", "embedding", "condition"))
             predicted, trace = affine.forward(self.dim, x, embedding, condition, draws["mask"])
             value, slope = smooth_l1(predicted - draws["noise"])
             gradients = affine.backward(self.dim, trace, slope * row_scale(inputs["share"], slope))
@@ -279,39 +231,38 @@ class DiffCDR(TransferModel):
 
     @torch.no_grad()
     def alignment_gradient(
-        self, stack: Stack, inputs: dict[str, Tensor], moved: Tensor
+        self, inputs: dict[str, Tensor], moved: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The two terms (R,) of ALM's loss on DIM's output `moved`, and the loss's gradient, by hand."""
-        aligned, share = moved @ self.parameters_["alignment.weight"].mT, inputs["share"]
+        aligned, share = moved @ self.parameters_["alignment.weight"].mT, inputs["counts"]
         value, slope = (squared_error if self._squared else smooth_l1)(aligned - inputs["target"])
         losses = {"alignment": (value.mean(2) * share).sum(1)}
         if self.parts != "da":
             residual = (aligned * inputs["item"]).sum(2) - inputs["value"]
             losses["task"] = (residual.square() * share).sum(1)
             # Times k, for `row_scale` divides by it and the task loss is no mean over the width.
-            weight = 2 * slope.shape[2] * self._task_weight(stack)
+            weight = 2 * slope.shape[2] * self.each("task_weight")
             slope = slope + (weight * residual)[..., None] * inputs["item"]
         return losses, (slope * row_scale(share, slope)).mT @ moved
 
-    def moved_rows(self, inputs: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
+    def moved_rows(self, stack: Stack, inputs: dict[str, Tensor], draws: dict[str, Tensor]) -> Tensor:
         """What ALM is given for the rows of a batch: DIM's output (R, B, k), without a gradient."""
         if self.parts == "at":
             return inputs["source"]
         start = draws.get("start", inputs["source"])
-        return self._transport(self.parameters_ | self.buffers_, start, inputs["source"])
+        return self._transport(self.dim | self.buffers_, start, inputs["source"], stack.of_replicas)
 
     @torch.no_grad()
-    def _transport(self, parameters: dict[str, Tensor], x: Tensor, c: Tensor) -> Tensor:
-        guidance = self.guidance
-        if "guidance" in parameters:
-            guidance = parameters["guidance"].view(-1, 1, 1)
-            x, c = (rows.expand(len(guidance), -1, -1) for rows in (x, c))
-            # The DIM that variants share has a replica axis of one.
-            parameters = {
-                name: parameters[name].expand(len(guidance), *parameters[name].shape[1:])
-                for name in network.NAMES
-            }
-        return affine.transport(parameters, plan(self.nfe, self.solver), guidance, self.activation, x, c)
+    def _transport(
+        self,
+        parameters: dict[str, Tensor],
+        x: Tensor,
+        c: Tensor,
+        spread: Callable[[Tensor], Tensor] = lambda each: each,
+    ) -> Tensor:
+        guidance = parameters["guidance"].view(-1, 1, 1) if "guidance" in parameters else self.guidance
+        dim, course = {name: parameters[name] for name in network.NAMES}, plan(self.nfe, self.solver)
+        return affine.transport(dim, course, guidance, self.activation, x, c, spread)
 
     def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
         return self._moved(parameters, users) @ parameters["alignment.weight"].T

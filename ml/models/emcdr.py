@@ -6,7 +6,7 @@ regression in closed form, and the multilayer perceptron that EMCDR's own paper 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,6 +29,7 @@ class EMCDR(TransferModel):
     title: ClassVar[str] = "EMCDR"
     summary: ClassVar[str] = "one linear map from source to target factors, the same for all users."
     source: ClassVar[str] = "Man et al., IJCAI 2017"
+    varied: ClassVar[tuple[str, ...]] = ("lr",)
     batch: int = 64
 
     def initial(self, problem: Problem, generator: torch.Generator) -> dict[str, Tensor]:
@@ -68,6 +69,7 @@ class RidgeEMCDR(EMCDR):
     title: ClassVar[str] = "EMCDR, ridge"
     summary: ClassVar[str] = "the linear map of EMCDR by ridge regression, solved exactly."
     source: ClassVar[str] = "Man et al., IJCAI 2017, linear map"
+    varied: ClassVar[tuple[str, ...]] = ()
     epochs: int = 1
     penalty: float = 10.0
 
@@ -76,12 +78,17 @@ class RidgeEMCDR(EMCDR):
         if self.penalty < 0 or self.epochs != 1:
             raise ValueError(f"{self.name}: penalty must not be negative and epochs must be 1")
 
-    def train(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> Iterator[Epoch]:
+    def train(
+        self,
+        problems: Sequence[Problem],
+        device: torch.device | str = "cpu",
+        variants: Sequence[Mapping[str, object]] = (),
+    ) -> Iterator[Epoch]:
         """Solve each problem; yields once."""
         maps = [self._solve(problem) for problem in problems]
         if not maps:
             raise ValueError("train needs at least one problem")
-        self.parameters_ = {"map": torch.stack(maps).to(device)}
+        self.load_state_dict(*({"map": each.to(device)} for each in maps))
         losses = [
             (p.source.factors @ w.T - p.target_factors).square().mean().item()
             for p, w in zip(problems, maps, strict=True)
@@ -103,6 +110,7 @@ class PerceptronEMCDR(TransferModel):
     title: ClassVar[str] = "EMCDR, perceptron"
     summary: ClassVar[str] = "the multilayer perceptron that EMCDR's authors prefer to the linear map."
     source: ClassVar[str] = "Man et al., IJCAI 2017, section 3.2"
+    varied: ClassVar[tuple[str, ...]] = ("lr",)
     batch: int = 64
     lr: float = 0.003
 
@@ -119,9 +127,15 @@ class PerceptronEMCDR(TransferModel):
     def training_rows(self, problem: Problem) -> int:
         return len(problem.source)
 
+    def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
+        return {
+            "source": gather(stack.source, batch.rows, -2),
+            "target": gather(stack.target, batch.rows, -2),
+        }
+
     def loss(self, stack: Stack, batch: Batch) -> Tensor:
-        error = self._map(self.parameters_, gather(stack.source, batch.rows))
-        error = error - gather(stack.target, batch.rows)
+        source, target = (batch.inputs or self.inputs(stack, batch)).values()
+        error = self._map(self.parameters_, source) - target
         return weighted_mean(error.square().mean(2), batch.weight)
 
     @staticmethod

@@ -25,6 +25,7 @@ from typing import ClassVar
 CONTRACT = ("ml.models.contract", "Model")
 TEXTS = ("name", "title", "summary", "source", "role", "settings_from", "warms_by", "serves")
 TUPLES = ("needs", "objectives")
+FLAGS = ("on_device",)
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Facts:
     settings_from: str
     warms_by: str
     serves: str
+    on_device: bool
     defaults: Mapping[str, object]
 
     @property
@@ -100,7 +102,11 @@ def facts_of(kind: type, path: str) -> Facts:
     for fact, value in tuples.items():
         if not isinstance(value, tuple):
             raise ValueError(f"model {path!r}: {fact} must be a tuple of names, not {value!r}")
-    return Facts(path=path, **texts, **tuples, defaults=dict(_defaults(kind, path)))
+    flags = {fact: getattr(kind, fact) for fact in FLAGS}
+    for fact, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"model {path!r}: {fact} must be True or False, not {value!r}")
+    return Facts(path=path, **texts, **tuples, **flags, defaults=dict(_defaults(kind, path)))
 
 
 def _defaults(kind: type, path: str) -> Iterator[tuple[str, object]]:
@@ -226,7 +232,7 @@ def _rebuilt(module: str, node: ast.ClassDef) -> type:
         is_field = annotation is not None and not annotation.startswith(("ClassVar", "typing.ClassVar"))
         if annotation is not None:
             annotations[name] = object if is_field else ClassVar
-        is_fact = name in TEXTS + TUPLES
+        is_fact = name in TEXTS + TUPLES + FLAGS
         if value is not None and (is_fact or (is_field and options is not None)):
             namespace[name] = _value(module, value)
     bases = tuple(base for b in node.bases if (base := _base(module, b)) is not None)
@@ -245,7 +251,7 @@ def _assignments(node: ast.ClassDef) -> Iterator[tuple[str, str | None, ast.expr
             for target in statement.targets:
                 if isinstance(target, ast.Name):
                     yield target.id, None, statement.value
-        elif isinstance(statement, ast.FunctionDef) and statement.name in TEXTS + TUPLES:
+        elif isinstance(statement, ast.FunctionDef) and statement.name in TEXTS + TUPLES + FLAGS:
             raise _NotLiteral(f"{node.name}.{statement.name} is computed")
 
 

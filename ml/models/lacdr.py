@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ml.data import Problem, SourceUsers
 from ml.models.transfer import Batch, Stack, TransferModel
-from ml.replicas import gather, gather_columns, linear
+from ml.replicas import gather_columns, linear
 
 
 @dataclass
@@ -29,6 +29,7 @@ class LACDR(TransferModel):
     title: ClassVar[str] = "LACDR"
     summary: ClassVar[str] = "linear autoencoders of both domains whose small codes of a user are aligned."
     source: ClassVar[str] = "Wang et al., SIGIR 2021"
+    varied: ClassVar[tuple[str, ...]] = ("lr",)
     batch: int = 64
     lr: float = 0.001
     latent: int = 4
@@ -43,7 +44,7 @@ class LACDR(TransferModel):
         }
 
     def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
-        users = gather(stack.users, batch.rows, -2)
+        users = stack.users(batch.rows)
         return {"source": gather_columns(stack.source, users), "target": gather_columns(stack.target, users)}
 
     def loss(self, stack: Stack, batch: Batch) -> Tensor:
@@ -131,7 +132,7 @@ class WideLACDR(LACDR):
     def _drawn(stack: Stack, batch: Batch) -> dict[str, Tensor]:
         """The drawn users of either domain as columns (R, k, B)."""
         return {
-            side: gather_columns(stack.extra[f"{side}_everyone"], batch.draws[side])
+            side: gather_columns(stack.extra[f"{side}_everyone"], batch.draws[side], stack.owner)
             for side in ("source", "target")
         }
 

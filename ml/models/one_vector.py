@@ -21,6 +21,7 @@ class OneVector(VectorModel):
 
     needs: ClassVar[tuple[str, ...]] = ("factors",)
     role: ClassVar[str] = "blind"
+    on_device: ClassVar[bool] = False
     binds: ClassVar[tuple[str, ...]] = ("items_",)
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ class Permuted(Model):
     )
     needs: ClassVar[tuple[str, ...]] = ("model",)
     role: ClassVar[str] = "probe"
+    on_device: ClassVar[bool] = False
     serves: ClassVar[str] = ""
     of: str = "diffcdr"
 

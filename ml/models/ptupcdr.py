@@ -29,6 +29,8 @@ class PTUPCDR(TransferModel):
     title: ClassVar[str] = "PTUPCDR"
     summary: ClassVar[str] = "a map for each user, written by a network that reads the liked source items."
     source: ClassVar[str] = "Zhu et al., WSDM 2022"
+    varied: ClassVar[tuple[str, ...]] = ("lr",)
+    of_problems: ClassVar[tuple[str, ...]] = ("slots",)
     length: int = 20
     hidden: int = 50
 
@@ -52,7 +54,7 @@ class PTUPCDR(TransferModel):
     def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
         """slots: the liked items (R, length, B), whose factors are too many to be gathered ahead;
         present: as `attention` has it."""
-        users, items = (gather(table, batch.rows, -2) for table in (stack.users, stack.items))
+        users, items = stack.users(batch.rows), stack.items(batch.rows)
         slot = torch.arange(self.length, device=users.device).unsqueeze(1)
         present = slot < gather(stack.extra["filled"], users, -2).unsqueeze(-2)
         return {
@@ -60,14 +62,14 @@ class PTUPCDR(TransferModel):
             "present": present.to(stack.source.dtype),
             "source": gather_columns(stack.source, users),
             "item": gather_columns(stack.target_items, items),
-            "values": gather(stack.values, batch.rows, -2),
+            "values": stack.values(batch.rows),
             "share": batch.share,
         }
 
     def loss(self, stack: Stack, batch: Batch) -> Tensor:
         """Mean over ratings of (û_t · v − r)² with û_t = u_sᵀ B(user)."""
         slots, present, source, item, values, share = (batch.inputs or self.inputs(stack, batch)).values()
-        liked = gather_columns(stack.source_items, slots.flatten(1))
+        liked = stack.of_replicas(gather_columns(stack.source_items, slots.flatten(1)))
         moved = bridged(self.parameters_, source, liked, present)
         predicted = (moved * item).sum(1)
         return (share * (predicted - values).square()).sum(1)
@@ -80,7 +82,7 @@ class PTUPCDR(TransferModel):
         """
         parameters = self.parameters_
         slots, present, source, item, values, share = (batch.inputs or self.inputs(stack, batch)).values()
-        liked = gather_columns(stack.source_items, slots.flatten(1))
+        liked = stack.of_replicas(gather_columns(stack.source_items, slots.flatten(1)))
         inner, weight = attention(parameters, liked, present)
         by_slot = liked.unflatten(2, present.shape[1:])
         characteristic = (by_slot * weight.unsqueeze(1)).sum(2)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ml.data import History, Problem, SourceUsers
 from ml.models.transfer import Batch, Stack, TransferModel
-from ml.replicas import bias, gather, gather_columns, linear
+from ml.replicas import bias, gather_columns, linear
 
 REDRAWS = 10  # a user who liked nearly all that anybody liked keeps a liked item after so many
 
@@ -33,6 +33,7 @@ class SSCDR(TransferModel):
         "an affine map that also brings liked source items nearer to the user than others."
     )
     source: ClassVar[str] = "Kang et al., CIKM 2019"
+    varied: ClassVar[tuple[str, ...]] = ("lr", "margin")
     batch: int = 64
     margin: float = 1.0
 
@@ -41,11 +42,11 @@ class SSCDR(TransferModel):
         return {"map": linear(target, source, generator), "bias": bias(target, source, generator)}
 
     def draws(self, problem: Problem, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        return liked_pairs(problem.source.history, problem.ratings.users[rows], generator)
+        return liked_pairs(problem.source.history, problem.ratings.users[rows].long(), generator)
 
     def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
         """vectors: what is mapped, (R, k source, 3 B): users, then i⁺, then i⁻."""
-        users = gather(stack.users, batch.rows, -2)
+        users = stack.users(batch.rows)
         items = [gather_columns(stack.source_items, batch.draws[name]) for name in ("positive", "negative")]
         return {
             "vectors": torch.cat([gather_columns(stack.source, users), *items], -1),
@@ -59,7 +60,7 @@ class SSCDR(TransferModel):
         vectors, target, liked, share = (batch.inputs or self.inputs(stack, batch)).values()
         mapped = self.parameters_["map"] @ vectors + self.parameters_["bias"].unsqueeze(2)
         user, near, far = ((f - target).square().sum(1) for f in mapped.chunk(3, 2))
-        ranking = liked * (self.margin + near - far).relu()
+        ranking = liked * (self.each("margin") + near - far).relu()
         return (share * (user + ranking)).sum(1)
 
     @torch.no_grad()
@@ -70,7 +71,7 @@ class SSCDR(TransferModel):
         mapped = torch.baddbmm(self.parameters_["bias"].unsqueeze(2), self.parameters_["map"], vectors)
         error = mapped.unflatten(2, (3, -1)) - target.unsqueeze(2)
         user, near, far = error.square().sum(1).unbind(1)
-        ranking = liked * (self.margin + near - far).relu_()
+        ranking = liked * (self.each("margin") + near - far).relu_()
         # The user, i⁺ where the hinge is open, and i⁻ there with the other sign.
         opened = share * ranking.sign()
         on_mapped = (error * torch.stack([share, opened, -opened], 1).unsqueeze(1)).flatten(2).mul_(2)
@@ -91,7 +92,7 @@ class RejectingSSCDR(SSCDR):
 
     def draws(self, problem: Problem, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         draws = super().draws(problem, rows, generator)
-        history, users = problem.source.history, problem.ratings.users[rows]
+        history, users = problem.source.history, problem.ratings.users[rows].long()
         if len(history.items) == 0:
             return draws
         counts = history.offsets.diff()

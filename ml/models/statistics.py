@@ -115,6 +115,7 @@ class Statistic(VectorModel):
     zeros where the user does not count, and a constant, all float64.
     """
 
+    on_device: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("ratings",)
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ class TGT(VectorModel):
     needs: ClassVar[tuple[str, ...]] = ("target_factors",)
     role: ClassVar[str] = "blind"
     serves: ClassVar[str] = "known"
+    on_device: ClassVar[bool] = False
     binds: ClassVar[tuple[str, ...]] = ("users_", "items_")
 
     def __post_init__(self) -> None:

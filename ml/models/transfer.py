@@ -4,16 +4,18 @@ A model turns users of the source domain into user factors of the target domain.
 (metrics, ranking, figures, recommendations) uses those factors and the target item factors, so a new
 model is one subclass of `TransferModel` and one line in the registry.
 
-Replica axis. R problems (seeds, or cells of a task) are trained as one batched tensor program: every
-parameter has shape (R, ...), every batch (R, B, ...). What a replica draws comes from its own generator,
-ahead of the loop, so its result does not depend on which replicas were trained beside it.
+Replica axis. R replicas (seeds, or cells of a task, each under one or several settings) are trained as one
+batched tensor program: every parameter has shape (R, ...), every batch (R, B, ...). What a replica draws
+comes from the generator of its problem, ahead of the loop, so its result does not depend on which replicas
+were trained beside it. Replicas of one problem share its tables, its batches and its draws.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Self
@@ -21,7 +23,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from ml.data import Data, Problem, SourceUsers, Users, to_device
+from ml.data import Data, Problem, Ratings, SourceUsers, Users, to_device
 from ml.models.contract import VectorModel
 from ml.replicas import Epoch, EpochPlan, ReplicaAdam, replica_generator
 
@@ -59,16 +61,28 @@ class Batch:
 
 
 class Stack:
-    """R problems side by side, short tables padded with zeros, so that one gather serves all replicas.
+    """The P problems of R replicas side by side, short tables padded with zeros: one gather serves all.
 
-    source, target: (R, n, k); target_items: (R, items, k); source_items: (R, source items, k);
-    users, items: (R, m) int64 and values: (R, m) float32 are the ratings. A table that no model reads is
-    never stacked.
+    source, target: (P, n, k); target_items: (P, items, k); source_items: (P, source items, k). A table that
+    no model reads is never stacked; ratings, the longest ones, are read where they are. owner: (R,) int64,
+    the problem of each replica.
     """
 
     def __init__(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> None:
-        self.problems, self.device = list(problems), device
+        """problems: one a replica; what is given several times is stacked once."""
+        different = {id(problem): problem for problem in problems}
+        places = {key: place for place, key in enumerate(different)}
+        self.problems, self.device = list(different.values()), device
+        self.owner = torch.tensor([places[id(problem)] for problem in problems], device=device)
         self.extra: dict[str, Tensor] = {}
+
+    def of_replicas(self, tensor: Tensor, axis: int = 0) -> Tensor:
+        """What is there once a problem along `axis`, once a replica."""
+        if len(self.problems) == 1:
+            return tensor.expand(*tensor.shape[:axis], len(self.owner), *tensor.shape[axis + 1 :])
+        if torch.equal(self.owner, torch.arange(len(self.problems), device=self.owner.device)):
+            return tensor
+        return tensor.index_select(axis, self.owner)
 
     @cached_property
     def source(self) -> Tensor:
@@ -87,19 +101,27 @@ class Stack:
         return self.pad([p.source.item_factors for p in self.problems])
 
     @cached_property
-    def users(self) -> Tensor:
-        return self.pad([p.ratings.users for p in self.problems])
+    def ratings(self) -> list[Ratings]:
+        return [problem.ratings.to(self.device) for problem in self.problems]
 
-    @cached_property
-    def items(self) -> Tensor:
-        return self.pad([p.ratings.items for p in self.problems])
+    def users(self, rows: Tensor) -> Tensor:
+        """Of the ratings at `rows` (..., P, B) of each problem: alike, int64."""
+        return self._column("users", rows).long()
 
-    @cached_property
-    def values(self) -> Tensor:
-        return self.pad([p.ratings.values for p in self.problems])
+    def items(self, rows: Tensor) -> Tensor:
+        """As `users`."""
+        return self._column("items", rows).long()
+
+    def values(self, rows: Tensor) -> Tensor:
+        """As `users`, float32."""
+        return self._column("values", rows)
+
+    def _column(self, name: str, rows: Tensor) -> Tensor:
+        parts = zip(self.ratings, rows.unbind(-2), strict=True)
+        return torch.stack([getattr(ratings, name)[where] for ratings, where in parts], -2)
 
     def pad(self, tables: list[Tensor]) -> Tensor:
-        """One table (n_r, ...) of each replica as (R, max n_r, ...), zero where padded."""
+        """One table (n_p, ...) of each problem as (P, max n_p, ...), zero where padded."""
         return torch.nn.utils.rnn.pad_sequence(tables, batch_first=True).to(self.device)
 
 
@@ -116,6 +138,8 @@ class TransferModel(VectorModel):
     binds: ClassVar[tuple[str, ...]] = ("items_",)
     summed: ClassVar[bool] = False  # whether the loss of a batch is the sum over its rows, not their mean
     buffers: ClassVar[tuple[str, ...]] = ()  # names of what a replica's state has beside its parameters
+    # Names of parameters, draws and inputs that replicas of one problem have in common: the axis R is then P.
+    of_problems: ClassVar[tuple[str, ...]] = ()
     epochs: int = 10
     batch: int = 128
     lr: float = 0.01
@@ -130,6 +154,11 @@ class TransferModel(VectorModel):
         self.parameters_: dict[str, Tensor] = {}
         self.buffers_: dict[str, Tensor] = {}
         self.items_: list[Tensor] = []
+        self.variants_: list[Self] = []
+        self.each_: dict[str, Tensor] = {}  # what they vary, (R, 1)
+        # The rows along R and P that are left of each replica, by its number.
+        self.rows_: dict[int, tuple[int, int]] = {}
+        self.given_up_: set[int] = set()
 
     # What a model is.
 
@@ -162,7 +191,8 @@ class TransferModel(VectorModel):
         """Put what the loss needs besides the stacked tables into `stack.extra`; no parameter is touched."""
 
     def inputs(self, stack: Stack, batch: Batch) -> dict[str, Tensor]:
-        """What a step reads of its rows, whatever the parameters: entries (R, ...).
+        """What a step reads of its rows, whatever the parameters: entries (P, ...), of which the loop makes
+        (R, ...). What a step reads of a stacked table itself it gathers by `stack.owner`.
 
         The training loop asks once for a block of steps, whose tensors have a leading axis; entries then too.
         """
@@ -170,9 +200,17 @@ class TransferModel(VectorModel):
 
     # The contract.
 
-    def fit(self, data: Sequence[Data], device: torch.device | str = "cpu") -> Iterator[Epoch]:
+    def fit(
+        self,
+        data: Sequence[Data],
+        device: torch.device | str = "cpu",
+        variants: Sequence[Mapping[str, object]] = (),
+    ) -> Iterator[Epoch]:
         self.bind(data)
-        yield from self.train([d.problem for d in data], device)
+        yield from self.train([d.problem for d in data], device, variants)
+
+    def give_up(self, replicas: Collection[int]) -> None:
+        self.given_up_ |= set(replicas)
 
     def bind(self, data: Sequence[Data]) -> Self:
         """Take the target item factors of each cell, the offset of biased ones their last column."""
@@ -221,18 +259,45 @@ class TransferModel(VectorModel):
         gradients = torch.autograd.grad(loss.sum(), list(self.parameters_.values()))
         return loss.detach(), dict(zip(self.parameters_, gradients, strict=True))
 
-    def train(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> Iterator[Epoch]:
-        """Train R problems together, yielding after each epoch."""
+    def train(
+        self,
+        problems: Sequence[Problem],
+        device: torch.device | str = "cpu",
+        variants: Sequence[Mapping[str, object]] = (),
+    ) -> Iterator[Epoch]:
+        """Train R replicas together, yielding after each epoch.
+
+        problems: one a replica; variants: hyper-parameters of each replica, of those in `varied`, where they
+        are not this model's. A replica becomes what a model built with its values and trained alone becomes.
+        Raises ValueError for another number of variants, another name or a value out of range.
+        """
         problems = list(problems)
         if not problems:
             raise ValueError("train needs at least one problem")
-        generators = [replica_generator(p.seed, self.name) for p in problems]
-        self.begin(problems, generators, device)
+        if variants and len(variants) != len(problems):
+            raise ValueError(
+                f"{self.name}: {len(problems)} problems for {len(variants)} variants; give one for each"
+            )
+        self.variants_ = [self._variant(r, values) for r, values in enumerate(variants)]
         stack = Stack(problems, device)
+        generators = [replica_generator(p.seed, self.name) for p in stack.problems]
+        self.begin(stack.problems, generators, device)
+        self._spread(stack)
         self.prepare(stack)
         optimizer = self.optimizer()
         for number in range(1, self.epochs + 1):
             yield Epoch(number, self._epoch(stack, generators, optimizer))
+            if self.given_up_ & set(self.rows_):
+                self._drop(stack, optimizer)
+
+    def _variant(self, replica: int, values: Mapping[str, object]) -> Self:
+        unknown = set(values) - set(self.varied)
+        if unknown:
+            raise ValueError(
+                f"{self.name}: variant {replica} sets {', '.join(sorted(unknown))}; "
+                f"replicas may differ in {' and '.join(self.varied)} only"
+            )
+        return dataclasses.replace(self, **values)
 
     def begin(
         self,
@@ -240,7 +305,7 @@ class TransferModel(VectorModel):
         generators: Sequence[torch.Generator],
         device: torch.device | str = "cpu",
     ) -> None:
-        """Set the state of all replicas as training begins."""
+        """Set the state of one replica a problem as training begins."""
         initial = [self.initial(p, g) for p, g in zip(problems, generators, strict=True)]
         self.parameters_ = {
             name: value.to(device).requires_grad_() for name, value in stacked(initial).items()
@@ -249,17 +314,67 @@ class TransferModel(VectorModel):
             name: value.to(device)
             for name, value in stacked([self.initial_buffers(p) for p in problems]).items()
         }
+        self.each_ = {}
+        self._number(range(len(problems)))
+
+    def _number(self, owner: Iterable[int]) -> None:
+        """All replicas are there, each with its problem's place along P."""
+        self.rows_, self.given_up_ = {r: (r, place) for r, place in enumerate(owner)}, set()
+
+    def _spread(self, stack: Stack) -> None:
+        """From one replica a problem to all: they begin alike."""
+        self._select(stack.owner)
+        self._number(stack.owner.tolist())
+        for name in self.varied if self.variants_ else ():
+            values = [getattr(variant, name) for variant in self.variants_]
+            self.each_[name] = self._first.new_tensor(values).unsqueeze(1)
+
+    def _select(self, rows: Tensor) -> None:
+        """Replicas are those at `rows` (R,) of now."""
+        self.parameters_ = {
+            name: value if name in self.of_problems else value.detach()[rows].requires_grad_()
+            for name, value in self.parameters_.items()
+        }
+        self.buffers_, self.each_ = (
+            {name: value[rows] for name, value in table.items()} for table in (self.buffers_, self.each_)
+        )
+
+    def _drop(self, stack: Stack, optimizer) -> None:
+        """Go on without the replicas that were given up."""
+        left = [r for r in self.rows_ if r not in self.given_up_]
+        rows = torch.tensor([self.rows_[r][0] for r in left], dtype=torch.int64, device=stack.owner.device)
+        self._select(rows)
+        self.rows_ = {r: (row, self.rows_[r][1]) for row, r in enumerate(left)}
+        stack.owner = stack.owner[rows]
+        self.keep(optimizer, rows)
+
+    def each(self, name: str) -> float | Tensor:
+        """A hyper-parameter of `varied`: one number, or where there are variants one a replica (R, 1)."""
+        return self.each_.get(name, getattr(self, name))
 
     def optimizer(self) -> ReplicaAdam:
-        return ReplicaAdam(list(self.parameters_.values()), self.lr)
+        return ReplicaAdam(list(self.parameters_.values()), self.rates())
+
+    def keep(self, optimizer: ReplicaAdam, rows: Tensor) -> None:
+        """Go on with the replicas at `rows` (r,) alone, which are those of `parameters_` now."""
+        optimizer.keep(rows, list(self.parameters_.values()))
+
+    def rates(self) -> float | list[float]:
+        """The learning rate, of each replica where they have variants."""
+        return [variant.lr for variant in self.variants_] or self.lr
 
     def _epoch(self, stack: Stack, generators: list[torch.Generator], optimizer) -> dict[str, list[float]]:
         total, sums = 0, {}
         for plan in EpochPlan.parts([self.training_rows(p) for p in stack.problems], self.batch, generators):
             for name, part in self._part(stack, plan, generators, optimizer).items():
                 sums[name] = sums.get(name, 0) + part
-            total = total + plan.weight.sum((1, 2))
-        return {name: (part.cpu() / total).tolist() for name, part in sums.items()}
+            total = total + stack.of_replicas(plan.weight.sum((1, 2)).to(stack.owner.device))
+        return {name: self._numbered((part / total).tolist()) for name, part in sums.items()}
+
+    def _numbered(self, values: list[float]) -> list[float]:
+        """By number of the replica, NaN of one that was given up."""
+        count = max(len(self.variants_), max(self.rows_) + 1)
+        return [values[self.rows_[r][0]] if r in self.rows_ else math.nan for r in range(count)]
 
     def _part(
         self, stack: Stack, plan: EpochPlan, generators: list[torch.Generator], optimizer
@@ -277,7 +392,7 @@ class TransferModel(VectorModel):
             for block in self._blocks(stack, plan, draws)
             for batch in block.steps()
         ]
-        rows = plan.weight.sum(2)
+        rows = stack.of_replicas(plan.weight.sum(2))
         counted = torch.ones_like(rows) if self.summed else rows
         return {
             name: (torch.stack([loss[name] for loss in losses], 1) * counted).sum(1) for name in losses[0]
@@ -293,7 +408,15 @@ class TransferModel(VectorModel):
         for start in range(0, plan.steps, size):
             drawn = {name: block(draw, start) for name, draw in draws.items()}
             batch = Batch(block(plan.rows, start), block(plan.weight, start), drawn)
-            yield dataclasses.replace(batch, inputs=self.inputs(stack, batch))
+            yield self._of_replicas(stack, dataclasses.replace(batch, inputs=self.inputs(stack, batch)))
+
+    def _of_replicas(self, stack: Stack, block: Batch) -> Batch:
+        """A block with an entry a problem as one with an entry a replica, but for `of_problems`."""
+        draws, inputs = (
+            {n: t if n in self.of_problems else stack.of_replicas(t, 1) for n, t in tensors.items()}
+            for tensors in (block.draws, block.inputs)
+        )
+        return Batch(stack.of_replicas(block.rows, 1), stack.of_replicas(block.weight, 1), draws, inputs)
 
     def trained(self, problems: Sequence[Problem], device: torch.device | str = "cpu") -> Self:
         """Train to the last epoch and return self."""
@@ -320,7 +443,8 @@ class TransferModel(VectorModel):
 
     @property
     def replicas(self) -> int:
-        return len(self._first)
+        """How many are left."""
+        return len(self.rows_) or len(self._first)
 
     @property
     def _first(self) -> Tensor:
@@ -330,11 +454,11 @@ class TransferModel(VectorModel):
 
     def state_dict(self, replica: int = 0) -> dict[str, Tensor]:
         """One replica's parameters and buffers without the replica axis, on the CPU."""
-        if not 0 <= replica < self.replicas:
+        if replica not in self.rows_:
             raise IndexError(f"{self.name} holds {self.replicas} replicas, there is no number {replica}")
+        row, problem = self.rows_[replica]
         state = self.parameters_ | self.buffers_
-        # What has no other replica is shared by all.
-        own = {name: value[replica if len(value) > 1 else 0] for name, value in state.items()}
+        own = {name: value[problem if name in self.of_problems else row] for name, value in state.items()}
         return {name: value.detach().cpu().clone() for name, value in own.items()}
 
     def load_state_dict(self, *states: dict[str, Tensor]) -> Self:
@@ -345,6 +469,7 @@ class TransferModel(VectorModel):
         together = stacked(states)
         self.buffers_ = {name: value for name, value in together.items() if name in self.buffers}
         self.parameters_ = {name: value for name, value in together.items() if name not in self.buffers}
+        self._number(range(len(states)))
         return self
 
 

@@ -29,6 +29,7 @@ class AutoEncoder(Ranker):
     title: ClassVar[str] = "Auto-encoder"
     summary: ClassVar[str] = "A denoising network from source choices to target choices."
     source: ClassVar[str] = "Mult-DAE, Liang et al., WWW 2018, across domains"
+    on_device: ClassVar[bool] = True
     role: ClassVar[str] = "learned"
 
     hidden: int = 64

@@ -227,6 +227,7 @@ class Blend(Ranker):
 class BlendAutoEncoder(Blend):
     name: ClassVar[str] = "blend_autoencoder"
     title: ClassVar[str] = "Blend with auto-encoder"
+    on_device: ClassVar[bool] = True
     summary: ClassVar[str] = "The multinomial blend with the auto-encoder's log probabilities beside it."
     PARTS: ClassVar[Mapping[str, Ranker]] = {**Blend.PARTS, "autoencoder": AutoEncoder()}
 
@@ -237,6 +238,7 @@ class DeepBlend(Blend):
 
     name: ClassVar[str] = "deep_blend"
     title: ClassVar[str] = "Blend of all rankers"
+    on_device: ClassVar[bool] = True
     summary: ClassVar[str] = (
         "A small network over the scores of all other rankers, by the likelihood of choices."
     )

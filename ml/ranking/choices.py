@@ -75,6 +75,7 @@ class ChoiceDiffusion(Ranker):
     summary: ClassVar[str] = "Draws tastes by diffusion, and lists what they would choose on average."
     source: ClassVar[str] = "DiffCDR, with the likelihood of choices as its task loss"
     warms_by: ClassVar[str] = "choices"
+    on_device: ClassVar[bool] = True
     role: ClassVar[str] = "learned"
     scored_by: ClassVar[str] = "probability"
     orders: ClassVar[tuple[str, ...]] = ("probability", "coverage")

@@ -221,6 +221,7 @@ class Ranker(Model):
 
     needs: ClassVar[tuple[str, ...]] = ("ratings",)
     objectives: ClassVar[tuple[str, ...]] = ("ranking",)
+    on_device: ClassVar[bool] = False
     role: ClassVar[str] = "simple"
 
     def __post_init__(self) -> None:

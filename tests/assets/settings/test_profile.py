@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from assets.settings.profile import ProfileError, load_profiles
+from assets.settings.profile import BIASED, SPARK, SPARK_IMPLICIT, ProfileError, load_profiles
 from assets.settings.space import Range, Space
 
 
@@ -169,9 +169,37 @@ def test_trials_may_be_a_space(tmp_path):
 
 def test_biased_factors_do_not_inherit_the_settings_of_plain_ones(tmp_path):
     mine = own(tmp_path, "extends: strict\nfactors: {k: 4, trials: [{penalty: 1.0, bias_penalty: 1.0}]}\n")
-    assert mine.biased
+    assert mine.factorization() == BIASED
     for task in ("video_music", "book_video"):
         assert mine.factors(task) == {"k": 4, "trials": [{"penalty": 1.0, "bias_penalty": 1.0}]}
+
+
+def test_a_profile_may_have_spark_factorize(tmp_path):
+    text = (
+        "extends: %s\n"
+        "factors: {model: spark_als, k: 6}\n"
+        "list_factors: {model: spark_als, confidence: 3.0}\n"
+        "models: {emcdr: {}, tgt: {}}\n"
+    )
+    for parent in ("strict", "tuned"):
+        mine = own(tmp_path, text % parent)
+        assert not mine.plain
+        assert [mine.factorization(o) for o in ("rating", "ranking")] == [SPARK, SPARK_IMPLICIT]
+        # Nothing of the parent's own kind, for no task.
+        for task in ("video_music", "book_video"):
+            assert mine.factors(task) == {"model": "spark_als", "k": 6}
+        assert mine.factors("video_music", "ranking") == {"model": "spark_als", "confidence": 3.0}
+    child = own(tmp_path, "extends: mine\nfactors: {blocks: 4}\n", name="child")
+    assert child.factors("video_music") == {"model": "spark_als", "k": 6, "blocks": 4}
+    back = own(tmp_path, "extends: mine\nfactors: {trials: [{penalty: 1.0}]}\n", name="back")
+    assert back.factorization() == BIASED
+
+
+def test_spark_may_factorize_choices_alone(tmp_path):
+    mine = own(tmp_path, "extends: tuned\nlist_factors: {model: spark_als, k: 8}\n")
+    assert [mine.by_spark(o) for o in ("rating", "ranking")] == [False, True]
+    assert mine.factorization() == BIASED
+    assert not load_profiles()["tuned"].by_spark("ranking")
 
 
 def test_a_model_is_trained_for_what_it_can_be(tmp_path):
@@ -235,6 +263,15 @@ TRIALS = "extends: strict\nmodels: {emcdr: {trials: %s}}\n"
         ("factors: {k: 8, trials: []}", "factors.trials: write a list"),
         ("factors: {lr: 0.1, trials: [{penalty: 1.0}]}", "factors.lr: .*known: k, penalty"),
         ("factors: {trials: [{penalty: no}]}", "factors.trials.0.penalty: .*of type float"),
+        ("factors: {model: sparkals}", "factors.model: 'sparkals' is no factorization; write spark_als"),
+        ("objectives: [rating]\nfactors: {model: spark_als, lr: 0.1}", "factors.lr: .*known: k, penalty"),
+        ("objectives: [rating]\nfactors: {model: spark_als, blocks: 0}", "factors.blocks: .*at least 1"),
+        ("objectives: [rating]\nfactors: {model: spark_als, trials: [{k: 2}]}", "factors.trials: .*has none"),
+        (
+            "models: {emcdr: {}}\nfactors: {model: spark_als}",
+            "factors.model: .* no negatives, .*`list_factors",
+        ),
+        ("list_factors: {model: spark_als, lr: 0.1}", "list_factors.lr: .*known: k, penalty"),
         (PLAIN + "tasks: {x: {models: {emcrd: {}}}}", "tasks.x.models.emcrd: the profile has no such model"),
         (PLAIN + "tasks: {x: {models: {emcdr: {rl: 1}}}}", "tasks.x.models.emcdr.rl: .*unknown hyper"),
         (PLAIN + "tasks: {x: {models: {emcdr: {trials: []}}}}", "only hyper-parameters may vary by task"),

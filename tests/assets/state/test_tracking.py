@@ -4,7 +4,9 @@ import contextlib
 import json
 import math
 import multiprocessing
+import os
 import socket
+import sqlite3
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -417,6 +419,56 @@ def test_a_server_that_goes_down_while_a_run_is_open_is_named(mlflow_resource, m
     monkeypatch.setattr(type(client), "log_batch", refuse)
     with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9 does not answer"):
         run.flush()
+
+
+def rubbish(file):
+    file.write_bytes(b"rubbish" * 999)
+
+
+def cut(file):
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE many AS SELECT randomblob(9999) FROM json_each('[1, 2, 3, 4]')")
+        connection.commit()
+    os.truncate(file, 8192)
+
+
+@pytest.mark.parametrize("harm", [rubbish, cut, Path.mkdir])
+def test_a_database_that_cannot_be_opened_is_named_before_anything_is_done(tmp_path, harm):
+    resource = MlflowTracking(home=str(tmp_path))
+    file = tmp_path / "mlflow" / "mlflow.db"
+    file.parent.mkdir()
+    harm(file)
+    for use in (resource.check, resource.connect, lambda: resource.close_abandoned("dead", "killed")):
+        with pytest.raises(TrackingError, match=r"mlflow\.db cannot be read \(.*safe.*move it away"):
+            use()
+
+
+def test_a_database_that_is_damaged_within_is_named_when_it_is_used(tmp_path):
+    """Its schema can be read."""
+    resource = MlflowTracking(home=str(tmp_path))
+    file = tmp_path / "mlflow" / "mlflow.db"
+    record(resource, "before")
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        place = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'runs'").fetchone()
+        [(size,)] = connection.execute("PRAGMA page_size").fetchall()
+    with file.open("r+b") as opened:
+        opened.seek((place[0] - 1) * size)
+        opened.write(b"rubbish" * (size // 7))
+        # The counter of changes: what this process has read before counts no more.
+        opened.seek(24)
+        opened.write(b"\xff\xff\xff\xff")
+    resource.check()
+    with pytest.raises(TrackingError, match=r"mlflow\.db cannot be read \(.*move it away"):
+        record(resource, "after")
+
+
+def test_an_empty_database_is_made_anew(tmp_path):
+    resource = MlflowTracking(home=str(tmp_path))
+    resource.folder.mkdir()
+    (resource.folder / "mlflow.db").touch()
+    resource.check()
+    record(resource, "first")
+    assert {path.name for path in resource.folder.glob("*mlflow.db*")} == {"mlflow.db", "mlflow.db.lock"}
 
 
 def test_without_tracking_nothing_is_written_and_everything_accepted(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from assets.settings.profile import load_profiles
 from assets.settings.space import Range, Space
-from assets.training.trials import Sampled, Trials, of_space, plan, together
+from assets.training.trials import Sampled, Trial, Trials, of_space, plan, together
 
 TUNED = load_profiles()["tuned"]
 SPACE = Space({"lr": Range(low=1e-4, high=1.0, log=True), "latent": (4, 8), "nfe": Range(low=1, high=9)}, 40)
@@ -21,9 +21,9 @@ def score(settings) -> float:
 
 
 def run(trials: Trials, score=score) -> Trials:
-    for _ in range(len(trials)):
+    for number in range(len(trials)):
         settings = trials.ask()
-        trials.tell(score(settings), {"epoch": 1})
+        trials.tell(number, score(settings), {"epoch": 1})
     return trials
 
 
@@ -44,9 +44,9 @@ def test_a_list_is_tried_in_its_order_by_every_cell():
 
 def test_the_first_of_the_lowest_is_best_and_nan_is_last():
     trials = Trials([{"lr": lr} for lr in (1, 2, 3, 4, 5)])
-    for value in (math.nan, 0.5, -math.inf, 0.25, 0.25):
+    for number, value in enumerate((math.nan, 0.5, -math.inf, 0.25, 0.25)):
         trials.ask()
-        trials.tell(value, {"epoch": 7, "validation_rmse": value})
+        trials.tell(number, value, {"epoch": 7, "validation_rmse": value})
     assert trials.best == 3
     assert list(trials.results["chosen"]) == [False, False, False, True, False]
     assert list(trials.results.columns) == ["lr", "epoch", "validation_rmse", "chosen"]
@@ -55,9 +55,9 @@ def test_the_first_of_the_lowest_is_best_and_nan_is_last():
 
 def test_higher_may_be_better():
     trials = Trials([{"lr": 1}, {"lr": 2}, {"lr": 3}], higher_is_better=True)
-    for value in (0.1, 0.3, math.nan):
+    for number, value in enumerate((0.1, 0.3, math.nan)):
         trials.ask()
-        trials.tell(value)
+        trials.tell(number, value)
     assert trials.best == 1
 
 
@@ -66,13 +66,15 @@ def test_where_all_diverged_the_first_is_best():
     assert trials.best == 0
 
 
-def test_answers_come_in_the_order_of_asking():
+def test_answers_name_their_trial():
     trials = Trials([{"lr": 1}, {"lr": 2}])
     with pytest.raises(IndexError, match="ask before you tell"):
-        trials.tell(1.0)
+        trials.tell(0, 1.0)
     assert [trials.ask(), trials.ask()] == [{"lr": 1}, {"lr": 2}]
-    trials.tell(0.2)
-    trials.tell(0.1)
+    trials.tell(1, 0.1)
+    trials.tell(0, 0.2)
+    with pytest.raises(IndexError, match="trial 0 is not open"):
+        trials.tell(0, 0.2)
     assert trials.results.to_dict("records") == [{"lr": 1, "chosen": False}, {"lr": 2, "chosen": True}]
     with pytest.raises(IndexError, match="no trial was told"):
         _ = Trials([{}]).best
@@ -81,34 +83,47 @@ def test_answers_come_in_the_order_of_asking():
 def epochs_run(trials: Trials, curves) -> list[int]:
     """How many epochs of each trial's scores are run before it is given up."""
     run = []
-    for curve in curves:
+    for number, curve in enumerate(curves):
         trials.ask()
         for epoch, value in enumerate(curve, 1):
-            if not trials.goes_on(epoch, value):
+            if not trials.goes_on(number, epoch, value):
                 break
-        trials.tell(max(curve[:epoch]))
+        trials.tell(number, max(curve[:epoch]))
         run.append(epoch)
     return run
 
 
+def epochs_run_together(trials: Trials, curves) -> list[int]:
+    """The same of trials that are all asked for at first and reported epoch by epoch."""
+    left = [number for number, _ in enumerate(curves) if trials.ask()]
+    run = dict.fromkeys(left, 0)
+    for epoch, values in enumerate(zip(*curves, strict=True), 1):
+        run |= dict.fromkeys(left, epoch)
+        left = [number for number in left if trials.goes_on(number, epoch, values[number])]
+    for number, curve in enumerate(curves):
+        trials.tell(number, max(curve[: run[number]]))
+    return list(run.values())
+
+
 def test_the_better_half_goes_on_beyond_a_rung():
     curves = [[level + epoch / 100 for epoch in range(20)] for level in (0.5, 0.1, 0.3, 0.6, 0.2, math.nan)]
-    trials = Trials([{"lr": lr} for lr in range(6)], higher_is_better=True)
     # The first is alone at the rungs of 3, 6 and 12 epochs; of the others only the better half goes on.
-    assert epochs_run(trials, curves) == [20, 3, 3, 20, 3, 3]
-    assert trials.best == 3
+    for run in (epochs_run, epochs_run_together):
+        trials = Trials([{"lr": lr} for lr in range(6)], higher_is_better=True)
+        assert run(trials, curves) == [20, 3, 3, 20, 3, 3]
+        assert trials.best == 3
 
 
 def test_what_is_sampled_is_given_up_too_and_the_seed_gives_it():
     def run() -> tuple[list, Trials]:
         trials, epochs = of_space(SPACE, {}, 0), []
-        for _ in range(len(trials)):
+        for number in range(len(trials)):
             settings = trials.ask()
             for epoch in range(1, 11):
                 value = score(settings) + 1 / epoch
-                if not trials.goes_on(epoch, value):
+                if not trials.goes_on(number, epoch, value):
                     break
-            trials.tell(value)
+            trials.tell(number, value)
             epochs.append(epoch)
         return epochs, trials
 
@@ -179,8 +194,27 @@ def test_a_profiles_space_lies_over_what_its_trials_have_in_common():
 
 def test_cells_that_ask_for_the_same_are_trained_together():
     lists = [plan(TUNED, "lacdr", "video_music", seed) for seed in range(3)]
-    [(settings, cells)] = together([trials.ask() for trials in lists])
-    assert cells == [0, 1, 2]
-    assert settings == TUNED.trials("lacdr", "video_music")[0]
-    asked = [of_space(SPACE, {}, seed).ask() for seed in (0, 1, 0)]
-    assert [cells for _, cells in together(asked)] == [[0, 2], [1]]
+    asked = [Trial(cell, 0, trials.ask()) for cell, trials in enumerate(lists)]
+    assert together(asked) == [asked]
+    assert asked[0].settings == TUNED.trials("lacdr", "video_music")[0]
+    asked = [Trial(cell, 0, of_space(SPACE, {}, seed).ask()) for cell, seed in enumerate((0, 1, 0))]
+    assert together(asked) == [[asked[0], asked[2]], [asked[1]]]
+
+
+def test_trials_that_differ_in_what_replicas_may_are_trained_together():
+    lists = [plan(TUNED, "lacdr", "video_music", seed) for seed in range(2)]
+    asked = [Trial(cell, n, trials.ask()) for cell, trials in enumerate(lists) for n in range(trials.ahead)]
+    programs = together(asked, lambda model: ("lr",))
+    expected = [[(n, cell) for n in numbers for cell in (0, 1)] for numbers in (range(4), range(4, 8))]
+    assert [[(trial.number, trial.cell) for trial in program] for program in programs] == expected
+    assert len(together(asked)) == 8
+
+
+def test_a_space_is_asked_for_one_at_a_time_and_a_list_at_once():
+    sampled, listed = of_space(SPACE, {}, 0), Trials([{"lr": 1}, {"lr": 2}])
+    assert (sampled.ahead, listed.ahead) == (1, 2)
+    for trials in (sampled, listed):
+        for number in range(len(trials)):
+            trials.ask()
+            trials.tell(number, 0.0)
+        assert (trials.ahead, trials.asked) == (0, len(trials))

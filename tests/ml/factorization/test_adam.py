@@ -234,18 +234,25 @@ def test_steps_planned_ahead_equal_steps_planned_one_by_one():
     assert torch.equal(ahead.read(every, end), single.read(every, end))
 
 
-def test_replicas_that_share_columns_equal_replicas_with_copies():
+@pytest.mark.parametrize("negatives", [False, True])
+def test_replicas_that_share_columns_equal_replicas_with_copies(negatives):
     whole = random_table(900, 50, 40, 0, torch.float32)
     narrow = dataclasses.replace(whole, users=whole.users.int(), items=whole.items.int())
     rows = [torch.arange(0, 900, step, dtype=torch.int32) for step in (2, 3)]
     shared = [dataclasses.replace(narrow, rows=r, seed=seed) for seed, r in enumerate(rows)]
+    if negatives:
+        # The second has some ratings without.
+        drawn = [torch.randint(least, 40, (900,), dtype=torch.int32) for least in (0, -1)]
+        shared = [dataclasses.replace(t, negatives=d) for t, d in zip(shared, drawn, strict=True)]
     copies = [table.flat() for table in shared]
-    assert copies[1].users.tolist() == whole.users[::3].tolist()
+    assert copies[1].users[:300].tolist() == whole.users[::3].tolist()
     assert copies[1].users.dtype == torch.int64
     models = [MatrixFactorization(k=5, epochs=2, batch=16).fit(t, PURPOSE) for t in (shared, copies)]
     assert torch.equal(models[0].user_factors_, models[1].user_factors_)
     assert torch.equal(models[0].item_factors_, models[1].item_factors_)
-    assert list(map(len, shared)) == list(map(len, copies)) == [450, 300]
+    assert list(map(len, shared)) == list(map(len, copies))
+    assert len(shared[0]) == (900 if negatives else 450)
+    assert 300 <= len(shared[1]) < (600 if negatives else 301)
 
 
 def test_merge_domains():

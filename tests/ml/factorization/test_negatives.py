@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from ml.factorization.adam import RatingTable
-from ml.factorization.negatives import sample_negatives, with_negatives
+from ml.factorization.negatives import sample_negatives
 
 
 def generator(seed=0):
@@ -95,27 +95,36 @@ def test_a_repeated_rating_hides_its_item_once():
     assert set(draw([0, 0, 0], [1, 1, 1], 3, per_positive=2).items.tolist()) == {0, 2}
 
 
-def test_of_keeps_the_negatives_of_the_kept_ratings():
-    negatives = draw([0, 1, 2, 1], [0, 1, 2, 3], 9, per_positive=2)
-    kept = negatives.of(torch.tensor([False, True, False, True]))
-    assert kept.rows.tolist() == [1, 1, 3, 3]
-    assert kept.users.tolist() == [1] * 4
-    assert kept.items.equal(negatives.items[[2, 3, 6, 7]])
+def test_negatives_by_rating_are_minus_one_for_users_who_rated_everything():
+    negatives = draw([0, 1, 1, 1, 2], [0, 0, 1, 2, 2], 3)
+    found = negatives.by_rating(5)
+    assert found.dtype == torch.int32
+    assert found[1:4].tolist() == [-1, -1, -1]
+    assert found[[0, 4]].tolist() == negatives.items.tolist()
+    with pytest.raises(ValueError, match="several negatives were drawn for a rating"):
+        draw([0, 1], [0, 1], 9, per_positive=2).by_rating(2)
 
 
-def test_with_negatives_appends_labelled_rows():
+@pytest.mark.parametrize("rows", [None, [0, 2, 3]])
+def test_a_table_with_negatives_is_the_table_followed_by_them(rows):
     table = RatingTable(
-        torch.tensor([0, 1, 1]), torch.tensor([0, 0, 3]), torch.tensor([5.0, 4.0, 1.0]).double(), 2, 5, 7
+        torch.tensor([0, 1, 1, 2], dtype=torch.int32),
+        torch.tensor([0, 0, 3, 1], dtype=torch.int32),
+        torch.tensor([5.0, 4.0, 1.0, 2.0]).double(),
+        3,
+        5,
+        7,
+        rows=None if rows is None else torch.tensor(rows, dtype=torch.int32),
+        negatives=torch.tensor([4, 2, -1, 0], dtype=torch.int32),
     )
-    negatives = sample_negatives(table.users, table.items, 5, generator=generator())
-    both = with_negatives(table, negatives)
-    assert both.users.tolist() == [0, 1, 1, 0, 1, 1]
-    assert both.items.tolist() == [0, 0, 3, *negatives.items.tolist()]
-    assert both.values.tolist() == [5, 4, 1, 0, 0, 0]
-    assert both.values.dtype == torch.float64
-    assert (both.n_users, both.n_items, both.seed) == (2, 5, 7)
-    assert with_negatives(table, negatives, label=-1).values[3:].tolist() == [-1] * 3
-    assert len(table) == 3
+    both, kept = table.flat(), rows or [0, 1, 2, 3]
+    drawn = [row for row in kept if row != 2]
+    assert len(both) == len(table) == len(kept) + len(drawn)
+    assert both.users.tolist() == table.users[[*kept, *drawn]].tolist()
+    assert both.items.tolist() == [*table.items[kept].tolist(), *table.negatives[drawn].tolist()]
+    assert both.values.tolist() == [*table.values[kept].tolist(), *[0] * len(drawn)]
+    assert (both.users.dtype, both.values.dtype) == (torch.int64, torch.float64)
+    assert (both.n_users, both.n_items, both.seed, both.negatives) == (3, 5, 7, None)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 
@@ -77,6 +78,14 @@ def test_its_facts_are_there(name):
     assert kind.settings_from in ("", "factors")
     assert kind.warms_by in ("", "samples", "choices")
     assert set(small(name).hyperparameters()) == set(facts(name).defaults)
+
+
+@every_model
+def test_it_computes_on_the_device_that_it_is_given_if_it_says_so(name):
+    [given] = cells(name, [0])
+    uses = pytest.raises(RuntimeError, match="nowhere") if find(name).on_device else contextlib.nullcontext()
+    with uses:
+        list(small(name).fit([given.data], "nowhere"))
 
 
 @every_model

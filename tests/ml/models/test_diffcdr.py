@@ -291,7 +291,7 @@ def assert_equal_to_alone(model: DiffCDR, r: int, alone: DiffCDR, users) -> None
 def test_a_grid_on_one_problem_equals_models_trained_alone(settings: dict[str, str]) -> None:
     problem = random_problem(3)
     model = DiffCDR(**SMALL, **settings)
-    epochs = trained(model, [problem], GRID)
+    epochs = trained(model, [problem] * len(GRID), GRID)
     assert model.replicas == len(GRID)
     for r, variant in enumerate(GRID):
         alone = DiffCDR(**SMALL, **settings, **variant)
@@ -322,7 +322,7 @@ def test_both_values_reach_alm_and_neither_reaches_dim() -> None:
     model = DiffCDR(**SMALL)
     plain, heavy, guided = {}, {"task_weight": 8.0}, {"guidance": 5.0}
     # A problem for each, so that each trains a DIM of its own.
-    trained(model, [random_problem(0)] * 3, [plain, heavy, guided])
+    trained(model, [random_problem(0) for _ in range(3)], [plain, heavy, guided])
     states = [model.state_dict(r) for r in range(3)]
     for other in states[1:]:
         assert all(torch.equal(states[0][name], other[name]) for name in network.NAMES)
@@ -332,7 +332,7 @@ def test_both_values_reach_alm_and_neither_reaches_dim() -> None:
 def test_each_replica_transfers_and_is_restored_with_its_own_guidance() -> None:
     problem = random_problem(0)
     model = DiffCDR(**SMALL)
-    trained(model, [problem], [{"guidance": 0.1}, {"guidance": 5.0}])
+    trained(model, [problem] * 2, [{"guidance": 0.1}, {"guidance": 5.0}])
     first, second = model.transfer([problem.source] * 2)
     restored = DiffCDR(**model.hyperparameters()).load_state_dict(model.state_dict(1))
     assert torch.equal(restored.transfer([problem.source])[0], second)
@@ -345,7 +345,7 @@ def test_each_replica_transfers_and_is_restored_with_its_own_guidance() -> None:
 def test_a_later_training_without_variants_is_the_plain_one() -> None:
     problem = random_problem(0)
     model = DiffCDR(**SMALL)
-    trained(model, [problem], GRID)
+    trained(model, [problem] * len(GRID), GRID)
     state, expected = model.trained([problem]).state_dict(), DiffCDR(**SMALL).trained([problem]).state_dict()
     assert set(state) == set(expected)
     assert all(torch.equal(state[name], expected[name]) for name in expected)
@@ -355,9 +355,9 @@ def test_a_later_training_without_variants_is_the_plain_one() -> None:
     ("problems", "variants", "message"),
     [
         (2, [{}, {}, {}], "2 problems for 3 variants"),
-        (1, [{}, {"nfe": 5}], "variant 1 sets nfe; replicas may differ in guidance and task_weight only"),
+        (2, [{}, {"nfe": 5}], "variant 1 sets nfe; replicas may differ in guidance and task_weight only"),
         (1, [{"task_weight": -1.0}], "task_weight must not be negative"),
-        (0, [{}], "0 problems for 1 variants"),
+        (1, [{}, {}], "1 problems for 2 variants"),
     ],
 )
 def test_bad_variants_are_named(problems: int, variants: list[dict[str, float]], message: str) -> None:

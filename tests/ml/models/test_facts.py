@@ -88,6 +88,7 @@ def test_a_class_of_literals_is_read_without_importing_it(module):
         settings_from="",
         warms_by="",
         serves="anyone",
+        on_device=True,
         defaults={
             "lr": 1e-3,
             "shift": -1.0,
@@ -181,6 +182,11 @@ def test_a_changed_file_is_read_anew(module):
             "own:Plain",
             PLAIN.replace('("ratings", "factors")', '"ratings"'),
             "needs must be a tuple of names, not 'ratings'",
+        ),
+        (
+            "own:Plain",
+            PLAIN.replace("    lr: float", "    on_device: ClassVar[bool] = 1\n    lr: float"),
+            "on_device must be True or False, not 1",
         ),
     ],
 )

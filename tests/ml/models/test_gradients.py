@@ -139,8 +139,8 @@ def test_the_two_parts_of_diffcdr_are_the_gradient_of_its_loss(
     _, expected = TransferModel.gradients(model, stack, batch)
     inputs = model.inputs(stack, batch)
     found = {} if parts == "at" else model.dim_gradients(inputs, batch.draws)[1]
-    moved = model.moved_rows(inputs, batch.draws)
-    found["alignment.weight"] = model.alignment_gradient(stack, inputs, moved)[1]
+    moved = model.moved_rows(stack, inputs, batch.draws)
+    found["alignment.weight"] = model.alignment_gradient(inputs, moved)[1]
     assert set(found) == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-10, msg=name)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
 import torch
 
-from ml.data import Problem
+from ml.data import Problem, Ratings
 from ml.models.transfer import Batch, Stack, TransferModel
 from ml.replicas import (
     EpochPlan,
@@ -39,7 +40,7 @@ class Shift(TransferModel):
     def loss(self, stack, batch):
         drawn = batch.draws["row"]
         assert torch.equal(drawn[batch.weight > 0], batch.rows[batch.weight > 0])
-        users = gather(stack.users, batch.rows)
+        users = stack.users(batch.rows)
         moved = gather(stack.source, users) + self.parameters_["shift"].unsqueeze(1)
         return weighted_mean((moved - gather(stack.target, users)).square().sum(2), batch.weight)
 
@@ -53,8 +54,19 @@ def test_stack_pads_short_problems_with_zeros():
     assert stack.source.shape == (2, 40, 4)
     assert torch.equal(stack.source[1, :7], short.source.factors)
     assert not stack.source[1, 7:].any()
-    assert torch.equal(stack.values[0], long.ratings.values)
-    assert torch.equal(stack.items[1, :11], short.ratings.items)
+
+
+def test_a_stack_reads_the_ratings_of_each_problem_where_they_are():
+    long, short = random_problem(0), random_problem(1, users=7, ratings=11, items=5)
+    narrow = Ratings(short.ratings.users.int(), short.ratings.items.int(), short.ratings.values)
+    stack = Stack([long, dataclasses.replace(short, ratings=narrow)])
+    rows = torch.tensor([[[5, 3], [10, 0]], [[1, 1], [2, 4]]])
+    for column, name in ((stack.users, "users"), (stack.items, "items"), (stack.values, "values")):
+        found = column(rows)
+        assert found.dtype == getattr(long.ratings, name).dtype
+        for r, problem in enumerate((long, short)):
+            assert torch.equal(found[:, r], getattr(problem.ratings, name)[rows[:, r]])
+            assert torch.equal(column(rows[0])[r], getattr(problem.ratings, name)[rows[0, r]])
 
 
 def test_the_steps_of_a_block_are_its_batches():
