@@ -34,10 +34,21 @@ class DomainRatings:
     times: np.ndarray | None = None
 
     def tensors(self, rows: np.ndarray | slice = slice(None)) -> Ratings:
-        """The ratings, or those `rows` of them, as a model takes them: a copy, 20 bytes a rating."""
+        """The ratings, or those `rows` of them, with int64 ids: a copy, 20 bytes a rating."""
         users, items = (torch.from_numpy(x[rows]).long() for x in (self.users, self.items))
         times = None if self.times is None else torch.from_numpy(self.times[rows])
         return Ratings(users, items, torch.from_numpy(self.values[rows]), times)
+
+    def narrow(self, kept: np.ndarray | None = None) -> Ratings:
+        """The ratings themselves with int32 ids, to be read alone; or a copy of those `kept` (m,) bool, 12
+        bytes a rating."""
+        columns = [self.users, self.items, self.values]
+        if self.times is not None:
+            columns.append(self.times)
+        if kept is not None:
+            rows = rows_of(kept)
+            columns = [column[rows] for column in columns]
+        return Ratings(*map(torch.from_numpy, columns))
 
     def of_users(self, keep: np.ndarray) -> np.ndarray:
         """Rows of the users that `keep` (n_users,) bool marks: (m,) bool."""

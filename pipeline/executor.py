@@ -35,7 +35,7 @@ LOOK_SECONDS, SAY_SECONDS = 0.5, 60.0
 # Who is told of each step that begins in this process.
 WATCHED: ContextVar[Steps | None] = ContextVar("watched steps", default=None)
 # The command line's runs carry this tag with their id: who stops the command has canceled its run.
-FROM_COMMAND_LINE = "diffcdr/command_line"
+FROM_COMMAND_LINE = f"{processes.HIDDEN}command_line"
 
 
 class InProcess(Executor):
@@ -91,7 +91,7 @@ class Pools(InstanceConcurrencyContext):
             # Dagster would ask less and less often, every 15 seconds in the end.
             self._pending_timeouts[step_key] = 0.0
             recovery.free_abandoned(self._instance, concurrency_key)
-            holders = self._holders(concurrency_key)
+            holders = self._holders(concurrency_key) or self._nobody(concurrency_key)
             if holders and (holders != said or time.monotonic() - since > SAY_SECONDS):
                 log.info("%s waits for a slot of pool %s: %s", step_key, concurrency_key, holders)
                 said, since = holders, time.monotonic()
@@ -103,6 +103,11 @@ class Pools(InstanceConcurrencyContext):
     def _holders(self, pool: str) -> str:
         claims = self._instance.event_log_storage.get_concurrency_info(pool).claimed_slots
         return ", ".join(filter(None, (self._holder(claim.run_id, claim.step_key) for claim in claims)))
+
+    def _nobody(self, pool: str) -> str:
+        """Why no slot is free though nobody has one; "" where one may be at the next look."""
+        limit = self._instance.event_log_storage.get_concurrency_info(pool).slot_count
+        return "" if limit else "its limit is 0; raise it in the UI, under Deployment, Concurrency"
 
     def _holder(self, run_id: str, step: str) -> str:
         run = self._instance.get_run_by_id(run_id)

@@ -39,12 +39,10 @@ def test_a_history_that_is_damaged_within_is_named_when_it_is_used(home):
         made.create_run_for_job(_job(), tags={"a": "b"})
     [file] = (home / "dagster" / "history").glob("runs.db")
     with contextlib.closing(sqlite3.connect(file)) as connection:
-        [(page,)] = connection.execute(
-            "SELECT rootpage FROM sqlite_master WHERE name = 'run_tags'"
-        ).fetchall()
+        place = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'run_tags'").fetchone()
         [(size,)] = connection.execute("PRAGMA page_size").fetchall()
     with file.open("r+b") as opened:
-        opened.seek((page - 1) * size)
+        opened.seek((place[0] - 1) * size)
         opened.write(b"rubbish" * (size // 7))
     said = rf"{file} is damaged \(.*\): remove {home / 'dagster'}, which loses Dagster's history and nothing"
     with (

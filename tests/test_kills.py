@@ -16,7 +16,7 @@ from dagster import DagsterRunStatus as Status
 from pipeline import processes
 from pipeline.instance import dagster_instance
 from pipeline.recovery import close_dead_runs
-from tests.torture.runner import patience
+from tests.torture.servers import patience
 
 PROJECT = Path(__file__).resolve().parent.parent
 ONE_CELL = ["run", "-t", "tiny", "-p", "strict", "-b", "0.2", "-s", "0", "-m", "emcdr"]
@@ -180,6 +180,16 @@ def test_waiting_says_for_whom_and_ends_at_once_on_a_signal(holder, diffcdr, num
     assert [line.split(":")[0] for line in said] == ["stopped by " + ("TERM" if code == 143 else "Ctrl-C")]
     assert statuses()["train_strict"] == Status.CANCELED
     assert {claim.run_id for claim in [*gpu().claimed_slots, *gpu().pending_steps]} == {holder.run_id}
+
+
+def test_a_pool_that_nobody_may_use_is_said_to_be(home, diffcdr):
+    with dagster_instance() as instance:
+        instance.event_log_storage.set_concurrency_slots("gpu", 0)
+    waiting = diffcdr(*ONE_CELL)
+    assert "its limit is 0" in read_until(waiting, "waits for a slot of pool gpu")
+    send(waiting, signal.SIGTERM)
+    waiting.communicate()
+    assert waiting.returncode == 143
 
 
 def test_who_waits_goes_on_when_the_holder_is_killed(holder, diffcdr):

@@ -115,6 +115,8 @@ def test_it_is_mlflows_server(address):
         assert requests.request(method, address + path, timeout=10).status_code == 404
     large = requests.post(f"{address}/invocations", data=b"x" * (2 << 20), timeout=10)
     assert large.status_code == 413
+    for path in ("/", "/ping"):
+        assert requests.get(address + path, headers={"X": "x" * 20_000}, timeout=10).status_code == 431
 
 
 def test_the_page_needs_nothing_from_elsewhere(address):

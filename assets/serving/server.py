@@ -27,6 +27,7 @@ from assets.state.tracking import MlflowTracking
 # Connections at a time, idle ones too, and how many wait to be accepted.
 MOST_CONNECTIONS, BACKLOG = 256, 128
 KEEP_ALIVE_SECONDS = 5
+MOST_HEAD = 1 << 14  # bytes of the headers of a request to the page; MLflow's endpoints have their own limit
 ANSWER_SECONDS = 60  # for the first answer
 END_SECONDS = 1  # for answers that are under way when the server is stopped
 
@@ -94,7 +95,23 @@ def _application(model: Path, served: Served, host: str | None):
     # A page of another site whose name leads here could read histories.
     names = [host, "127.0.0.1", "localhost", "::1"] if _is_loopback(host) else ["*"]
     trusted = Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)
-    return Starlette(routes=[*routes(served), Mount("/", app=scoring)], middleware=[trusted])
+    whole = [Middleware(ShortHeads), trusted]
+    return Starlette(routes=[*routes(served), Mount("/", app=scoring)], middleware=whole)
+
+
+class ShortHeads:
+    """Answers a request with more than MOST_HEAD bytes of headers by a 431."""
+
+    def __init__(self, app: Callable) -> None:
+        self.app = app
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        from starlette.responses import PlainTextResponse
+
+        answer = self.app
+        if sum(len(name) + len(value) for name, value in scope.get("headers", ())) > MOST_HEAD:
+            answer = PlainTextResponse(f"the headers are too long, at most {MOST_HEAD} bytes are taken", 431)
+        await answer(scope, receive, send)
 
 
 def _is_loopback(host: str) -> bool:

@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -439,7 +440,7 @@ def _create_whole(file: Path | None) -> None:
         return
     for left in file.parent.glob(f".{file.name}-*"):
         left.unlink()
-    fresh = file.with_name(f".{file.name}-{os.getpid()}")
+    fresh = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
     _mlflow().MlflowClient(f"sqlite:///{fresh}").search_experiments()
     os.replace(fresh, file)
 

@@ -51,7 +51,8 @@ class When:
             return None
         cuts = np.linspace(0, 1, PERIODS + 1)[1:-1]
         edges = np.quantile(target.times.numpy(), cuts).astype(np.float32)
-        users, items, period = target.users.numpy(), target.items.numpy(), periods(target.times, edges)
+        users, items = (ids.numpy().astype(np.int64) for ids in (target.users, target.items))
+        period = periods(target.times, edges)
         # A pair given twice is one choice.
         once = np.unique(users * data.n_items + items, return_index=True)[1]
         users, items, period = users[once], items[once], period[once]

@@ -9,11 +9,13 @@ import random
 import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.torture.case import Ask, Case, put
+from tests.torture.databases import databases
 from tests.torture.judge import Accepted, Expected, Refused, Sound
 from tests.torture.mutations import mutated
+from tests.torture.serving import serving
 
 HEADER = "user,item,rating,time"
 ROWS, SHARED = 60, 12  # ratings of each good file, users of both
@@ -21,36 +23,18 @@ ROWS, SHARED = 60, 12  # ratings of each good file, users of both
 OLD_HOME = Path(__file__).parents[1] / "assets" / "state" / "old_home"
 
 
-@dataclass(frozen=True)
-class Case:
-    """The working directory is a folder of the case's own, which environment may name as {folder}.
-    process: needs a new process, not a fork, because what it is about is read at import.
-    seconds: a case that takes longer hangs; the slowest good one takes five."""
-
-    name: str
-    expected: Expected
-    arguments: tuple[str, ...]
-    prepare: Callable[[Path, random.Random], None]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    process: bool = False
-    seconds: float = 20
-
-    @property
-    def group(self) -> str:
-        return self.name.split("/")[0]
-
-
-def cases(mutations: int = 60) -> list[Case]:
+def cases(mutations: int = 60) -> list[Case | Ask]:
     """All cases, in groups: names, files, columns, times, scales, damage, catalogues, profiles, ..."""
     made = [*_names(), *_files(), *_columns(), *_times(), *_scales(), *_damage(mutations)]
     made += [*_catalogues(), *_profiles(), *_homes(), *_network(), *_commands()]
+    made += [*databases(), *serving()]
     assert len({case.name for case in made}) == len(made)
     return made
 
 
 def short(count: int = 20) -> list[Case]:
-    """A sample that spans the groups and needs no new process."""
-    every = [case for case in cases(8) if not case.process]
+    """A sample that spans the groups and needs no new process, no server and nothing trained."""
+    every = [case for case in cases(8) if isinstance(case, Case) and not case.process and not case.lived]
     return [every[n * len(every) // count] for n in range(count)]
 
 
@@ -105,11 +89,6 @@ def pair(
     verb = ["run"] if isinstance(expected, Refused) else ["inspect", "--format", "json"]
     arguments = [*(command or verb), "--source", file, "--target", "b.csv", *options]
     return Case(name, expected, tuple(arguments), prepare)
-
-
-def put(path: Path, content: str | bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 # Names of files

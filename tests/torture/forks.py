@@ -72,9 +72,9 @@ def _is_due(request: dict, now: float, out: FileIO) -> bool:
     return request["once"].encode() in os.pread(out.fileno(), 1 << 20, 0)
 
 
-def _outlived(group: int) -> int:
-    """How many processes of a group still run a while after its first has ended; they are ended."""
-    end = time.monotonic() + LINGER
+def _outlived(group: int, seconds: float = LINGER) -> int:
+    """How many processes of a group still run so long after its first has ended; they are ended."""
+    end = time.monotonic() + seconds
     while (count := _living(group)) and time.monotonic() < end:
         time.sleep(0.02)
     if count:

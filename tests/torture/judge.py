@@ -28,12 +28,24 @@ _CHOICES = re.compile(r"\b(?:known are|known:|choices?:|one of|must be|must not 
 @dataclass(frozen=True)
 class Answer:
     """What came of a command. code: exit status, negative for a signal, None where it had to be ended.
-    left: paths that are in the home afterwards and were not before."""
+    left: paths that are in the home afterwards and were not before; lost: entries that are there no more;
+    outlived: how many processes were there after it."""
 
     code: int | None
     stdout: str
     stderr: str
     left: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    outlived: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of a request. status: None where none came; closed: whether the server hung up."""
+
+    status: int | None
+    text: str
+    closed: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,15 +109,61 @@ class Sound:
 
     names: tuple[str, ...]
     rows: Mapping[str, int] = field(default_factory=dict)
+    leaves: bool = False
 
     def faults(self, answer: Answer) -> list[str]:
         if answer.code != 0:
-            return Refused(self.names).faults(answer)
+            return Refused(self.names, leaves=self.leaves).faults(answer)
         facts = {f"{side}.rows_read": rows for side, rows in self.rows.items()}
         return Accepted(facts).faults(answer) or _sums(json.loads(answer.stdout))
 
 
-Expected = Refused | Accepted | Sound
+@dataclass(frozen=True)
+class Stopped:
+    """The command ends by the signal, with one line that names it and the exit code that shells expect."""
+
+    signal: int
+    leaves: bool = True
+
+    def faults(self, answer: Answer) -> list[str]:
+        lines, name = said_of(answer), {2: "Ctrl-C", 15: "TERM"}[self.signal]
+        faults = [] if answer.code == 128 + self.signal else [f"exit code {answer.code}"]
+        faults += [] if len(lines) == 1 else [f"{len(lines)} lines"]
+        return faults + ([] if name in "".join(lines) else [f"does not name {name}"])
+
+
+@dataclass(frozen=True)
+class Replied:
+    """A server answers with one of `statuses`, in one line that holds every one of `names`; where a request
+    is refused as one of several, the status is 200 and the line says `error`.
+
+    closes: it may end the connection without an answer, as it must where the request never becomes whole.
+    """
+
+    statuses: tuple[int, ...]
+    names: tuple[str, ...] = ()
+    closes: bool = False
+
+    def judge(self, reply: Reply) -> tuple[str, str]:
+        """(verdict, why)."""
+        if reply.status is None:
+            good = reply.closed and self.closes
+            return ("good", "") if good else ("hang", "closed unanswered" if reply.closed else "no answer")
+        if reply.status >= 500 and reply.status not in self.statuses:
+            return "traceback", f"status {reply.status}"
+        if "Traceback (most recent call last)" in reply.text:
+            return "traceback", "in the answer"
+        of_one = reply.status == 200 and '"error"' in reply.text
+        faults = [] if of_one or reply.status in self.statuses else [f"status {reply.status}"]
+        faults += [f"does not name {name!r}" for name in self.names if name not in reply.text]
+        if len(reply.text) > LONGEST_LINE and 200 not in self.statuses:
+            faults.append(f"an answer of {len(reply.text)} characters")
+        if not faults:
+            return "good", ""
+        return ("silent" if reply.status == 200 and not of_one else "unclear"), "; ".join(faults)
+
+
+Expected = Refused | Accepted | Sound | Stopped
 
 
 def said_of(answer: Answer) -> list[str]:
@@ -122,6 +180,10 @@ def judge(expected: Expected, answer: Answer) -> tuple[str, str]:
         return "silent", "accepted, and ended while it computed"
     if answer.code is None:
         return "hang", "had to be ended"
+    if answer.lost:
+        return "silent", f"lost {', '.join(answer.lost[:3])}"
+    if answer.outlived:
+        return "unclear", f"{answer.outlived} processes outlived it"
     if "Traceback (most recent call last)" in answer.stderr or answer.code < 0:
         return "traceback", f"exit code {answer.code}"
     faults = expected.faults(answer)

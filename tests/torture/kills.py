@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.torture.homes import Home
-from tests.torture.runner import ForkServer, copied, patience, said
+from tests.torture.servers import ForkServer, copied, heavy, patience, said
 from tests.torture.waits import NO_WAIT, STEP, Wait, longest_silence, longest_wait
 
 # Spelled out, since older checkouts have no short options.
@@ -24,9 +24,9 @@ RUN = (
     *("run", "--task", "tiny", "--profile", "strict", "--beta", "0.2", "--seed", "0", "--seed", "1"),
     *("--model", "emcdr", "--model", "diffcdr"),
 )
+# A third of the work, for where time is short.
+ONE_MODEL = (*RUN[:9], *RUN[11:13])
 RESULTS = ("results", "--format", "csv")
-# Imported once, before the forks; the last two are one module's places in newer and older checkouts.
-MODULES = ("pipeline.chain", "torch", "mlflow", "matplotlib.figure", "assets.training.run", "assets.models")
 WAIT = 30  # seconds that a run may be kept waiting by what was killed, or take to end on a signal
 # A third of the kills can be answered.
 SIGNALS = (signal.SIGKILL,) * 4 + (signal.SIGTERM, signal.SIGINT)
@@ -252,9 +252,7 @@ class Killer:
         """Of the checkout, or of a copy of it in another place."""
         if other not in self._servers:
             checkout = copied(self.checkout, self.scratch / "other checkout") if other else self.checkout
-            quiet = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
-            catalog = str(self.checkout / "tests" / "catalog.yaml")
-            self._servers[other] = ForkServer(checkout, MODULES, DIFFCDR_CATALOG=catalog, **quiet)
+            self._servers[other] = heavy(checkout)
         return self._servers[other]
 
     def _run(

@@ -11,7 +11,7 @@ import pytest
 
 from assets.serving import gate
 from assets.serving.answering import answering
-from assets.serving.choice import Choice, Chosen, validated
+from assets.serving.choice import Choice, Chosen, choose, validated
 from assets.serving.gate import Judged, NotPromoted, judge, refuse
 from assets.serving.registry import REQUIREMENTS, champion, register
 from assets.settings.profile import load_profiles
@@ -170,6 +170,7 @@ def test_the_champion_is_registered_with_its_card(house):
     assert "| item_mean (simple) | 8.0000 | nan | nan |" in done.card
     assert "ordered by predicted stars, and were not compared with popularity" in done.card
     assert "Warning" not in done.card
+    assert not done.judged[0].not_compared
 
     assert client.get_logged_model(logged).source_run_id == version.run_id
     [folder] = house.home.rglob(f"{logged}/artifacts")
@@ -237,8 +238,7 @@ def test_what_was_trained_into_a_database_that_is_gone_can_be_registered(house, 
 def test_it_is_said_whom_the_best_was_chosen_without(house, monkeypatch):
     """Only the chosen one of the two trained models has the second cell."""
     judged(house)
-    assert "Chosen without" not in str(register(house.store, house.tracking, AXES, "tiny", PROFILE).judged[0])
-    chosen = register(house.store, house.tracking, AXES, "tiny", PROFILE).model
+    chosen = choose(house.store, CATALOG, PROFILE, AXES.of_task("tiny")).lists.name
     [other] = set(MODELS) - {chosen}
     [second] = [cell.key for cell in AXES.of_task("tiny") if (cell.beta, cell.seed) == (0.2, 1)]
 

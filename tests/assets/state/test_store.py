@@ -341,6 +341,27 @@ def test_a_damaged_file_is_named_and_counts_as_not_there(damage, store):
     pd.testing.assert_frame_equal(split(store).table("t.parquet"), METRICS)
 
 
+def test_what_another_writes_anew_while_digests_are_checked_is_looked_at_again(monkeypatch, tmp_path):
+    """A draft removes the generation of before at once: the file is gone between manifest and digest."""
+    store, check, rewritten = Store(home=str(tmp_path)), Entry._check_on_disk, []
+
+    def write() -> None:
+        with split(store).draft() as draft:
+            (draft.folder / "a").write_bytes(b"1")
+            draft.publish("f1")
+
+    def checking(self, name):
+        if not rewritten:
+            rewritten.append(name)
+            write()
+        check(self, name)
+
+    write()
+    monkeypatch.setattr(Entry, "_check_on_disk", checking)
+    assert split(store).is_current("f1")
+    assert rewritten == ["a"]
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'"text"', b"\xff"])
 def test_a_damaged_manifest_counts_as_none(content, store):
     split(store).write({"a": b"1"}, "f1")
