@@ -27,7 +27,6 @@ views: *Errors and lists*, *Profiles and tasks*.
 # The key of the view that links open, see `view`.
 RESULTS_VIEW = "diffcdr-results"
 SCENARIO_TAGS, CELL_TAGS = ("profile", "task", "beta"), ("seed", "model", "objective")
-NAME = "attributes.`Run Name`"  # as MLflow calls that column
 RATINGS, LISTS = ("mae", "rmse"), ("ndcg_at_20", "hr_at_20")
 
 
@@ -49,13 +48,7 @@ def face() -> dict[str, str]:
 
 def _view(key: str, name: str, columns: list[str], query: str) -> dict[str, str]:
     """A saved view as MLflow's pages write and read it, opened by `?viewStateShareKey=<key>`."""
-    state = {
-        "searchFilter": query,
-        "selectedColumns": columns,
-        # Names have four parts.
-        "columnWidths": {NAME: 360},
-        "orderByKey": "attributes.start_time",
-    }
+    state = {"searchFilter": query, "selectedColumns": columns, "orderByKey": "attributes.start_time"}
     # The time is that of the view's making, which nobody needs; equal views are to be equal tags.
     view = {"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
     return {f"mlflow.sharedViewState.{key}": json.dumps(view)}
