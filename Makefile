@@ -2,11 +2,12 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 CLUSTER := .venv/cluster/bin
+SPARK := .venv/spark/bin
 # MLflow and Dagster send nothing home.
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: cluster cluster-demo test-cluster demo paper serve test torture ui check audit bench bench-growth bench-gpu
+.PHONY: cluster cluster-demo test-cluster test-spark demo paper serve test torture ui check audit bench bench-growth bench-gpu
 .PHONY: docs check-deploy lock clean
 
 demo: .venv/ready ## two splits of generated data in two minutes, ending with a champion to serve
@@ -58,6 +59,9 @@ cluster-demo: .venv/cluster/ready ## one backfill of six cells over two nodes, a
 test-cluster: .venv/cluster/ready ## locks by Postgres; a node is killed in the middle of a backfill
 	$(CLUSTER)/python -m pytest -o addopts= -q --disable-warnings --timeout=1800 tests/cluster
 
+test-spark: .venv/spark/ready ## Spark's ALS on a Spark of this machine; needs Java 17 or 21
+	$(SPARK)/python -m pytest -o addopts= -q --timeout=1800 tests/spark
+
 docs: .venv/ready ## pages of docs/ with the reference from docstrings, in build/site
 	$(PYTHON) -m venv .venv/docs
 	.venv/docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
@@ -80,6 +84,12 @@ clean: ## remove the environment; results in .diffcdr stay
 	$(PYTHON) -m venv .venv/cluster
 	$(CLUSTER)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock -r deploy/ray/requirements.lock
 	$(CLUSTER)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+.venv/spark/ready: requirements.lock deploy/spark/requirements.lock .venv/ready
+	$(PYTHON) -m venv .venv/spark
+	$(SPARK)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock -r deploy/spark/requirements.lock
+	$(SPARK)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 .venv/ready: requirements.lock pyproject.toml

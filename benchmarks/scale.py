@@ -33,7 +33,7 @@ from assets.state.tracking import MlflowTracking
 from assets.training.factors import train_source, train_target
 from assets.training.run import Training
 from benchmarks.measure import in_child, machine, peak_mb
-from ml.evaluation.selection import RATING
+from ml.evaluation.selection import OBJECTIVES
 
 RESULTS = Path(__file__).with_name("scale.json")
 PER_USER, PER_ITEM = 50, 400  # ratings
@@ -54,20 +54,23 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        rows = list(measure(Path(folder), options.ratings, options.seeds, options.epochs))
+        size = options.ratings, options.seeds, options.epochs
+        rows = list(measure(Path(folder), *size, options.objective))
     asked = {name: value for name, value in vars(options).items() if name not in ("folder", "output")}
     text = json.dumps({"machine": machine("cpu"), **asked, "stages": rows}, indent=1)
     options.output.write_text(text + "\n")
     _print(rows, options)
 
 
-def measure(folder: Path, ratings: int, seeds: Sequence[int], epochs: int) -> Iterator[dict]:
+def measure(folder: Path, ratings: int, seeds: Sequence[int], epochs: int, objective: str) -> Iterator[dict]:
     """A row a stage: stage, how many seeds it was for, wall and processor seconds, peak memory in MiB, and
     that of an idle process. What comes before the splits is for any number of seeds and measured once."""
     in_child(lambda: generate(folder, ratings))
     (folder / "catalog.yaml").write_text(CATALOG.format(folder=folder))
     for number in seeds:
-        for name, work in stages(folder, number, epochs)[0 if number == seeds[0] else BEFORE_SEEDS :]:
+        for name, work in stages(folder, number, epochs, objective)[
+            0 if number == seeds[0] else BEFORE_SEEDS :
+        ]:
             row = {"stage": name, "seeds": number, **in_child(lambda work=work: _measured(work))}
             print(f"{name}, {number}: {row['wall']:.0f} s, {row['peak_mb']:,.0f} MiB", flush=True)
             yield row
@@ -87,12 +90,12 @@ def generate(folder: Path, ratings: int) -> None:
             )
 
 
-def stages(folder: Path, seeds: int, epochs: int) -> list[tuple[str, Callable[[], object]]]:
+def stages(folder: Path, seeds: int, epochs: int, objective: str) -> list[tuple[str, Callable[[], object]]]:
     """The steps of a cell by name, in their order."""
     catalog = load_catalog(folder / "catalog.yaml")
     axes = Axes(catalog)
     store, compute = Store(home=str(folder / "home")), Compute(device="cpu")
-    profile = _profile(seeds, epochs)
+    profile = _profile(seeds, epochs, objective)
     cells = [axes.parse(f"wide|b20-s{seed}") for seed in range(seeds)]
     tracking = MlflowTracking(home=str(folder / "home"))
 
@@ -106,20 +109,21 @@ def stages(folder: Path, seeds: int, epochs: int) -> list[tuple[str, Callable[[]
             draw_split(store, catalog, cell)
 
     def model(name: str) -> Callable[[], object]:
-        return lambda: Training(store, compute, tracking, catalog, profile, name, RATING, {}).run(cells)
+        judged = OBJECTIVES[objective]
+        return lambda: Training(store, compute, tracking, catalog, profile, name, judged, {}).run(cells)
 
     return [
         ("ingest source", data("source")),
         ("ingest target", data("target")),
         ("overlap and split", split),
-        ("source factors", lambda: train_source(store, compute, catalog, profile, cells, "rating")),
-        ("target factors", lambda: train_target(store, compute, catalog, profile, cells, "rating")),
+        ("source factors", lambda: train_source(store, compute, catalog, profile, cells, objective)),
+        ("target factors", lambda: train_target(store, compute, catalog, profile, cells, objective)),
         *((name, model(name)) for name in MODELS),
     ]
 
 
-def _profile(seeds: int, epochs: int) -> Profile:
-    """The paper's, for ratings alone and as many epochs; of another name for each number of seeds, so that
+def _profile(seeds: int, epochs: int, objective: str) -> Profile:
+    """The paper's, for one objective and as many epochs; of another name for each number of seeds, so that
     none finds its factors made."""
     paper = load_profiles()["paper"]
     entries = {
@@ -130,7 +134,7 @@ def _profile(seeds: int, epochs: int) -> Profile:
     return dataclasses.replace(
         paper,
         name=f"paper_{seeds}",
-        objectives=("rating",),
+        objectives=(objective,),
         base_factors={**paper.base_factors, "epochs": epochs},
         entries={**paper.entries, **entries},
     )
@@ -149,7 +153,7 @@ def _measured(work: Callable[[], object]) -> dict[str, float]:
 
 
 def _print(rows: list[dict], options: argparse.Namespace) -> None:
-    title = f"{options.ratings:,} ratings, {options.epochs} epochs. {machine('cpu')}"
+    title = f"{options.ratings:,} ratings, {options.epochs} epochs, {options.objective}. {machine('cpu')}"
     table = Table(title=title, title_justify="left")
     for name in ("stage", "seeds", "wall, s", "processor, s", "peak, MiB", "above idle, bytes a rating"):
         table.add_column(name, justify="left" if name == "stage" else "right")
@@ -165,6 +169,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--ratings", type=int, default=100_000_000, help="of both domains together")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="how many, one run for each number")
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--objective", choices=list(OBJECTIVES), default="rating")
     parser.add_argument("--folder", help="where files are made and removed; default: the system's")
     parser.add_argument("--output", type=Path, default=RESULTS, help="JSON; default: %(default)s")
     return parser.parse_args()

@@ -83,7 +83,8 @@ class SourceUsers:
 @dataclass(frozen=True)
 class Ratings:
     """m ratings of the target domain: users (m,) int64 rows of a user table, items (m,) int64 rows of the
-    target item table, values (m,) float32."""
+    target item table, values (m,) float32. Where they are read to learn from, ids may be int32, and columns
+    shared: who counts in them or multiplies them widens them first."""
 
     users: Tensor
     items: Tensor
@@ -185,13 +186,15 @@ class Users:
 
 def ratings_of(ratings: Ratings, users: Tensor, n: int) -> Ratings:
     """The ratings of `users` (m,) int64 out of 0..n−1, renumbered to their places, each user's in order."""
-    order = ratings.users.argsort(stable=True)
+    rising = bool((ratings.users[1:] >= ratings.users[:-1]).all())
+    order = None if rising else ratings.users.argsort(stable=True)
     counts = torch.bincount(ratings.users, minlength=n)
     starts = counts.cumsum(0) - counts
     mine = counts[users]
     place = torch.arange(len(users)).repeat_interleave(mine)
     within = torch.arange(int(mine.sum())) - (mine.cumsum(0) - mine).repeat_interleave(mine)
-    rows = order[starts[users].repeat_interleave(mine) + within]
+    rows = starts[users].repeat_interleave(mine) + within
+    rows = rows if order is None else order[rows]
     return Ratings(place, ratings.items[rows], ratings.values[rows])
 
 

@@ -24,6 +24,7 @@ from assets.training.first_choices import list_models
 from assets.training.models import BASES, upstream
 from assets.training.trials import plan
 from assets.training.warming import sampling_models
+from ml.factorization.spark_session import require_spark
 from pipeline import processes, stopping
 from pipeline.asked import check_cells, check_tasks
 from pipeline.definitions import build_defs
@@ -83,11 +84,21 @@ class Chain:
         return build_defs(self.axes, self.known)
 
     def steps(self) -> Iterator[Step]:
-        """Every stage: domains, tasks, cells by β, analyses, tables."""
+        """Every stage: domains, tasks, cells by β, analyses, tables. Raises SparkUnavailable before the first
+        of them where a profile needs a Spark that cannot be used."""
+        self._require_spark()
         yield from self.data_steps()
         for profile in self.profiles:
             yield from self._training_steps(profile)
         yield from self.report_steps()
+
+    def _require_spark(self) -> None:
+        for name, models in self.models.items():
+            profile = self.known[name]
+            bases = {base for model in models for base in upstream(profile, model)}
+            with_factors = {"source_factors", "target_factors"} & bases
+            if with_factors and any(map(profile.by_spark, profile.objectives)):
+                require_spark()
 
     def data_steps(self) -> Iterator[Step]:
         """The stages before anything is trained: domains and tasks."""

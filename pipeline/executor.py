@@ -35,7 +35,7 @@ LOOK_SECONDS, SAY_SECONDS = 0.5, 60.0
 # Who is told of each step that begins in this process.
 WATCHED: ContextVar[Steps | None] = ContextVar("watched steps", default=None)
 # The command line's runs carry this tag with their id: who stops the command has canceled its run.
-FROM_COMMAND_LINE = "diffcdr/command_line"
+FROM_COMMAND_LINE = f"{processes.HIDDEN}command_line"
 
 
 class InProcess(Executor):

@@ -9,9 +9,11 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-HOST, PROCESS, STARTED = "diffcdr/host", "diffcdr/process", "diffcdr/started"
+# Dagster shows no tag that begins so: nobody who reads a list of runs has use for them.
+HIDDEN = ".dagster/diffcdr/"
+HOST, PROCESS, STARTED = f"{HIDDEN}host", f"{HIDDEN}process", f"{HIDDEN}started"
 # A run that is started again from the UI inherits the tags of the first, which speak of another process.
-RUN = "diffcdr/run"
+RUN = f"{HIDDEN}run"
 
 
 def tags(run: str) -> dict[str, str]:

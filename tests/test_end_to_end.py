@@ -120,7 +120,10 @@ def test_dagster_knows_each_cell_with_its_metrics_and_mlflow_run(house):
     metadata = event.asset_materialization.metadata
     assert metadata["validation_mae"].value > 0
     assert metadata["mlflow_run_rating"].url.startswith("http://127.0.0.1:5000/#/experiments/")
-    assert "data:image/png;base64," in metadata["curve_rating"].md_str
+    assert "data:image/png;base64," in metadata["curves_rating"].md_str
+    # So much Markdown a page shows without a click.
+    assert "data:image/svg+xml;base64," in metadata["curve_rating"].md_str
+    assert len(metadata["curve_rating"].md_str) < 1000
 
 
 def test_mlflow_has_one_finished_run_a_model_and_cell(house):

@@ -1,5 +1,6 @@
 """The registered model behind `mlflow models serve`: answers, refusals, and that it stays alive."""
 
+import dataclasses
 import http.client
 import json
 import os
@@ -8,12 +9,15 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from assets.serving.bundle import Bundle
+from assets.serving.pyfunc_recommender import Request, ServedRecommender
 from assets.serving.registry import save_pyfunc
 from assets.state.tracking import _mlflow
 from ml.data import Data, Problem, Ratings, SourceUsers, Users
@@ -83,6 +87,46 @@ def bundle() -> Bundle:
     )
     ids = names("u", USERS), names("s", SOURCE_ITEMS), names("t", TARGET_ITEMS)
     return Bundle("made up", "tiny|b20-s0", recommender, *ids, (1.0, 5.0), target_titles=TITLES)
+
+
+def test_ids_that_are_numbers_in_the_data_are_numbers_in_answers_and_may_be_in_requests(bundle, tmp_path):
+    """Without a server: what it calls."""
+    ids = {
+        name: np.array([str(row) for row in range(50)], dtype=object) for name in ("user_ids", "source_ids")
+    }
+    numbered = frozenset({"user_ids", "source_item_ids", "target_item_ids"})
+    targets = np.array([str(100 + row) for row in range(TARGET_ITEMS)], dtype=object)
+    answering = []
+    for name, made in {
+        "text": bundle,
+        "numbers": dataclasses.replace(bundle, **ids, target_ids=targets, numbered=numbered),
+    }.items():
+        (tmp_path / name).mkdir()
+        for file, content in made.files().items():
+            (tmp_path / name / file).write_bytes(content)
+        answering.append(ServedRecommender())
+        files = {path.stem: str(path) for path in (tmp_path / name).iterdir()}
+        answering[-1].load_context(SimpleNamespace(artifacts={"config": files.pop("config"), **files}))
+    text, numbers = answering
+    history = [{"item": 3, "rating": 5.0}, {"item": 8, "rating": 2.0}]
+    asked = [
+        ({"user_id": 7, "k": 3}, {"user_id": "u7", "k": 3}),
+        ({"user_id": "7", "item_ids": [104]}, {"user_id": "u7", "item_ids": ["t4"]}),
+        (
+            {"history": history, "k": 2, "because": True},
+            {"history": [{**each, "item": f"s{each['item']}"} for each in history], "k": 2, "because": True},
+        ),
+    ]
+    for mine, theirs in asked:
+        [got] = numbers.predict(None, [Request.model_validate(mine)])
+        [expected] = text.predict(None, [Request.model_validate(theirs)])
+        found, wanted = (answer.get("items") or answer.get("ratings") for answer in (got, expected))
+        assert [each["item"] for each in found] == [100 + int(each["item"][1:]) for each in wanted]
+        assert [each["rating"] for each in found] == [each["rating"] for each in wanted]
+        reasons = [[int(item[1:]) for item in each.get("because", [])] for each in wanted]
+        assert [each.get("because", []) for each in found] == reasons
+    with pytest.raises(ValidationError, match="valid string"):
+        Request.model_validate({"user_id": True})
 
 
 class Server:

@@ -125,7 +125,7 @@ class Gate:
         from ml.data import ratings_of
 
         domain = self.cold_start.source
-        return ratings_of(domain.tensors(), rows, domain.n_users)
+        return ratings_of(domain.narrow(), rows, domain.n_users)
 
     @cached_property
     def description(self) -> "Tensor | None":
@@ -208,12 +208,12 @@ class Seen:
     @cached_property
     def source(self) -> "Ratings":
         self._need("ratings", "stars", "effects")
-        return self._source.tensors()
+        return self._source.narrow()
 
     @cached_property
     def target(self) -> "Ratings":
         self._need("ratings", "stars", "effects")
-        return self._target.tensors(self._gate.cold_start.training_rows())
+        return self._target.narrow(self._gate.cold_start.training_rows())
 
     @cached_property
     def train(self) -> "Users":

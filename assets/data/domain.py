@@ -60,6 +60,11 @@ def ids(store: Store, domain: str, kind: str) -> np.ndarray:
     return np.asarray(found[f"{kind}_id"], dtype=object)
 
 
+def whole_numbers(store: Store, domain: str, kind: str) -> bool:
+    """Whether the ids of a domain's users or items were whole numbers in its file, and not text."""
+    return store.ratings(domain).require()["whole_numbers"][kind]
+
+
 def titles(store: Store, domain: str) -> np.ndarray:
     """Titles of a domain's items by row, None where there is none: (n,)."""
     with duckdb.connect() as connection:
@@ -81,7 +86,7 @@ def _draw_negatives(folder: Path, fingerprint: str, domain: str, seed: int) -> "
     from ml.replicas import replica_generator
 
     table = _read_ratings(folder, fingerprint)
-    ratings = table.tensors()
+    ratings = table.narrow()
     drawn = sample_negatives(
         ratings.users,
         ratings.items,
@@ -101,7 +106,7 @@ def _statistics(folder: Path, fingerprint: str, scale: tuple[float, float]) -> "
     from ml.models.statistics import source_statistics as of
 
     ratings = _read_ratings(folder, fingerprint)
-    return of(ratings.tensors(), ratings.n_users, ratings.n_items, scale)
+    return of(ratings.narrow(), ratings.n_users, ratings.n_items, scale)
 
 
 def rating_levels(store: Store, domain: str) -> "Tensor":
@@ -126,4 +131,4 @@ def star_description(store: Store, domain: str) -> "Tensor":
     from ml.distribution.discriminative import star_description as of
 
     ratings = domain_ratings(store, domain)
-    return of(ratings.tensors(), ratings.n_users, ratings.n_items, rating_levels(store, domain))
+    return of(ratings.narrow(), ratings.n_users, ratings.n_items, rating_levels(store, domain))

@@ -9,7 +9,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,8 @@ _NO_DELIMITER = "\x01\x02\x03\x04"
 _FIRST_SECOND, _LAST_SECOND = -2208988800, 4102444800
 _OUTSIDE = "is outside the scale"
 _LONGEST_TITLE = 300  # characters; the rest is cut off
+# A whole number as it would be written again: 7, and not 007.
+WHOLE_NUMBER = "0|-?[1-9][0-9]{0,17}"
 _LONGEST_ID = 1000  # characters; a longer one is another column, or the rest of the file behind a quote
 
 
@@ -66,7 +68,8 @@ class Ingested:
     """What became of a file. rows_read = quarantined + repeated + dropped_by_core + ratings.
 
     first_time, last_time: unix seconds, None without timestamps. stars: share of the ratings by rating
-    rounded to a whole number. sparsity: share of empty cells of the users × items table.
+    rounded to a whole number. sparsity: share of empty cells of the users × items table. whole_numbers:
+    whether the ids of users and of items are.
     """
 
     rows_read: int
@@ -80,6 +83,7 @@ class Ingested:
     last_time: int | None
     stars: dict[int, float]
     sparsity: float
+    whole_numbers: dict[str, bool]
 
 
 def ingest(path: Path, folder: Path, domain: Domain, *, memory_limit: str = "2GB") -> Ingested:
@@ -430,6 +434,7 @@ def _build(con: duckdb.DuckDBPyConnection, path: Path, domain: Domain, folder: P
         dropped_by_core=distinct - ratings,
         ratings=ratings,
         **_statistics(con, domain),
+        whole_numbers={kind: _whole_numbers(con, path, domain, kind) for kind in ("user", "item")},
     )
     _check_counts(path, domain, ingested)
     return ingested
@@ -520,6 +525,28 @@ def _statistics(con: duckdb.DuckDBPyConnection, domain: Domain) -> dict:
         },
         "sparsity": 1 - ratings / (users * items),
     }
+
+
+def _whole_numbers(con: duckdb.DuckDBPyConnection, path: Path, domain: Domain, kind: str) -> bool:
+    """Whether the ids are whole numbers: by the type of their column, and where the file has none, as CSV, by
+    how they are written."""
+    column = getattr(domain.columns, kind)
+    if domain.kind == "parquet" and not pa.types.is_integer(parquet_schema(path).field(column).type):
+        return False
+    if domain.kind == "json" and not _json_integers(path, column):
+        return False
+    matches = f"regexp_full_match({kind}_id, '{WHOLE_NUMBER}')"
+    return _one(con, f"SELECT count(*) FROM result.{kind}s WHERE NOT {matches}") == 0
+
+
+def _json_integers(path: Path, column: str) -> bool:
+    """Whether a field of the first records is never anything but a whole number."""
+    found = []
+    for line in first_lines(path, 100):
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    kinds = {type(record[column]) for record in found if isinstance(record, dict) and column in record}
+    return kinds == {int}
 
 
 def _check_counts(path: Path, domain: Domain, ingested: Ingested) -> None:

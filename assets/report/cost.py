@@ -7,7 +7,7 @@ from assets.report.by_beta import METRICS, drawn, panels_of
 from assets.report.forest import FAR, KINDS, REFERENCES, kind, leading
 from assets.report.metrics import Metric
 from assets.report.names import Names
-from assets.report.part import Chapter, Part, Picture
+from assets.report.part import Chapter, Part, Picture, each_task
 from assets.report.results import Source
 from assets.report.summaries import headline, of_metrics, strict_mean, task_betas
 from assets.report.table import Number, Table, digits, table
@@ -47,7 +47,7 @@ def cost_frame(source: Source) -> pd.DataFrame:
 
 def cost_pictures(frame: pd.DataFrame, names: Names) -> list[Picture]:
     """Of each task a panel for lists and one for stars: the value by the seconds of training."""
-    return [_picture(frame[frame["task"] == task], task, names) for task in names.in_order(frame["task"])]
+    return each_task(frame, names, _picture)
 
 
 def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:
@@ -111,8 +111,8 @@ def cost_part(source: Source) -> Part:
     profile, names = source.profile, source.names
     frame = cost_frame(source)
     notes = (
-        "Seconds: of training one cell, where several seeds are trained together a seed's share; what models "
-        "start from, such as factors, is not counted. Users a second: predictions of stars, or lists.",
+        "Seconds: of training one cell, where several seeds or trials are trained together its share; what "
+        "models start from, such as factors, is not counted. Users a second: predictions of stars, or lists.",
     )
     title = f"Accuracy against time. {profile.title}"
     return Part("cost", title, frame, cost_tables(frame, names), notes, "", cost_pictures(frame, names))

@@ -7,7 +7,7 @@ import pandas as pd
 
 from assets.report.metrics import ERRORS, Metric
 from assets.report.names import Names, compared
-from assets.report.part import Chapter, Part, Picture
+from assets.report.part import Chapter, Part, Picture, each_task
 from assets.report.results import Source
 from assets.report.summaries import BEST_CONTROL, SELECTIONS, headline, table_by_model, task_betas
 from assets.report.table import KIND, Number, Table, digits, fold
@@ -85,7 +85,7 @@ def calibration_pictures(frame: pd.DataFrame, names: Names) -> list[Picture]:
     """For each task the mean rating by what was predicted: one panel for each β, one line for each model; a
     calibrated model lies on the diagonal."""
     binned = frame[(frame["by"] == "prediction") & frame["model"].isin(names.profile.models)]
-    return [_picture(binned[binned["task"] == task], task, names) for task in names.in_order(binned["task"])]
+    return each_task(binned, names, _picture)
 
 
 def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:

@@ -5,7 +5,7 @@ import pandas as pd
 
 from assets.report.metrics import shown_in
 from assets.report.names import Names, gives_distribution, trained_for
-from assets.report.part import Chapter, Part, Picture
+from assets.report.part import Chapter, Part, Picture, each_task
 from assets.report.results import Source
 from assets.report.summaries import headline, summary, task_betas
 from assets.report.table import Number, Table, table
@@ -51,7 +51,7 @@ def reliability_pictures(sums: pd.DataFrame, names: Names) -> list[Picture]:
     sums = sums[sums["model"].isin(models)]
     keys = ["task", "beta", "model", "kind", "bin"]
     pooled = sums.groupby(keys)[["count", "stated", "observed"]].sum().reset_index()
-    return [_picture(pooled[pooled["task"] == task], task, names) for task in names.in_order(pooled["task"])]
+    return each_task(pooled, names, _picture)
 
 
 def _picture(pooled: pd.DataFrame, task: str, names: Names) -> Picture:

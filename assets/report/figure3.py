@@ -7,7 +7,7 @@ import pandas as pd
 
 from assets.report.metrics import ERRORS
 from assets.report.names import Names
-from assets.report.part import Chapter, Part, Picture
+from assets.report.part import Chapter, Part, Picture, each_task
 from assets.report.results import Source
 from assets.report.summaries import (
     SELECTIONS,
@@ -65,7 +65,7 @@ def left_out(source: Source) -> LeftOut:
 def figure3_pictures(frame: pd.DataFrame, names: Names) -> list[Picture]:
     """Figure 3 of each task: cold in light, warm in dark colours, one panel for each metric and β; error bars
     are the sample standard deviation over seeds."""
-    return [_picture(frame[frame["task"] == task], task, names) for task in names.in_order(frame["task"])]
+    return each_task(frame, names, _picture)
 
 
 def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:

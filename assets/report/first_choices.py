@@ -5,7 +5,7 @@ import pandas as pd
 from assets.report.by_count import draw_by_count
 from assets.report.metrics import shown_in
 from assets.report.names import Names
-from assets.report.part import Chapter, Part, Picture
+from assets.report.part import Chapter, Part, Picture, each_task
 from assets.report.results import Source
 from assets.report.summaries import strict_mean, task_betas
 from assets.report.table import Number, Table, table
@@ -41,7 +41,7 @@ def first_choices_tables(frame: pd.DataFrame, names: Names) -> list[Table]:
 
 def first_choices_pictures(frame: pd.DataFrame, names: Names) -> list[Picture]:
     """Of each task the metrics by number of choices seen, a line for each model."""
-    return [_picture(frame[frame["task"] == task], task, names) for task in names.in_order(frame["task"])]
+    return each_task(frame, names, _picture)
 
 
 def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:

@@ -7,7 +7,7 @@ from assets.report.by_beta import drawn
 from assets.report.forest import FAR
 from assets.report.metrics import BY_NAME
 from assets.report.names import Names, trained_for
-from assets.report.part import Chapter, Part, Picture
+from assets.report.part import Chapter, Part, Picture, each_task
 from assets.report.results import Source
 from assets.settings.profile import Profile
 from assets.state import plots
@@ -56,7 +56,7 @@ def learning_frame(source: Source) -> pd.DataFrame:
 
 def learning_pictures(frame: pd.DataFrame, names: Names) -> list[Picture]:
     """Of each task a panel for each objective, a line for each model, a dot where it is best."""
-    return [_picture(frame[frame["task"] == task], task, names) for task in names.in_order(frame["task"])]
+    return each_task(frame, names, _picture)
 
 
 def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:

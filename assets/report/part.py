@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from assets.report import table as tables
+from assets.report.names import Names
 from assets.report.results import Source
 from assets.report.table import Table
 from assets.settings.profile import Profile
@@ -43,6 +44,13 @@ def stored_picture(entry: Entry, file: str, name: str, caption: str) -> Picture:
     """A picture that another asset has drawn and left in its entry as `file`.png, .svg or both."""
     endings = [ending for ending in ("png", "svg") if entry.has(f"{file}.{ending}")]
     return Picture(name, caption, {ending: entry.read(f"{file}.{ending}") for ending in endings})
+
+
+def each_task(
+    frame: pd.DataFrame, names: Names, draw: Callable[[pd.DataFrame, str, Names], Picture]
+) -> list[Picture]:
+    """A picture for each task of `frame`, drawn of its rows."""
+    return [draw(frame[frame["task"] == task], task, names) for task in names.in_order(frame["task"])]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pandas as pd
 
 from assets.report.metrics import BY_NAME, ERRORS, Metric, of_table2, shown_in
 from assets.report.names import Names, compared
-from assets.report.part import Chapter, Part, Picture
+from assets.report.part import Chapter, Part, Picture, each_task
 from assets.report.results import Source
 from assets.report.summaries import (
     BEATEN_NOTE,
@@ -233,7 +233,7 @@ def optimism_pictures(frame: pd.DataFrame, names: Names) -> list[Picture]:
     chosen = frame[frame["optimism"].notna() & (frame["selection"] == "validation")]
     errors = [metric.name for metric in ERRORS]
     chosen = chosen[chosen["model"].isin(names.profile.models) & chosen["metric"].isin(errors)]
-    return [_picture(chosen[chosen["task"] == task], task, names) for task in names.in_order(chosen["task"])]
+    return each_task(chosen, names, _picture)
 
 
 def _picture(frame: pd.DataFrame, task: str, names: Names) -> Picture:

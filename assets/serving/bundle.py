@@ -12,7 +12,7 @@ import pandas as pd
 
 from assets.data.cell import Gate, training_rows
 from assets.data.cell import source_factors as source_entry
-from assets.data.domain import domain_ratings, ids, rating_levels, titles
+from assets.data.domain import domain_ratings, ids, rating_levels, titles, whole_numbers
 from assets.data.domain import source_statistics as statistics_of
 from assets.serving.choice import Choice, Chosen
 from assets.settings.axes import Cell
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ml.recommender import Recommender, Served, UserRatings
 
 log = logging.getLogger("diffcdr")
+# What has ids, and the files that hold them.
+NAMED = ("user_ids", "source_item_ids", "target_item_ids")
 
 
 class RecommendationError(ValueError):
@@ -78,8 +80,9 @@ class Filters:
 @dataclass(frozen=True)
 class Bundle:
     """Everything that answers for a cell. profile, cell: where it was trained; user_ids, source_ids,
-    target_ids: ids by row of source users, source items and target items; scale: lowest and highest source
-    rating; source_titles, target_titles: titles of the items by row, None where the data have none."""
+    target_ids: ids by row of source users, source items and target items, as text; scale: lowest and highest
+    source rating; numbered: which of NAMED are whole numbers in the data; source_titles, target_titles:
+    titles of the items by row, None where the data have none."""
 
     profile: str
     cell: str
@@ -88,6 +91,7 @@ class Bundle:
     source_ids: np.ndarray
     target_ids: np.ndarray
     scale: tuple[float, float]
+    numbered: frozenset[str] = frozenset()
     source_titles: np.ndarray | None = None
     target_titles: np.ndarray | None = None
 
@@ -131,7 +135,9 @@ class Bundle:
         )
         ids_of = ids(store, source, "user"), ids(store, source, "item"), target_ids
         titles_of = titles(store, source), titles(store, target)
-        return cls(profile.name, cell.key, recommender, *ids_of, cell.source.scale, *titles_of)
+        kinds = zip(NAMED, (source, source, target), ("user", "item", "item"), strict=True)
+        numbered = frozenset(name for name, domain, kind in kinds if whole_numbers(store, domain, kind))
+        return cls(profile.name, cell.key, recommender, *ids_of, cell.source.scale, numbered, *titles_of)
 
     def filtered(self, filters: Filters) -> "Bundle":
         """With other items allowed. Raises RecommendationError as `Filters` does."""
@@ -146,13 +152,15 @@ class Bundle:
             "profile": self.profile,
             "cell": self.cell,
             "source_scale": list(self.scale),
+            "numbered": sorted(self.numbered),
             "recommender": self.recommender.settings(),
         }
-        named = {
-            "user_ids": (self.user_ids, None),
-            "source_item_ids": (self.source_ids, self.source_titles),
-            "target_item_ids": (self.target_ids, self.target_titles),
-        }
+        columns = (
+            (self.user_ids, None),
+            (self.source_ids, self.source_titles),
+            (self.target_ids, self.target_titles),
+        )
+        named = dict(zip(NAMED, columns, strict=True))
         return {
             "tensors.safetensors": tensors(self.recommender.tensors()),
             "config.json": json.dumps(config, indent=1).encode(),
@@ -168,15 +176,12 @@ class Bundle:
 
         config = json.loads((folder / "config.json").read_text())
         held = load_file(folder / "tensors.safetensors")
-        users, *items = (
-            pd.read_parquet(folder / f"{name}.parquet")
-            for name in ("user_ids", "source_item_ids", "target_item_ids")
-        )
+        users, *items = (pd.read_parquet(folder / f"{name}.parquet") for name in NAMED)
         ids_of = [table["id"].to_numpy(dtype=object) for table in (users, *items)]
         titles_of = [table["title"].to_numpy(dtype=object) if "title" in table else None for table in items]
         recommender = Recommender.restore(config["recommender"], held)
-        low, high = config["source_scale"]
-        return cls(config["profile"], config["cell"], recommender, *ids_of, (low, high), *titles_of)
+        (low, high), numbered = config["source_scale"], frozenset(config["numbered"])
+        return cls(config["profile"], config["cell"], recommender, *ids_of, (low, high), numbered, *titles_of)
 
 
 def _named(ids_of: np.ndarray, titles_of: np.ndarray | None) -> pd.DataFrame:
@@ -207,7 +212,7 @@ def encoder_of(gate: Gate) -> "SourceEncoder":
     statistics = effects = None
     if {"ratings", "stars"} & needs:
         levels = rating_levels(store, source.name) if "stars" in needs else None
-        statistics = ItemStatistics.of(ratings.tensors(), ratings.n_items, levels)
+        statistics = ItemStatistics.of(ratings.narrow(), ratings.n_items, levels)
     if "effects" in needs:
         entry = store.source_effects(gate.profile.name, source.name, gate.cell.seed)
         held = entry.tensors("effects.safetensors")
@@ -236,7 +241,7 @@ def _fold_in(gate: Gate) -> "FoldIn":
     entry = source_entry(gate.store, gate.profile, gate.cell, gate.objective)
     held = entry.tensors("factors.safetensors")
     if "offset" not in held:
-        ratings = domain_ratings(gate.store, gate.cell.source.name).tensors()
+        ratings = domain_ratings(gate.store, gate.cell.source.name).narrow()
         return FoldIn.of(held["users"], held["items"], ratings)
     rows = torch.from_numpy(gate.cold_start.source_rows[gate.members("train")])
     if gate.profile.by_spark(gate.objective):
@@ -268,7 +273,7 @@ def source_users(gate: Gate) -> "Users":
     factors = None
     if "factors" in gate.needs:
         held = gate.factors["source"]
-        history = liked(ratings.tensors(), ratings.n_users, source.liked_above)
+        history = liked(ratings.narrow(), ratings.n_users, source.liked_above)
         factors = SourceUsers(held["users"], history, held["items"])
     rows = torch.arange(ratings.n_users)
     return Users(

@@ -21,9 +21,9 @@ NOTE = "nothing is known of this user: the most popular items"
 SCORE = "score"
 COLUMNS = (
     ("user", pa.int32(), "code of the user in the source domain, none for a new user"),
-    ("user_id", pa.string(), "the user's own id"),
+    ("user_id", pa.string(), "the user's own id, a number (int64) where it is one in the data"),
     ("item", pa.int32(), "code of the item in the target domain"),
-    ("item_id", pa.string(), "the item's own id"),
+    ("item_id", pa.string(), "the item's own id, the same"),
     ("rank", pa.int32(), "1 for the best"),
     (SCORE, pa.float32(), "by what the list is ordered: `probability` where the model gives one; for "
                           "popularity the item's number of ratings"),
@@ -35,9 +35,13 @@ COLUMNS = (
 
 
 def schema(bundle: Bundle, user_id: pa.DataType | None = None) -> pa.Schema:
-    """The columns, with ids of the type that the asker's have."""
-    kinds = {"user_id": user_id} if user_id is not None else {}
+    """The columns, with ids of the type that they have in the data; user_id: or in the asker's file."""
+    kinds = {"user_id": user_id or _kind(bundle, "user_ids"), "item_id": _kind(bundle, "target_item_ids")}
     return pa.schema([(_named(bundle, name), kinds.get(name, kind)) for name, kind, _ in COLUMNS])
+
+
+def _kind(bundle: Bundle, ids: str) -> pa.DataType:
+    return pa.int64() if ids in bundle.numbered else pa.string()
 
 
 def _named(bundle: Bundle, name: str) -> str:
@@ -86,7 +90,7 @@ def table(bundle: Bundle, users: Named, wanted: Wanted) -> tuple[pa.Table, int]:
         pa.array(users.rows[user].astype(np.int32), mask=users.rows[user] < 0),
         users.ids.take(of_user),
         items,
-        pa.array(bundle.target_ids, pa.string()).take(items),
+        pa.array(bundle.target_ids, pa.string()).cast(_kind(bundle, "target_item_ids")).take(items),
         pa.array(place.astype(np.int32) + 1),
         pa.array(listed.scores.numpy()[present], mask=no_score),
         *(pa.array(values.numpy()[present], from_pandas=True) for values in (listed.mean, listed.median)),

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import mlflow  # noqa: TID253 - MLflow runs this file itself, no pipeline process imports it
 import pandas as pd
@@ -19,7 +20,7 @@ import torch  # noqa: TID253
 from mlflow.exceptions import MlflowException  # noqa: TID253
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE  # noqa: TID253
 from mlflow.pyfunc import PythonModel  # noqa: TID253
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from safetensors.torch import load_file
 
 from ml.data import Ratings
@@ -36,6 +37,13 @@ PLAIN = "probability"  # the order of a list where none is asked for
 NOTE = "nothing is known of this user: the most popular items"
 
 
+def _text(given: Any) -> Any:
+    """An id as it is looked up: it may be a number in the data."""
+    if isinstance(given, list):
+        return [_text(each) for each in given]
+    return str(given) if type(given) is int else given
+
+
 class Rated(BaseModel):
     """A source item and the user's rating of it."""
 
@@ -43,6 +51,8 @@ class Rated(BaseModel):
 
     item: str
     rating: float
+
+    _item = field_validator("item", mode="before")(_text)
 
 
 class Request(BaseModel):
@@ -62,6 +72,8 @@ class Request(BaseModel):
     list: str | None = None
     because: bool | None = None
     include_rated: bool | None = None
+
+    _ids = field_validator("user_id", "item_ids", mode="before")(_text)
 
 
 class RefusedRow(ValueError):
@@ -84,9 +96,9 @@ class ServedRecommender(PythonModel):
         self.source_scale = config["source_scale"]
         self.recommender = Recommender.restore(config["recommender"], load_file(files["tensors"]))
         self.user_rows, self.source_rows = _rows(files["user_ids"]), _rows(files["source_item_ids"])
-        self.source_ids = list(self.source_rows)
+        self.source_ids = _shown(self.source_rows, "source_item_ids" in config["numbered"])
         self.target_rows = _rows(files["target_item_ids"])
-        self.target_ids = list(self.target_rows)
+        self.target_ids = _shown(self.target_rows, "target_item_ids" in config["numbered"])
         self.titles = _titles(files["target_item_ids"])
         if "mlflow.pyfunc.scoring_server.app" in sys.modules:
             guard_server()
@@ -207,14 +219,14 @@ class ServedRecommender(PythonModel):
         return {**answer, "items": [self._titled(dict(zip(columns, one, strict=True))) for one in each]}
 
     def _titled(self, item: dict) -> dict:
-        title = self.titles.get(item["item"])
+        title = self.titles.get(str(item["item"]))
         return item if title is None else {"item": item["item"], "title": title} | item
 
     def _rated(self, request: Request, asked: Asked, user: int) -> dict:
         items = torch.tensor([self.target_rows[item] for item in request.item_ids], dtype=torch.int64)
         rated = self.recommender.rate(asked.take(torch.tensor([user])), torch.zeros_like(items), items)
         columns = {
-            "item": request.item_ids,
+            "item": [self.target_ids[item] for item in items.tolist()],
             "rating": rated.mean.tolist(),
             "median": rated.median.tolist(),
         }
@@ -246,6 +258,11 @@ def _check_count(count: int) -> None:
 def _rows(path: Path) -> dict[str, int]:
     """The row of each id of a Parquet file with a column id, in order."""
     return {each: row for row, each in enumerate(pd.read_parquet(path)["id"].tolist())}
+
+
+def _shown(rows: dict[str, int], numbers: bool) -> list[str] | list[int]:
+    """Ids by row, with the type that they have in the data."""
+    return [int(each) for each in rows] if numbers else list(rows)
 
 
 def _titles(path: Path) -> dict[str, str]:

@@ -125,10 +125,11 @@ def recommend_cell(
     bundle = Bundle.of_cell(store, profile, cell, chosen, filters)
     bundle.recommender.check_order(config.list)
     users, by_popularity = cold_users(store, profile, cell), 0
-    user_ids = pa.array(bundle.user_ids, pa.string())
+    columns = lists.schema(bundle)
+    user_ids = pa.array(bundle.user_ids, pa.string()).cast(columns.field("user_id").type)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "recommendations.parquet")
-        with lists.writer(file, lists.schema(bundle)) as write:
+        with lists.writer(file, columns) as write:
             for rows in np.array_split(users, range(CHUNK, len(users), CHUNK)):
                 listed, strangers = lists.table(bundle, known_users(bundle, rows, user_ids), config.wanted)
                 by_popularity += strangers

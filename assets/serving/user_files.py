@@ -1,7 +1,8 @@
 """`diffcdr recommend`: lists for the users of a file, known ones and new ones with a history.
 
 Files are Parquet or CSV by their ending, read and written alike. Ids of users keep the type that they have in
-the file; in CSV, which has none, they are numbers where all are written as such: `7`, and not `007`.
+the file, and those of items the type of the domain's; in CSV, which has none, they are numbers where all are
+written as such: `7`, and not `007`.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from assets.data.ingest import WHOLE_NUMBER
 from assets.serving import lists
 from assets.serving.bundle import Bundle, RecommendationError
 from assets.serving.lists import Named, Wanted
@@ -160,7 +162,7 @@ class _File:
 
     def _all_numbers(self) -> bool:
         """Whether every user id is a whole number as it would be written again: `7`, and not `007`."""
-        number = "regexp_full_match(user_id, '0|-?[1-9][0-9]{0,17}')"
+        number = f"regexp_full_match(user_id, '{WHOLE_NUMBER}')"
         [(others, count)] = self._connection.execute(
             f"SELECT count_if(NOT {number}), count(user_id) FROM given"
         ).fetchall()

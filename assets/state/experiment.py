@@ -26,21 +26,23 @@ views: *Errors and lists*, *Profiles and tasks*.
 """
 # The key of the view that links open, see `view`.
 RESULTS_VIEW = "diffcdr-results"
+SCENARIO_TAGS, CELL_TAGS = ("profile", "task", "beta"), ("seed", "model", "objective")
 RATINGS, LISTS = ("mae", "rmse"), ("ndcg_at_20", "hr_at_20")
 
 
 def face() -> dict[str, str]:
     """The experiment's tags: what MLflow 3 knows of descriptions, kinds and saved views."""
-    tags = ("profile", "task", "beta", "seed", "model", "objective")
-    columns = [*(f"tags.`{tag}`" for tag in tags), *(f"metrics.`{metric}`" for metric in (*RATINGS, *LISTS))]
+    # Profile, task and β are in the names of the runs that hold the others.
+    scenario, cell = ([f"tags.`{tag}`" for tag in tags] for tags in (SCENARIO_TAGS, CELL_TAGS))
+    metrics = [f"metrics.`{metric}`" for metric in (*LISTS, *RATINGS)]
     current = "tags.superseded IS NULL"
     return {
         "mlflow.note.content": DESCRIPTION,
         # Else MLflow guesses, and asks whether it guessed well.
         "mlflow.experimentKind": "custom_model_development",
         "mlflow.experiment.primaryMetric.name": "rmse",
-        **_view(RESULTS_VIEW, "Errors and lists", columns, current),
-        **_view("diffcdr-scenarios", "Profiles and tasks", columns[:3], f"tags.{SCENARIO} LIKE '%'"),
+        **_view(RESULTS_VIEW, "Errors and lists", [*cell, *metrics], current),
+        **_view("diffcdr-scenarios", "Profiles and tasks", scenario, f"tags.{SCENARIO} LIKE '%'"),
     }
 
 

@@ -65,7 +65,7 @@ def fit_source(store: Store, catalog: Catalog, profile: Profile, cell: Cell) -> 
 
         with Stopwatch() as watch:
             levels = rating_levels(store, domain)
-            effects = fit_effects(ratings.tensors(), ratings.n_users, ratings.n_items, seed, levels=levels)
+            effects = fit_effects(ratings.narrow(), ratings.n_users, ratings.n_items, seed, levels=levels)
         log.info("%s: fitted in %.1f s", title, watch.seconds)
         held = {
             "description": effects.description(),

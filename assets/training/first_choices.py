@@ -28,7 +28,7 @@ def first_choices_asset(axes: Axes, profile: Profile) -> dg.AssetsDefinition:
         key_prefix=profile.name,
         partitions_def=axes.cells,
         deps=[dg.AssetKey([profile.name, name]) for name in list_models(profile)],
-        group_name="models",
+        group_name=profile.group("models"),
         kinds={"pytorch"},
         owners=["team:recsys"],
         code_version=CODE,

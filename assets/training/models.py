@@ -1,8 +1,10 @@
 """The trained models of each profile: one asset a model, one MLflow run a cell and objective."""
 
+import math
 from collections.abc import Mapping
 
 import dagster as dg
+import pandas as pd
 
 from assets.settings.axes import Axes, Cell
 from assets.settings.profile import Profile
@@ -63,9 +65,10 @@ def model_asset(axes: Axes, profile: Profile, name: str) -> dg.AssetsDefinition:
         for group in groups.values():
             for training in trainings:
                 training.run(group)
-            pictures = {f"curve_{t.objective.name}": _curve(t, group) for t in trainings}
+            pictures = {f"curves_{t.objective.name}": _curves(t, group) for t in trainings}
             for cell in group:
-                metadata = {**_metadata(trainings, cell), **pictures}
+                curves = {f"curve_{t.objective.name}": _curve(t, cell) for t in trainings}
+                metadata = {**curves, **_metadata(trainings, cell), **pictures}
                 context.add_asset_metadata(metadata, partition_key=cell.key)
         return dg.MaterializeResult(check_results=_checked(trainings, groups))
 
@@ -117,9 +120,29 @@ def _metadata(trainings: list[Training], cell: Cell) -> dict:
     return metadata
 
 
-def _curve(training: Training, group: list[Cell]) -> dg.MetadataValue:
+def _curve(training: Training, cell: Cell) -> dg.MetadataValue:
+    """The headline metric of a cell by epoch in one small line, which the page shows at once."""
+    curve = training.entry(cell).table("curves.parquet")
+    column, metric = _headline(training, curve)
+    values, higher = curve[column].tolist(), training.objective.higher_is_better
+    if not any(map(math.isfinite, values)):
+        return dg.MetadataValue.text("diverged")
+    best = int(curve[column].idxmax() if higher else curve[column].idxmin())
+    # No more words than the page has room for.
+    words = f"{metric}: {values[0]:.4g}" + (f" → {values[best]:.4g}" if best else "")
+    line = [plots.sparkline(values, best, f"{metric} by epoch")] if len(values) > 1 else []
+    return dg.MetadataValue.md("\n\n".join([*line, words]))
+
+
+def _curves(training: Training, group: list[Cell]) -> dg.MetadataValue:
     """One picture for the cells that were trained together: the headline metric by epoch."""
     frames = {cell.place: training.entry(cell).table("curves.parquet") for cell in group}
+    column, metric = _headline(training, next(iter(frames.values())))
+    return dg.MetadataValue.md(plots.curves(frames, "epoch", {column: metric}))
+
+
+def _headline(training: Training, curve: pd.DataFrame) -> tuple[str, str]:
+    """The column of a curve that is shown, and what it is called."""
     metric = HEADLINES[training.objective.name][0]
-    side = "validation" if f"validation_{metric}" in next(iter(frames.values())) else "test"
-    return dg.MetadataValue.md(plots.curves(frames, "epoch", {f"{side}_{metric}": f"{side} {metric}"}))
+    side = "validation" if f"validation_{metric}" in curve else "test"
+    return f"{side}_{metric}", f"{side} {metric}"

@@ -7,6 +7,7 @@ A_x x_T + A_c c + d. Vectors are rows here, and M is the k x k product of the th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -137,12 +138,18 @@ def polynomials(plan: Plan, hidden: int, dtype: torch.dtype, device: torch.devic
     return Polynomials(*(table.to(device, dtype) for table in found))
 
 
-def fold(parameters: dict[str, Tensor], plan: Plan, guidance: float | Tensor) -> AffineMap:
+def fold(
+    parameters: dict[str, Tensor],
+    plan: Plan,
+    guidance: float | Tensor,
+    spread: Callable[[Tensor], Tensor] = lambda each: each,
+) -> AffineMap:
     """The guided solve of a network without activation as one affine map, exact up to rounding.
 
     The guided noise is ε̂ = x M + c_n + s (W_c c + b_c) M (paper Equation 3), with one s or one for
     each replica (R, 1, 1). The state is carried on three blocks of basis rows: x_T, the guidance term
-    s (W_c c + b_c) M, and 1.
+    s (W_c c + b_c) M, and 1; it knows no s. spread: of a tensor with a row a network one with a row a
+    replica, where several replicas share a network.
     """
     third = compose(parameters).third
     m, offset = third[:, :-1], third[:, -1:]
@@ -166,22 +173,29 @@ def fold(parameters: dict[str, Tensor], plan: Plan, guidance: float | Tensor) ->
     for index in range(steps):
         rows = torch.baddbmm(added[:, index], rows, by_state[:, index])
 
-    from_shift = guidance * (m @ rows[:, k:-1])
-    d = torch.baddbmm(rows[:, -1:], parameters["condition.bias"][:, None], from_shift)
-    a_c = from_shift.mT @ parameters["condition.weight"]
-    return AffineMap(rows[:, :k].mT, a_c, d[:, 0])
+    from_shift = guidance * spread(m @ rows[:, k:-1])
+    d = torch.baddbmm(spread(rows[:, -1:]), spread(parameters["condition.bias"])[:, None], from_shift)
+    a_c = from_shift.mT @ spread(parameters["condition.weight"])
+    return AffineMap(spread(rows[:, :k].mT), a_c, d[:, 0])
 
 
 def transport(
-    parameters: dict[str, Tensor], plan: Plan, guidance: float | Tensor, activation: str, x: Tensor, c: Tensor
+    parameters: dict[str, Tensor],
+    plan: Plan,
+    guidance: float | Tensor,
+    activation: str,
+    x: Tensor,
+    c: Tensor,
+    spread: Callable[[Tensor], Tensor] = lambda each: each,
 ) -> Tensor:
     """DIM's output x_0 (R, B, k) (paper Equation 4) of x_T = x (R, B, k) under condition c (R, B, q).
 
-    guidance: s, one number or one for each replica (R, 1, 1).
+    guidance: s, one number or one for each replica (R, 1, 1); spread: as in `fold`.
     Folded where the network has no activation, solved step by step where it has one.
     """
     if activation == "none":
-        return fold(parameters, plan, guidance)(x, c)
+        return fold(parameters, plan, guidance, spread)(x, c)
+    parameters = {name: spread(value) for name, value in parameters.items()}
     return solve_stepwise(parameters, plan, guidance, activation, x, c)
 
 

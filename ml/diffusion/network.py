@@ -93,6 +93,8 @@ def guided_noise(
 
     time: (R, 1 or B, k), the time layer's output; shift: (R, B, k), the condition layer's output.
     """
-    free = layers(parameters, x + time, activation)
     conditional = layers(parameters, x + time + shift, activation)
+    if not isinstance(guidance, Tensor) and guidance == 1:
+        return conditional
+    free = layers(parameters, x + time, activation)
     return free + guidance * (conditional - free)

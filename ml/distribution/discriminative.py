@@ -63,7 +63,7 @@ def star_description(
 
 def level_counts(groups: Tensor, index: Tensor, n: int, levels: int) -> Tensor:
     """How often each of n groups has each level: (n, levels) float64 from (m,) int64 groups and levels."""
-    return torch.bincount(groups * levels + index, minlength=n * levels).view(n, levels).double()
+    return torch.bincount(groups.long() * levels + index, minlength=n * levels).view(n, levels).double()
 
 
 def overall_shares(counts: Tensor) -> Tensor:

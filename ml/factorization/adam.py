@@ -87,9 +87,9 @@ class RatingTable:
             return self._rated
         return self._rated + (self._rated if self._drawn is None else len(self._drawn))
 
-    def flat(self) -> RatingTable:
-        """What is trained on and nothing else, with int64 ids, negatives as ratings of 0: a copy where it is
-        not that yet."""
+    def flat(self, wide: bool = True) -> RatingTable:
+        """What is trained on and nothing else, negatives as ratings of 0: a copy where it is not that yet;
+        with int64 ids, or as they are."""
         users, items, values = self.users, self.items, self.values
         if self.rows is not None or self.negatives is not None:
             rows, negative = self.places(torch.arange(len(self)))
@@ -97,7 +97,9 @@ class RatingTable:
             if negative is not None:
                 items = torch.where(negative, self.negatives[rows], items)
                 values = values.masked_fill(negative, 0)
-        return replace(self, users=users.long(), items=items.long(), values=values, rows=None, negatives=None)
+        if wide:
+            users, items = users.long(), items.long()
+        return replace(self, users=users, items=items, values=values, rows=None, negatives=None)
 
     def places(self, chosen: Tensor) -> tuple[Tensor, Tensor | None]:
         """Of what is trained on, numbers `chosen` (c,): the ratings (c,) out of m that they are or were drawn

@@ -30,10 +30,10 @@ from torch import Tensor
 
 from ml.data import check_rows
 from ml.factorization.adam import RatingTable
-from ml.replicas import Epoch, replica_generator
+from ml.replicas import Epoch, permutation, replica_generator
 
 # Ratings whose designs are held at a time, 8 (k + 1) bytes each: fits a cache, no effect on results. A row
-# with more of them is held whole.
+# with more of them is held whole. All that is held of the others is 8 bytes a side, and as many as the table.
 CHUNK = 1 << 14
 # A column that moves predictions by less than this share of what the widest does is what is left of a factor
 # under a strong penalty.
@@ -155,22 +155,19 @@ class BiasedFactorization:
         Raises ValueError, naming the row, for an empty table, an id out of range, a value, weight or offset
         that is not finite and a negative weight, for weights that are all 0 and for lengths that do not fit.
         """
-        table = table.flat()
-        weight = torch.ones(len(table)) if weight is None else weight
-        offset = torch.zeros(len(table)) if offset is None else offset
+        table = table.flat(wide=False)
         _check(table, weight, offset)
-        values, weight = table.values.double() - offset.double(), weight.double()
-        mean = (weight @ values) / weight.sum()
-        ratings = values - mean, weight
-        by_item = _chunks(table.items, table.users, *ratings, table.n_items, self.k)
-        by_user = _chunks(table.users, table.items, *ratings, table.n_users, self.k)
+        mean, total = _mean(table.values, weight, offset)
+        columns = _Columns(table.values, weight, offset)
+        by_item = _chunks(table.items, table.users, columns, table.n_items, self.k)
+        by_user = _chunks(table.users, table.items, columns, table.n_users, self.k)
         ridge = torch.tensor([self.penalty] * self.k + [self.bias_penalty], dtype=torch.float64).diag()
         users = self._initial(table, purpose)
         for number in range(1, self.sweeps + 1):
-            items, _ = _solve(by_item, users, ridge, table.n_items)
-            users, error = _solve(by_user, items, ridge, table.n_users)
+            items, _ = _solve(by_item, users, mean, ridge, table.n_items)
+            users, error = _solve(by_user, items, mean, ridge, table.n_users)
             self._publish(users, items, mean)
-            yield Epoch(number, {"loss": [error / weight.sum().item()]})
+            yield Epoch(number, {"loss": [error / total]})
 
     @property
     def factors(self) -> BiasedFactors:
@@ -208,10 +205,10 @@ def choose(
             raise ValueError(f"settings has unknown {sorted(unknown)}; known: {sorted(names)}")
     if not settings:
         raise ValueError("settings is empty: name at least one to choose from")
-    table = table.flat()
-    _check(table, torch.ones(len(table)), torch.zeros(len(table)))
+    table = table.flat(wide=False)
+    _check(table, None, None)
     test, train = _held_out(table, purpose, share)
-    kept = replace(table, users=table.users[train], items=table.items[train], values=table.values[train])
+    kept = replace(table, rows=train)
     tried = []
     for setting in settings:
         factors = BiasedFactorization(**setting).fit(kept, purpose).factors
@@ -222,7 +219,7 @@ def choose(
 
 
 def _held_out(table: RatingTable, purpose: str, share: float) -> tuple[Tensor, Tensor]:
-    """Positions of the ratings to judge by (p,) and of all others in rising order (m − p,), int64."""
+    """Positions of the ratings to judge by (p,) and of all others in rising order (m − p,)."""
     count = round(share * len(table))
     if not 0 < count < len(table):
         raise ValueError(
@@ -230,22 +227,52 @@ def _held_out(table: RatingTable, purpose: str, share: float) -> tuple[Tensor, T
             "both held-out and training ratings are needed"
         )
     generator = replica_generator(table.seed, f"{purpose}/held out")
-    test, train = torch.randperm(len(table), generator=generator).tensor_split([count])
+    test, train = permutation(len(table), generator).tensor_split([count])
     return test, train.sort().values
 
 
 @dataclass(frozen=True)
+class _Columns:
+    """Of ratings, of any shape alike: values; weight, None where all are 1; offset, None where all are 0."""
+
+    values: Tensor
+    weight: Tensor | None
+    offset: Tensor | None
+
+    def at(self, ratings: Tensor) -> _Columns:
+        return _Columns(*(None if x is None else x[ratings] for x in vars(self).values()))
+
+    def residuals(self) -> Tensor:
+        """Values less what is known of them, float64."""
+        return self.values.double() if self.offset is None else self.values.double() - self.offset.double()
+
+
+def _mean(values: Tensor, weight: Tensor | None, offset: Tensor | None) -> tuple[Tensor, float]:
+    """The weighted mean (), float64, of values less offsets, and the sum of the weights."""
+    weight = torch.ones(len(values), dtype=torch.float64) if weight is None else weight.double()
+    total = weight.sum()
+    return (weight @ _Columns(values, None, offset).residuals()) / total, total.item()
+
+
+@dataclass(frozen=True)
 class _Chunk:
-    """Rows of like length that are solved together: rows (B,) int64; and of each one's ratings, padded to the
-    longest, other (B, L) int64 rows of the other side, values and weight (B, L) float64, 0 where padded."""
+    """Rows of like length that are solved together: rows (B,) int64; counts (B,) of their ratings; and of
+    these, padded to the longest, other (B, L) rows of the other side, and columns."""
 
     rows: Tensor
+    counts: Tensor
     other: Tensor
-    values: Tensor
-    weight: Tensor
+    columns: _Columns
+
+    @property
+    def weight(self) -> Tensor:
+        """(B, L) float64, 0 where padded."""
+        present = torch.arange(self.other.shape[1]) < self.counts[:, None]
+        weight = self.columns.weight
+        return present.double() if weight is None else weight.double() * present
 
 
-def _chunks(own: Tensor, other: Tensor, values: Tensor, weight: Tensor, n: int, k: int) -> list[_Chunk]:
+def _chunks(own: Tensor, other: Tensor, columns: _Columns, n: int, k: int) -> list[_Chunk]:
     """The ratings by row `own` in 0..n-1, longest rows first; a row without ratings is in no chunk."""
     order = own.argsort(stable=True)
     counts = torch.bincount(own, minlength=n)
@@ -259,36 +286,36 @@ def _chunks(own: Tensor, other: Tensor, values: Tensor, weight: Tensor, n: int, 
         slots = torch.arange(longest)
         present = slots < counts[rows, None]
         ratings = order[torch.where(present, starts[rows, None] + slots, 0)]
-        chunks.append(_Chunk(rows, other[ratings], values[ratings], weight[ratings] * present))
+        chunks.append(_Chunk(rows, counts[rows], other[ratings], columns.at(ratings)))
         begin += len(rows)
     return chunks
 
 
-def _solve(chunks: list[_Chunk], other: Tensor, ridge: Tensor, n: int) -> tuple[Tensor, float]:
+def _solve(chunks: list[_Chunk], other: Tensor, mean: Tensor, ridge: Tensor, n: int) -> tuple[Tensor, float]:
     """Each row's [factor, bias] (n, k + 1) given the other side's, 0 where it is in no chunk; and Σ w e²."""
     solved, error = other.new_zeros(n, other.shape[1]), 0.0
     for chunk in chunks:
-        design = other[chunk.other]
-        target = (chunk.values - design[..., -1])[..., None]
+        design, weight = other[chunk.other], chunk.weight
+        target = (chunk.columns.residuals() - mean - design[..., -1])[..., None]
         design[..., -1] = 1
-        weighted = (design * chunk.weight[..., None]).mT
+        weighted = (design * weight[..., None]).mT
         factor = torch.linalg.cholesky(weighted @ design + ridge)
         solution = torch.cholesky_solve(weighted @ target, factor)
         solved[chunk.rows] = solution[..., 0]
         residual = (target - design @ solution)[..., 0]
-        error += (chunk.weight * residual.square()).sum().item()
+        error += (weight * residual.square()).sum().item()
     return solved, error
 
 
-def _check(table: RatingTable, weight: Tensor, offset: Tensor) -> None:
+def _check(table: RatingTable, weight: Tensor | None, offset: Tensor | None) -> None:
     if len(table) == 0:
         raise ValueError("biased mf: the table has no ratings; look at its split")
     columns = {
         "users": table.users,
         "items": table.items,
         "values": table.values,
-        "weight": weight,
-        "offset": offset,
+        **({} if weight is None else {"weight": weight}),
+        **({} if offset is None else {"offset": offset}),
     }
     for name, column in columns.items():
         if column.shape != table.values.shape:
@@ -298,10 +325,12 @@ def _check(table: RatingTable, weight: Tensor, offset: Tensor) -> None:
             )
     check_rows("users", table.users, table.n_users)
     check_rows("items", table.items, table.n_items)
-    for name in ("values", "weight", "offset"):
+    for name in list(columns)[2:]:
         row = (~columns[name].isfinite()).nonzero()[:1, 0].tolist()
         if row:
             raise ValueError(f"biased mf: {name} of row {row[0]} is not finite; drop the row")
+    if weight is None:
+        return
     negative = (weight < 0).nonzero()[:1, 0].tolist()
     if negative:
         raise ValueError(f"biased mf: weight of row {negative[0]} is negative; give weights of at least 0")

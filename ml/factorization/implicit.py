@@ -91,7 +91,7 @@ def _chosen(table: RatingTable) -> csr_matrix:
     """1 where an item was chosen by a user: (n_items, n_users) float32."""
     if len(table) == 0:
         raise ValueError("implicit mf: the table has no ratings; look at its split")
-    table = table.flat()
+    table = table.flat(wide=False)
     check_rows("users", table.users, table.n_users)
     check_rows("items", table.items, table.n_items)
     ones = np.ones(len(table), dtype=np.float32)

@@ -91,7 +91,7 @@ def spark_session(master: str = LOCAL) -> Iterator[SparkSession]:
             raise SparkUnavailable(f"Spark at {master} did not start: {_reason(said, error)}") from error
         context.setLogLevel("OFF")
         if is_local(master):
-            # Else each sweep would carry the plan of all before it, and the JVM's stack ends at some thirty.
+            # Else each sweep carries the plan of all before it, and with many the JVM's stack ends.
             context.setCheckpointDir(checkpoints)
         yield SparkSession(context)
 

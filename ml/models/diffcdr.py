@@ -5,7 +5,7 @@ DIM solves the diffusion ODE from the source user vector, guided by it; ALM is a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -250,13 +250,19 @@ class DiffCDR(TransferModel):
         if self.parts == "at":
             return inputs["source"]
         start = draws.get("start", inputs["source"])
-        parameters = {name: stack.of_replicas(value) for name, value in self.dim.items()} | self.buffers_
-        return self._transport(parameters, start, inputs["source"])
+        return self._transport(self.dim | self.buffers_, start, inputs["source"], stack.of_replicas)
 
     @torch.no_grad()
-    def _transport(self, parameters: dict[str, Tensor], x: Tensor, c: Tensor) -> Tensor:
+    def _transport(
+        self,
+        parameters: dict[str, Tensor],
+        x: Tensor,
+        c: Tensor,
+        spread: Callable[[Tensor], Tensor] = lambda each: each,
+    ) -> Tensor:
         guidance = parameters["guidance"].view(-1, 1, 1) if "guidance" in parameters else self.guidance
-        return affine.transport(parameters, plan(self.nfe, self.solver), guidance, self.activation, x, c)
+        dim, course = {name: parameters[name] for name in network.NAMES}, plan(self.nfe, self.solver)
+        return affine.transport(dim, course, guidance, self.activation, x, c, spread)
 
     def apply(self, parameters: dict[str, Tensor], users: SourceUsers) -> Tensor:
         return self._moved(parameters, users) @ parameters["alignment.weight"].T

@@ -28,15 +28,15 @@ def list_names(debug: options.Debug = False) -> None:
 
         catalog = load_catalog()
         tasks = [[task.name, task.source, task.target] for task in catalog.tasks.values()]
-        print_rows(["task", "source", "target"], tasks, 3, "Tasks")
+        print_rows(["task", "source", "target"], tasks, (), "Tasks")
         axes = [["β", *map(str, catalog.betas)], ["seed", *map(str, catalog.seeds)]]
-        print_rows(["axis", "values"], [[name, ", ".join(values)] for name, *values in axes], 2, "Axes")
+        print_rows(["axis", "values"], [[name, ", ".join(values)] for name, *values in axes], (), "Axes")
         models = [
             [profile.name, name, profile.title_of(name)]
             for profile in load_profiles().values()
             for name in profile.trained
         ]
-        print_rows(["profile", "model", "title"], models, 3, "Models")
+        print_rows(["profile", "model", "title"], models, (), "Models")
 
 
 def status(
@@ -59,7 +59,7 @@ def status(
         store, catalog, known = Store(), load_catalog(), load_profiles()
         profiles = [known[profile]] if profile else list(known.values())
         shown = overview.status(store, catalog, profiles, task)
-        print_frame(shown, format, left=2, title="Models, once for each objective")
+        print_frame(shown, format, "Models, once for each objective")
         absent = overview.not_begun(store, catalog, profiles, shown, task)
         if absent and format is Format.table:
             print(f"nothing yet of {'; '.join(absent)}")
@@ -81,7 +81,7 @@ def results(
         refuse_unknown(task, profile)
         frame = read_results(sources([profile] if profile else []), task)
         frame["value"] = frame["value"].map(lambda value: float(f"{value:.6g}"))
-        print_frame(frame, format, left=len(frame.columns) - 1, title="Results")
+        print_frame(frame, format, "Results")
 
 
 def verdict(

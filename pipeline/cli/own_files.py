@@ -52,6 +52,6 @@ def print_report(report, format: ReportFormat) -> None:
         print(json.dumps(report.as_json(), indent=1))
         return
     names = ["", f"source: {report.source.name}", f"target: {report.target.name}"]
-    print_rows(names, report.rows(), 1, "Data before training")
+    print_rows(names, report.rows(), names[1:], "Data before training")
     for warning in report.warnings:
         print(f"warning: {warning}")

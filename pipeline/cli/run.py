@@ -102,7 +102,9 @@ def _print_plan(files, tasks, betas, seeds, profiles, models) -> None:
     # Nothing is run, so that no history is opened.
     rows = plan(Chain(tasks, betas, seeds, profiles, models), Store())
     if rows:
-        print_rows(["stage", "models", "which"], rows, 3, "To be computed, models once for each objective")
+        print_rows(
+            ["stage", "models", "which"], rows, ["models"], "To be computed, models once for each objective"
+        )
     else:
         print("everything is up to date; a run makes the tables anew")
 

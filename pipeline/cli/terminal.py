@@ -4,7 +4,7 @@ import contextlib
 import logging
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import typer
@@ -54,21 +54,24 @@ def errors_in_one_line(debug: bool, stopped: str = GOES_ON) -> Iterator[None]:
         raise _stopped(stopped) from None
 
 
-def print_frame(frame, format: Format, left: int, title: str) -> None:
-    """A frame as CSV, JSON or a table whose first `left` columns are words."""
+def print_frame(frame, format: Format, title: str) -> None:
+    """A frame as CSV, JSON or a table, numbers to the right."""
     if format is Format.csv:
         frame.to_csv(sys.stdout, index=False)
     elif format is Format.json:
         print(frame.to_json(orient="records", indent=1, double_precision=15))
     else:
-        print_rows(list(frame.columns), frame.astype(str).values.tolist(), left, title)
+        numbers = set(frame.select_dtypes("number"))
+        print_rows(list(frame.columns), frame.astype(str).values.tolist(), numbers, title)
 
 
-def print_rows(names: Sequence[str], rows: Sequence[Sequence[str]], left: int, title: str) -> None:
-    """A table of text whose first `left` columns are words."""
+def print_rows(
+    names: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[str], title: str
+) -> None:
+    """A table of text; the columns called `numbers` are set to the right."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for position, name in enumerate(names):
-        table.add_column(name, justify="left" if position < left else "right", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
     for row in rows:
         table.add_row(*map(escape, row))
     _console().print(table)

@@ -28,7 +28,7 @@ from assets.state.code import OURS
 from assets.state.locks import by_postgres
 from assets.state.store import Store
 from assets.state.tracking import DatasetRecord, MlflowTracking
-from deploy.ray.loopback.cluster import CELLS, DATA, PROFILE, TRAINED, Cluster, Run
+from deploy.ray.loopback.cluster import CELLS, DATA, PROFILE, TASK, TRAINED, Cluster, Run
 from pipeline.definitions import build_defs
 from pipeline.ray_launcher import NEEDS, OpTagsRunLauncher
 
@@ -161,8 +161,9 @@ def test_only_runs_with_an_op_that_uses_cuda_are_given_a_gpu(assets, gpus, given
 def test_a_node_dies_in_mid_backfill(here, tmp_path):
     """The other node does its run, no finished cell is computed again, and one machine gives the same."""
     axes, store = Axes(load_catalog()), Store()
-    cells = [axes.parse(key) for key in CELLS]
-    backfill = here.backfill([*DATA, *(f"{PROFILE}/{name}" for name in TRAINED)])
+    # Two β: a run for each node.
+    cells = [axes.parse(key) for key in CELLS[:4]]
+    backfill = here.backfill([*DATA, *(f"{PROFILE}/{name}" for name in TRAINED)], CELLS[:4])
     victim = _run_of(here, backfill, "node-2", limit=600)
     mine = [cell for cell in cells if cell.key in victim.cells]
     _until_one_is_finished(store, mine, limit=300)
@@ -180,7 +181,7 @@ def test_a_node_dies_in_mid_backfill(here, tmp_path):
     assert len(after) == len(cells) * (len(STEPS) + len(MODELS))
     assert {key: after[key] for key in sealed} == sealed
 
-    alone = _alone(tmp_path / "alone", here)
+    alone = _alone(tmp_path / "alone", here, cells)
     for cell in cells:
         for model in MODELS:
             for table in ("metrics.parquet", "curves.parquet"):
@@ -221,22 +222,14 @@ def _generations(store: Store, cells: list[Cell]) -> dict[tuple[str, Cell], str]
     return found
 
 
-def _alone(home: Path, cluster: Cluster) -> Store:
-    """A home in which one machine did the same."""
+def _alone(home: Path, cluster: Cluster, cells: list[Cell]) -> Store:
+    """A home in which one machine did these cells."""
     environment = {name: value for name, value in os.environ.items() if name not in cluster.environment}
     shared = ("PYTHONPATH", "DIFFCDR_CATALOG", "DIFFCDR_PROFILES")
     environment |= {name: cluster.environment[name] for name in shared}
     environment |= {"DIFFCDR_HOME": str(home), "DIFFCDR_TRACKING": "off", "OMP_NUM_THREADS": "1"}
     models = [option for model in MODELS for option in ("--model", model)]
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.main",
-        "run",
-        "--task",
-        "demo_video_music",
-        "--profile",
-        PROFILE,
-    ]
-    subprocess.run([*command, *models], env=environment, check=True, timeout=900)
+    betas = [option for beta in sorted({cell.beta for cell in cells}) for option in ("--beta", str(beta))]
+    command = [sys.executable, "-m", "pipeline.main", "run", "--task", TASK, "--profile", PROFILE]
+    subprocess.run([*command, *betas, *models], env=environment, check=True, timeout=900)
     return Store(home=str(home), artifacts=str(home / "artifacts"))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from assets.data.cell import target_file, target_table
+from assets.data.cell import target_table
 from assets.serving.bundle import encoder_of
 from assets.settings.profile import load_profiles
 from assets.state.store import Store
@@ -278,14 +278,6 @@ def test_a_profile_that_chooses_it_runs_as_any_other(made, profile):
             assert metrics["value"].notna().all()
     page = folder / "home" / "reports" / "report" / "report.html"
     assert page.exists()
-
-
-def test_it_trains_on_what_the_gate_lets_through(made, profile):
-    store = Store(home=str(made[0] / "home"))
-    seen, file = target_table(store, profile, CELL).flat(), target_file(store, profile, CELL, here=True)
-    assert len(file) == len(seen)
-    read = pq.read_table(file.path, columns=["user"])["user"].to_numpy()
-    assert sorted(read[~np.isin(read, file.without)]) == seen.users.tolist()
 
 
 @pytest.mark.parametrize("objective", ["rating", "ranking"])

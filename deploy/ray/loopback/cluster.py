@@ -118,9 +118,9 @@ class Cluster:
 
     # Backfills, as the UI launches them
 
-    def backfill(self, assets: Sequence[str]) -> str:
-        """Launch one of the assets in all partitions that the task TASK has a part in; returns its id."""
-        params = {"partitionsByAssets": [_partitions(name) for name in assets]}
+    def backfill(self, assets: Sequence[str], cells: Sequence[str] = CELLS) -> str:
+        """Launch one of the assets in these cells of the task TASK, or in its domains; returns its id."""
+        params = {"partitionsByAssets": [_partitions(name, cells) for name in assets]}
         answer = self._ask(LAUNCH, params=params)["launchPartitionBackfill"]
         if "backfillId" not in answer:
             raise RuntimeError(f"Dagster did not launch the backfill: {answer}")
@@ -398,8 +398,8 @@ def _listed(spent: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {seconds:.0f}" for name, seconds in sorted(spent.items()))
 
 
-def _partitions(asset: str) -> dict:
-    keys = {"reviews": DOMAINS, "ratings": DOMAINS, "overlap": [TASK]}.get(asset, CELLS)
+def _partitions(asset: str, cells: Sequence[str]) -> dict:
+    keys = {"reviews": DOMAINS, "ratings": DOMAINS, "overlap": [TASK]}.get(asset, cells)
     ranges = [{"start": key, "end": key} for key in keys]
     return {"assetKey": {"path": asset.split("/")}, "partitions": {"ranges": ranges}}
 

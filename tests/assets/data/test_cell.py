@@ -1,5 +1,7 @@
 """What a cell may see: no held-out rating in training, the same negatives for all, halves by time."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from assets.data.warm import warm_halves
 from assets.settings.profile import load_profiles
 from assets.state.store import Store
 from ml.evaluation.selection import RANKING, RATING
+from ml.models.transfer import Stack
 from ml.splits import TEST, TRAIN, VALIDATION
 from tests.assets.axes import AXES, CATALOG, CELL
 from tests.assets.tiny import prepare
@@ -83,6 +86,42 @@ def test_ranking_models_share_the_negatives_of_the_factors(store):
     theirs = {(int(u), int(i)) for u, i, v in zip(*columns(table.flat()), strict=True) if v == 0}
     assert ours
     assert ours <= theirs
+
+
+def held(*tensors: torch.Tensor) -> int:
+    """Bytes in memory of tensors, what they share counted once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def test_a_seed_adds_its_rows_and_its_negatives_to_the_ratings_of_all(store):
+    """12 bytes a rating for all; a seed 4 for each that it may learn from, and 4 for what is drawn beside."""
+    cells = [dataclasses.replace(CELL, seed=seed) for seed in range(5)]
+    for cell in cells:
+        splits.draw_split(store, CATALOG, cell)
+    for objective in ("rating", "ranking"):
+        tables = [problems.target_table(store, PROFILES["strict"], cell, objective) for cell in cells]
+        ratings = len(tables[0].users)
+        columns = [(t.users, t.items, t.values, t.rows, t.negatives) for t in tables]
+        bytes_held = held(*(column for table in columns for column in table if column is not None))
+        own = sum(4 * len(t.rows) for t in tables) + (20 * ratings if objective == "ranking" else 0)
+        assert bytes_held == 12 * ratings + own
+
+
+def test_what_is_learned_from_is_read_where_it_is(store):
+    """Ratings of the source are those that all cells read, and a model's training ratings are not copied."""
+    gates = [Gate(store, PROFILES["strict"], CELL, needs=("ratings", "factors")) for _ in range(2)]
+    source = domain_ratings(store, "tiny_video")
+    for gate in gates:
+        for name in ("users", "items", "values"):
+            assert np.shares_memory(getattr(gate.data.source, name).numpy(), getattr(source, name))
+        assert gate.data.target.users.dtype == torch.int32
+    problem = numbered_gate(store, "strict", "ranking").data.problem
+    stack = Stack([problem, problem])
+    parts = [
+        getattr(r, name) for r in (problem.ratings, *stack.ratings) for name in ("users", "items", "values")
+    ]
+    assert held(*parts) == 12 * len(problem.ratings)
 
 
 def test_what_a_model_may_learn_from_has_no_rating_of_a_held_out_user(store):

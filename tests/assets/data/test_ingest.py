@@ -84,7 +84,32 @@ def test_a_small_review_file_exactly(run):
         last_time=300,
         stars={1: 0.25, 2: 0.0, 3: 0.25, 4: 0.25, 5: 0.25},
         sparsity=0.0,
+        whole_numbers={"user": False, "item": False},
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "users", "expected"),
+    [
+        ("csv", ["7", "12"], True),
+        ("csv", ["007", "12"], False),
+        ("csv", ["7", "x"], False),
+        ("json", [7, 12], True),
+        ("json", ["7", "12"], False),
+        ("parquet", [7, 12], True),
+        ("parquet", ["7", "12"], False),
+        ("parquet", [2**60, 12], False),  # more digits than are safe everywhere
+    ],
+)
+def test_ids_are_numbers_where_the_file_says_so_or_all_are_written_as_such(run, kind, users, expected):
+    frame = pd.DataFrame({"user": users, "item": ["a", "b"], "rating": [1.0, 2.0]})
+    content = {
+        "csv": lambda: frame.to_csv(index=False),
+        "json": lambda: frame.to_json(orient="records", lines=True),
+        "parquet": lambda: frame.to_parquet(index=False),
+    }[kind]()
+    domain = _domain(kind=kind, columns={"user": "user", "item": "item", "rating": "rating"})
+    assert run(content, domain)[0].whole_numbers == {"user": expected, "item": False}
 
 
 def test_types_of_the_tables(run):

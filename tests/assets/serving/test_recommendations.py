@@ -12,7 +12,7 @@ from assets.data.cell import training_rows
 from assets.data.domain import domain_ratings
 from assets.serving import recommendations
 from assets.serving.answering import ANY_CELL, answering
-from assets.serving.bundle import RecommendationError
+from assets.serving.bundle import Bundle, RecommendationError
 from assets.serving.choice import Choice, Chosen, choose, choose_at, objectives
 from assets.serving.recommendations import RecommendationConfig, recommend_cell, recommendations_asset
 from assets.settings.profile import load_profiles
@@ -75,6 +75,24 @@ def test_every_cold_user_and_no_other_gets_a_list(house, written):
     assert all(each == list(range(1, len(each) + 1)) for each in ranks)
     assert (ranks.map(len) == 20).mean() > 0.9
     assert groups == -(-len(expected) // 50)
+
+
+def test_ids_that_are_numbers_in_the_data_are_numbers_in_the_asset(house, monkeypatch):
+    of_cell = Bundle.of_cell
+
+    def numbered(*given) -> Bundle:
+        made = of_cell(*given)
+        ids = {
+            name: np.array([str(base + row) for row in range(len(getattr(made, name)))], dtype=object)
+            for name, base in (("user_ids", 1000), ("target_ids", 7000))
+        }
+        return dataclasses.replace(made, **ids, numbered=frozenset({"user_ids", "target_item_ids"}))
+
+    monkeypatch.setattr(Bundle, "of_cell", numbered)
+    frame = make(house, k=3)
+    assert frame[["user_id", "item_id"]].dtypes.tolist() == [np.int64, np.int64]
+    assert (frame["user_id"] == 1000 + frame["user"]).all()
+    assert (frame["item_id"] == 7000 + frame["item"]).all()
 
 
 def test_the_ids_are_those_of_the_codes(house, written):

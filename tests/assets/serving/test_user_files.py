@@ -1,5 +1,6 @@
 """Users from a file: known and new ones, Parquet and CSV, and what a bad file or row says."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -106,6 +107,19 @@ def test_ids_of_users_keep_their_type(bundle, tmp_path):
     numbers.to_csv(tmp_path / "users.csv", index=False)
     recommend_file(bundle, tmp_path / "users.csv", tmp_path / "out.csv", Wanted(k=1))
     assert pd.read_csv(tmp_path / "out.csv")["user_id"].tolist() == [7, 7_000_000_000]
+
+
+def test_ids_of_items_are_numbers_where_they_are_in_the_data(bundle, tmp_path):
+    """Columns are read back without being told their types."""
+    text = asked(bundle, pd.DataFrame({"user_id": bundle.user_ids[:3]}), tmp_path)[1]
+    assert text["item_id"].map(type).unique().tolist() == [str]
+    ids = np.array([str(7000 + row) for row in range(len(bundle.target_ids))], dtype=object)
+    numbers = dataclasses.replace(bundle, target_ids=ids, numbered=frozenset({"target_item_ids"}))
+    _, got = asked(numbers, pd.DataFrame({"user_id": bundle.user_ids[:3]}), tmp_path)
+    assert got["item_id"].dtype == np.int64
+    assert (got["item_id"] == 7000 + got["item"]).all()
+    recommend_file(numbers, tmp_path / "users.parquet", tmp_path / "out.csv", WANTED)
+    assert pd.read_csv(tmp_path / "out.csv")["item_id"].tolist() == got["item_id"].tolist()
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_the_experiment_is_described_and_opens_on_errors_and_lists(mlflow_resour
     key = mlflow_resource.view.partition("viewStateShareKey=")[2]
     view = json.loads(tags[f"mlflow.sharedViewState.{key}"])
     state = json.loads(view["state"])
-    assert {"metrics.`rmse`", "metrics.`ndcg_at_20`", "tags.`profile`"} <= set(state["selectedColumns"])
+    assert {"metrics.`rmse`", "metrics.`ndcg_at_20`", "tags.`model`"} <= set(state["selectedColumns"])
     done = record(mlflow_resource, "viewed")
     older = record(mlflow_resource, "viewed", seed=1)
     record(mlflow_resource, "viewed", seed=1)

@@ -1,4 +1,5 @@
 import dataclasses
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -401,3 +402,35 @@ def test_factors_that_do_not_fit_are_named():
         standardize(fits, torch.zeros(0, dtype=torch.int64))
     with pytest.raises(ValueError, match="rows has row 3"):
         standardize(fits, torch.tensor([3]))
+
+
+def test_a_rating_is_held_in_eight_bytes_a_side():
+    """An id of the other side and a value, by 32 bits each: nothing that is the same for all ratings."""
+    table = random_table()
+    narrow = replace(table, users=table.users.int(), items=table.items.int())
+    columns = biased_factorization._Columns(narrow.values, None, None)
+    chunks = biased_factorization._chunks(narrow.users, narrow.items, columns, table.n_users, 4)
+    slots = sum(chunk.other.numel() for chunk in chunks)
+    assert slots >= len(table)
+    parts = [x for chunk in chunks for x in (chunk.other, *vars(chunk.columns).values()) if x is not None]
+    assert sum(x.nbytes for x in parts) == 8 * slots
+
+
+@pytest.mark.parametrize("k", [0, 3])
+def test_the_width_of_ids_and_rows_of_a_shared_table_change_nothing(k):
+    table = random_table()
+    kept = torch.arange(0, len(table), 2)
+    narrow = replace(table, users=table.users.int(), items=table.items.int(), rows=kept.int())
+    copied = replace(table, users=table.users[kept], items=table.items[kept], values=table.values[kept])
+    found, expected = (BiasedFactorization(k=k, sweeps=3).fit(t, PURPOSE) for t in (narrow, copied))
+    for name in ("user_factors_", "item_factors_", "item_offset_"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    tried = [{"k": k, "penalty": 2.0}, {"k": k, "penalty": 9.0}]
+    assert choose(narrow, PURPOSE, tried) == choose(copied, PURPOSE, tried)
+
+
+def test_weights_of_one_and_offsets_of_zero_are_as_none():
+    table = random_table()
+    given = torch.ones(len(table)), torch.zeros(len(table))
+    found, expected = (BiasedFactorization(k=2, sweeps=3).fit(table, PURPOSE, *g) for g in (given, ()))
+    assert torch.equal(found.user_factors_, expected.user_factors_)

@@ -1,5 +1,6 @@
 """Spark's ALS as far as it goes without Spark: settings, what is said where it is missing, its tables."""
 
+import importlib.util
 import sys
 
 import numpy as np
@@ -8,7 +9,6 @@ import pytest
 import torch
 
 from ml.data import Ratings
-from ml.factorization import spark_session as sessions
 from ml.factorization.biased import BiasedFactors, standardize
 from ml.factorization.spark import SparkFactorization, SparkImplicitFactorization, factors_of
 from ml.factorization.spark_session import SparkUnavailable, is_local, require_spark, spark_session
@@ -68,7 +68,8 @@ def pyspark(tmp_path, monkeypatch):
 
 
 def test_without_pyspark_one_sentence_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(sessions.importlib.util, "find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyspark" else find(name))
     with (
         pytest.raises(SparkUnavailable, match=r"pip install 'diffcdr\[spark\]'") as error,
         spark_session(),
