@@ -111,8 +111,8 @@ def cost_part(source: Source) -> Part:
     profile, names = source.profile, source.names
     frame = cost_frame(source)
     notes = (
-        "Seconds: of training one cell, where several seeds are trained together a seed's share; what models "
-        "start from, such as factors, is not counted. Users a second: predictions of stars, or lists.",
+        "Seconds: of training one cell, where several seeds or trials are trained together its share; what "
+        "models start from, such as factors, is not counted. Users a second: predictions of stars, or lists.",
     )
     title = f"Accuracy against time. {profile.title}"
     return Part("cost", title, frame, cost_tables(frame, names), notes, "", cost_pictures(frame, names))

@@ -76,7 +76,8 @@ def table4_part(source: Source) -> Part:
     frame = table4_frame(source.table("throughput.parquet", THROUGHPUT))
     notes = (
         "Thousands a second, mean over cells. Samples are rating rows, as the paper counts. Replicas "
-        "(seeds) that are trained at once count together. The paper measured on one core of a 2 GHz Xeon "
+        "(seeds) that are trained at once count together, and of trials that are trained at once each has "
+        "its share of the time, by epochs. The paper measured on one core of a 2 GHz Xeon "
         "and a P100 GPU, so its row compares models with each other, not with ours.",
     )
     tables, title = table4_tables(frame, source.names), f"Table 4. Throughput. {source.profile.title}"

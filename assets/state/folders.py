@@ -19,6 +19,8 @@ from typing import BinaryIO, Protocol
 from upath import UPath
 
 PREFIX = "gen-"
+# Of folders and files of a writer that is at work, where it has locked them.
+WRITING, DRAFT = ".writing-", ".draft-"
 _STAMP = "%Y%m%dT%H%M%S"
 # Between making a folder and locking it.
 _LOCKED_AFTER = timedelta(seconds=10)
@@ -57,9 +59,10 @@ class Folder(Protocol):
         """Files that are in no generation."""
 
 
-def folder_of(path: UPath) -> "LocalFolder | RemoteFolder":
+def folder_of(path: UPath, here: Path | None = None) -> "LocalFolder | RemoteFolder":
+    """here: a folder on this machine, where writers of a remote one are known by."""
     local = path.protocol in ("", "file", "local")
-    return LocalFolder(Path(path.path)) if local else RemoteFolder(path)
+    return LocalFolder(Path(path.path)) if local else RemoteFolder(path, here)
 
 
 def places(root: UPath, name: str, wanted: Mapping[str, object]) -> list[str]:
@@ -91,19 +94,8 @@ class LocalFolder:
     @contextlib.contextmanager
     def generation(self) -> Iterator[str]:
         name = _new_name()
-        hidden = self.path / f".{name}"
-        hidden.mkdir(parents=True)
-        # Held until the writer is done or dead; others tell by it whether they may clean up after it. So it
-        # has its name only once it is locked.
-        descriptor = os.open(hidden, os.O_RDONLY)
-        try:
-            # Not every network disk has locks; `is_abandoned` then goes by age.
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            hidden.rename(self.path / name)
+        with _held(self.path / f".{name}", self.path / name):
             yield name
-        finally:
-            os.close(descriptor)
 
     def put(self, name: str, content: Content) -> dict[str, int | str]:
         path = self.path / name
@@ -150,19 +142,10 @@ class LocalFolder:
         return [name for name in _listed(self.path) if name.removeprefix(".").startswith(PREFIX)]
 
     def is_abandoned(self, generation: str) -> bool:
-        try:
-            descriptor = os.open(self.path / generation, os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return not generation.startswith(".") or _age(generation) > _LOCKED_AFTER
-        except BlockingIOError:
-            return False
-        except OSError:
+        held = is_held(self.path / generation)
+        if held is None:
             return _age(generation) > _WRITTEN_WITHIN
-        finally:
-            os.close(descriptor)
+        return not held and (not generation.startswith(".") or _age(generation) > _LOCKED_AFTER)
 
     def remove(self, name: str) -> None:
         path = self.path / name
@@ -176,14 +159,26 @@ class LocalFolder:
 
 
 class RemoteFolder:
-    """Object stores replace a file in one step. Listings may come from a cache, so that is emptied first."""
+    """Object stores replace a file in one step. Listings may come from a cache, so that is emptied first.
 
-    def __init__(self, path: UPath) -> None:
-        self._fs, self._root = path.fs, path.path.rstrip("/")
+    They have no locks: a writer of this machine holds one in the folder `here`, others are judged by age.
+    """
+
+    def __init__(self, path: UPath, here: Path | None = None) -> None:
+        self._fs, self._root, self._here = path.fs, path.path.rstrip("/"), here
 
     @contextlib.contextmanager
     def generation(self) -> Iterator[str]:
-        yield _new_name()
+        name = _new_name()
+        if self._here is None:
+            yield name
+            return
+        mark = self._mark(name)
+        with _held(self._here / f".{uuid.uuid4().hex}", mark):
+            try:
+                yield name
+            finally:
+                _remove_mark(mark)
 
     def put(self, name: str, content: Content) -> dict[str, int | str]:
         path = self._at(name)
@@ -210,14 +205,23 @@ class RemoteFolder:
 
     def generations(self) -> list[str]:
         tops = {path[len(self._root) + 1 :].split("/")[0] for path in self._find(self._root)}
-        return sorted(name for name in tops if name.startswith(PREFIX))
+        # Of some, nothing has arrived yet.
+        marked = {name.removeprefix(WRITING) for name in _listed(self._here) if name.startswith(WRITING)}
+        return sorted(marked | {name for name in tops if name.startswith(PREFIX)})
 
     def is_abandoned(self, generation: str) -> bool:
-        return _age(generation) > _WRITTEN_WITHIN
+        mark = self._mark(generation)
+        held = is_held(mark) if mark is not None and mark.exists() else None
+        return _age(generation) > _WRITTEN_WITHIN if held is None else not held
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(self._at(name), recursive=True)
+        if (mark := self._mark(name)) is not None:
+            _remove_mark(mark)
+
+    def _mark(self, generation: str) -> Path | None:
+        return self._here / f"{WRITING}{generation}" if self._here is not None else None
 
     def files(self) -> list[str]:
         names = [path[len(self._root) + 1 :] for path in self._find(self._root)]
@@ -238,6 +242,61 @@ class RemoteFolder:
         return f"{self._root}/{name}"
 
 
+def _remove_mark(mark: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        mark.rmdir()
+
+
+@contextlib.contextmanager
+def _held(hidden: Path, path: Path) -> Iterator[None]:
+    """A new folder that is locked until its writer is done or dead; others tell by it whether they may clean
+    up after it. So it is called `hidden` until it is locked."""
+    hidden.mkdir(parents=True)
+    descriptor = os.open(hidden, os.O_RDONLY)
+    try:
+        # Not every network disk has locks; `is_held` cannot tell then.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        hidden.rename(path)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether who made a locked folder is at work, as far as is known; None where there are no locks."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def draft(beside: Path) -> Iterator[Path]:
+    """A folder for files in the making, which is removed; so are those of writers that were killed."""
+    beside.mkdir(parents=True, exist_ok=True)
+    for left in beside.glob(f"{DRAFT}*"):
+        if is_held(left) is False:
+            shutil.rmtree(left, ignore_errors=True)
+    name = uuid.uuid4().hex
+    folder = beside / f"{DRAFT}{name}"
+    with _held(beside / f".{name}", folder):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def described(content: Content) -> dict[str, int | str]:
     """Size in bytes and sha256 of a file."""
     if isinstance(content, bytes):
@@ -254,9 +313,9 @@ def _copy(content: Content, file: BinaryIO) -> None:
         shutil.copyfileobj(source, file)
 
 
-def _listed(folder: Path) -> list[str]:
+def _listed(folder: Path | None) -> list[str]:
     try:
-        return sorted(os.listdir(folder))
+        return sorted(os.listdir(folder)) if folder is not None else []
     except (FileNotFoundError, NotADirectoryError):
         return []
 

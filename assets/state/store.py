@@ -27,7 +27,7 @@ from pydantic import PrivateAttr
 from upath import UPath
 
 from assets.state import locks
-from assets.state.folders import Content, LocalFolder, described, folder_of, places
+from assets.state.folders import Content, LocalFolder, described, draft, folder_of, places
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,7 +128,7 @@ class Entry:
         self, path: UPath, hint: str, keys: Mapping[str, object] | None = None, cache: Path | None = None
     ) -> None:
         self.path, self.hint, self.keys = path, hint, dict(keys or {})
-        self._folder, self._cache = folder_of(path), cache
+        self._folder, self._cache = folder_of(path, cache), cache
         self._found: dict | None = None
 
     def manifest(self) -> dict | None:
@@ -238,7 +238,12 @@ class Entry:
             with self._generation() as generation:
                 yield Draft(self, self._folder.path / generation, generation)
             return
-        with writing(self.path), _scratch(self._cache) as folder:
+        with contextlib.ExitStack() as held:
+            held.enter_context(writing(self.path))
+            if self._cache is None:
+                folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
+            else:
+                folder = held.enter_context(draft(self._cache))
             yield Draft(self, folder, None)
 
     # Reading
@@ -443,14 +448,6 @@ class Entry:
             for name in self._folder.files():
                 if name != MANIFEST and not name.startswith("."):
                     self._folder.remove(name)
-
-
-@contextlib.contextmanager
-def _scratch(beside: Path | None) -> Iterator[Path]:
-    if beside is not None:
-        beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".draft-", dir=beside) as folder:
-        yield Path(folder)
 
 
 class Draft:

@@ -7,16 +7,20 @@ The paper adds "the same negative samples to each model" and says no more. Here 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ml.data import check_rows
 
+PART = 1 << 20  # ratings worked on at a time: bounds the memory, no effect on results
+
 
 @dataclass(frozen=True)
 class Negatives:
-    """Drawn pairs: users (s,) and items (s,) int64, and rows (s,) int64, the rating each was drawn for."""
+    """Drawn pairs: users (s,) as in the ratings, items (s,) and rows (s,) int32, the rating each was drawn
+    for."""
 
     users: Tensor
     items: Tensor
@@ -34,7 +38,7 @@ class Negatives:
         if len(self.rows) != len(self.rows.unique_consecutive()):
             raise ValueError("several negatives were drawn for a rating; draw one for each")
         drawn = torch.full((m,), -1, dtype=torch.int32)
-        drawn[self.rows] = self.items.int()
+        drawn[self.rows] = self.items
         return drawn
 
 
@@ -53,33 +57,55 @@ def sample_negatives(
     Raises ValueError on lengths that differ, no ratings, per_positive < 1, or ids out of range.
     """
     _check(users, items, n_items, per_positive)
-    users, items = users.long(), items.long()
-    observed = (users * n_items + items).unique()
-    owner = observed // n_items
-    rated = torch.bincount(owner)
+    parts = _parts(users)
+    rated = sum(
+        torch.bincount(_observed(users, items, n_items, part) // n_items, minlength=int(users.max()) + 1)
+        for part in parts
+    )
     unrated = n_items - rated
-    rows = torch.arange(len(users)).repeat_interleave(per_positive)
-    rows = rows[unrated[users[rows]] > 0]
+    rows = torch.arange(len(users), dtype=torch.int32).repeat_interleave(per_positive)
+    rows = rows[(unrated > 0)[users[rows]]]
     who = users[rows]
     number = _numbers(who, unrated, generator)
 
     # The i-th rated item a_i of a user has a_i − i unrated ones below it, so the j-th unrated item is j plus
     # how many i have a_i − i ≤ j. Keyed by user, these counts stay sorted.
-    first = rated.cumsum(0) - rated
-    below = observed - (torch.arange(len(observed)) - first[owner])
-    passed = torch.searchsorted(below, who * n_items + number, right=True) - first[who]
-    return Negatives(who, number + passed, rows)
+    for part in parts:
+        observed = _observed(users, items, n_items, part)
+        owner = observed // n_items
+        first = torch.searchsorted(owner, torch.arange(int(owner[0]), int(owner[-1]) + 1))
+        below = observed - (torch.arange(len(observed)) - first[owner - owner[0]])
+        begin, end = torch.searchsorted(rows, rows.new_tensor([part.start, part.stop])).tolist()
+        mine = who[begin:end].long()
+        keys = mine * n_items + number[begin:end]
+        passed = torch.searchsorted(below, keys, right=True) - first[mine - owner[0]]
+        number[begin:end] += passed.int()
+    return Negatives(who, number, rows)
+
+
+def _parts(users: Tensor) -> list[slice]:
+    """Ratings that are worked on at a time, about PART of them, each user's in one; all where they are not
+    sorted by user."""
+    if not bool((users[1:] >= users[:-1]).all()):
+        return [slice(0, len(users))]
+    starts = torch.searchsorted(users, users[::PART].contiguous()).unique().tolist()
+    return [slice(*bounds) for bounds in pairwise([*starts, len(users)])]
+
+
+def _observed(users: Tensor, items: Tensor, n_items: int, part: slice) -> Tensor:
+    """Keys user · n_items + item of the rated pairs, rising, each once: int64."""
+    return (users[part].long() * n_items + items[part]).unique()
 
 
 def _numbers(who: Tensor, unrated: Tensor, generator: torch.Generator) -> Tensor:
-    """For each slot of user who (s,) a number in [0, unrated[who]): uniform, and distinct within a user as
-    long as there are unrated items left."""
+    """For each slot of user who (s,) a number in [0, unrated[who]), int32: uniform, and distinct within a
+    user as long as there are unrated items left."""
     slots = torch.bincount(who, minlength=len(unrated))
     # Redrawing ends soon while at most half of a user's items are taken; else the items are shuffled.
     crowded = 2 * slots > unrated
-    numbers = torch.empty_like(who)
+    numbers = torch.empty(len(who), dtype=torch.int32)
     shuffled = crowded[who]
-    numbers[shuffled] = _shuffled_numbers(who[shuffled], unrated, generator)
+    numbers[shuffled] = _shuffled_numbers(who[shuffled].long(), unrated, generator).int()
     numbers[~shuffled] = _redrawn_numbers(who[~shuffled], unrated, generator)
     return numbers
 
@@ -105,17 +131,24 @@ def _turns(groups: Tensor) -> Tensor:
 
 
 def _redrawn_numbers(who: Tensor, unrated: Tensor, generator: torch.Generator) -> Tensor:
-    """Independent draws, those that repeat another of their user drawn again until none does."""
-    numbers = _draw(unrated[who], generator)
+    """Independent draws, those that repeat another of their user drawn again until none does: int32."""
+    numbers = torch.empty(len(who), dtype=torch.int32)
+    for part, users in zip(numbers.split(PART), who.split(PART), strict=True):
+        part.copy_(_draw(unrated[users], generator))
     stride = int(unrated.max())
-    slots = torch.arange(len(who))
-    while len(slots):
-        keys, order = (who[slots] * stride + numbers[slots]).sort(stable=True)
-        repeats = slots[order[1:][keys[1:] == keys[:-1]]].sort().values
-        numbers[repeats] = _draw(unrated[who[repeats]], generator)
+
+    def repeats(slots: Tensor | slice) -> Tensor:
+        keys, order = (who[slots].long() * stride + numbers[slots]).sort(stable=True)
+        return order[1:][keys[1:] == keys[:-1]]
+
+    found = torch.cat([part.start + repeats(part) for part in _parts(who)]) if len(who) else who.long()
+    while len(found):
+        found = found.sort().values
+        numbers[found] = _draw(unrated[who[found]], generator).int()
         changed = torch.zeros(len(unrated), dtype=torch.bool)
-        changed[who[repeats]] = True
-        slots = slots[changed[who[slots]]]
+        changed[who[found]] = True
+        slots = changed[who].nonzero()[:, 0]
+        found = slots[repeats(slots)]
     return numbers
 
 

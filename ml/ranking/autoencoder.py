@@ -56,16 +56,16 @@ class AutoEncoder(Ranker):
         }
         layers = {name: value.to(device).requires_grad_() for name, value in state.items()}
         offset = torch.from_numpy(np.log(choices.popularity + 0.5)).float().to(device)
-        optimizer = torch.optim.AdamW(layers.values(), lr=self.lr, weight_decay=self.decay)
+        optimizer = torch.optim.AdamW(layers.values(), lr=self.lr, weight_decay=self.decay, fused=True)
         rows = len(some) / max(1, target.nnz)
         for _ in range(self.epochs):
             total = 0.0
             for part in torch.randperm(len(some), generator=generator).split(self.batch):
                 users = some[part.numpy()]
-                shown = torch.from_numpy(source[users].toarray()) * SCALE / (1 - self.dropout)
-                shown *= torch.rand(shown.shape, generator=generator) > self.dropout
+                shown = source[users]
+                kept = torch.rand(shown.shape, generator=generator) > self.dropout
                 chosen = torch.from_numpy(target[users].toarray()).to(device)
-                logp = (offset + forward(layers, shown.to(device))).log_softmax(1)
+                logp = (offset + forward(layers, shown, kept, SCALE / (1 - self.dropout))).log_softmax(1)
                 # As if every user had the same number of choices in each batch, for a steady step.
                 loss = -(chosen * logp).sum() / chosen.sum() / rows
                 optimizer.zero_grad()
@@ -89,6 +89,18 @@ class AutoEncoder(Ranker):
         return utility.sub_(utility.logsumexp(1, keepdim=True)).numpy()
 
 
-def forward(layers: State, rows: torch.Tensor) -> torch.Tensor:
-    hidden = torch.tanh(torch.addmm(layers["hidden"], rows, layers["encoder"]))
-    return torch.addmm(layers["output"], hidden, layers["decoder"])
+def forward(layers: State, rows: csr_matrix, kept: torch.Tensor, scale: float) -> torch.Tensor:
+    """w · tanh(A x + a) + b (m, t) of sparse `rows` (m, s), where `kept` (m, s) lets them through, times
+    `scale`. Only what a row holds is multiplied, forwards and backwards."""
+    encoder = layers["encoder"]
+    columns, starts = (torch.from_numpy(each).long() for each in (rows.indices, rows.indptr))
+    place = torch.arange(len(kept)).repeat_interleave(starts.diff())
+    values = torch.from_numpy(rows.data) * kept[place, columns] * scale
+    summed = torch.nn.functional.embedding_bag(
+        columns.to(encoder.device),
+        encoder,
+        starts[:-1].to(encoder.device),
+        mode="sum",
+        per_sample_weights=values.to(encoder.device),
+    )
+    return torch.addmm(layers["output"], torch.tanh(layers["hidden"] + summed), layers["decoder"])

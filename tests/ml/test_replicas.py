@@ -124,6 +124,31 @@ def test_replica_adam_equals_separate_torch_adams(max_norm):
             torch.testing.assert_close(p[r], q.detach(), rtol=1e-12, atol=1e-12)
 
 
+def test_replicas_have_their_own_rates_and_go_on_without_those_that_leave():
+    rates, left = [0.1, 0.003, 0.1, 0.03], torch.tensor([3, 1])
+    start = [torch.randn(4, *shape, dtype=torch.float64) for shape in ((4, 2), (5,))]
+    together = [p.clone() for p in start]
+    ours = ReplicaAdam(together, rates)
+    alone = [[p[r].clone().requires_grad_() for p in start] for r in range(4)]
+    theirs = [torch.optim.Adam(parameters, rate) for parameters, rate in zip(alone, rates, strict=True)]
+    numbers = torch.arange(4)
+    for step in range(9):
+        if step == 5:
+            together, numbers = [p[left].clone() for p in together], left
+            ours.keep(left, together)
+        # Each sits out a third of the steps.
+        active = (step + numbers) % 3 != 0
+        gradients = [torch.randn(4, *p.shape[1:], dtype=torch.float64) for p in start]
+        ours.update([g[numbers] for g in gradients], active)
+        for r in numbers[active].tolist():
+            for p, g in zip(alone[r], gradients, strict=True):
+                p.grad = g[r].clone()
+            theirs[r].step()
+    for row, r in enumerate(left.tolist()):
+        for p, q in zip(together, alone[r], strict=True):
+            torch.testing.assert_close(p[row], q.detach(), rtol=1e-12, atol=1e-12)
+
+
 def test_replica_adam_keeps_float32_precision_in_the_first_steps():
     """1 − 0.999 in float32 is off by 1e-5, which would show in the sixth digit of the first steps."""
     gradient = torch.randn(1, 50)

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -28,6 +29,8 @@ SHARE_OF_CASES = 0.5
 
 def main() -> int:
     options = _options()
+    # As Ctrl-C: what was begun is ended, and the folders go.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     start, sound = time.monotonic(), True
     end = start + options.minutes * 60
     whole = options.kills is None and options.store is None and not options.cases and not options.only

@@ -25,7 +25,15 @@ def split(store: Store) -> Entry:
     return store.split(CELL)
 
 
-def test_a_process_killed_while_it_writes_leaves_the_entry_as_it_was(store, monkeypatch, tmp_path):
+def generations(store: Store) -> set[str]:
+    found = UPath(split(store).path).fs.find(split(store).path.path)
+    return {name.split("/gen-")[1].split("/")[0] for name in found if "/gen-" in name}
+
+
+@pytest.mark.parametrize("same_machine", [True, False])
+def test_a_process_killed_while_it_writes_leaves_the_entry_as_it_was(
+    same_machine, store, monkeypatch, tmp_path
+):
     """It dies with one file of two sent and of the second all parts, which nobody puts together."""
     split(store).write({"a": b"old", "b": b"old"}, "f1")
     body = """
@@ -50,11 +58,42 @@ def test_a_process_killed_while_it_writes_leaves_the_entry_as_it_was(store, monk
         writer.wait()
     assert split(store).is_current("f1")
     assert split(store).read("a") == split(store).read("b") == b"old"
-    monkeypatch.setattr(folders, "_age", lambda _: folders._WRITTEN_WITHIN * 2)
-    split(store).write({"a": b"newer"}, "f3")
+    # Another machine cannot tell that the writer is dead, but for its age; this one can.
+    elsewhere = Store(home=str(tmp_path / "elsewhere"))
+    split(elsewhere).write({"a": b"newer"}, "f3")
+    assert len(generations(store)) == 3
+    if same_machine:
+        split(store).write({"a": b"newest"}, "f4")
+    else:
+        monkeypatch.setattr(folders, "_age", lambda _: folders._WRITTEN_WITHIN * 2)
+        split(elsewhere).write({"a": b"newest"}, "f4")
+    assert split(store).is_current("f4")
     assert split(store).files() == ["a"]
-    found = UPath(split(store).path).fs.find(split(store).path.path)
-    assert len({name.split("/gen-")[1].split("/")[0] for name in found if "/gen-" in name}) == 2
+    assert len(generations(store)) == 2
+    assert not list(tmp_path.rglob(".writing-*")) or not same_machine
+
+
+def test_a_draft_of_a_process_that_was_killed_goes_with_the_next(store, tmp_path):
+    body = """
+        import time
+        with entry().draft() as draft:
+            (draft.folder / "a").write_bytes(b"1")
+            print("begun", flush=True)
+            time.sleep(600)
+    """
+    with process(body) as writer:
+        assert writer.stdout.readline() == "begun\n"
+        [begun] = tmp_path.rglob(".draft-*")
+        with split(store).draft() as draft:
+            assert begun.exists()  # of a writer that is at work
+            (draft.folder / "a").write_bytes(b"2")
+            draft.publish("f2")
+        writer.kill()
+        writer.wait()
+    with split(store).draft():
+        assert not begun.exists()
+    assert list(tmp_path.rglob(".draft-*")) == []
+    assert split(store).read("a") == b"2"
 
 
 def test_killed_at_any_moment_an_entry_is_one_writing_whole(store):

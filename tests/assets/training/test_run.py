@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from assets.settings.space import Range, Space
 from assets.state.compute import Compute
 from assets.state.store import NotMaterialized, Store
 from assets.state.tracking import MlflowTracking
+from assets.training import run as training_run
 from assets.training.factors import train_source, train_target
 from assets.training.fingerprints import Fingerprints, expected_fingerprint
 from assets.training.outcome import LISTED
@@ -238,6 +240,60 @@ def test_what_a_cell_gives_up_does_not_depend_on_its_neighbour(tmp_path):
     assert together["validation_rmse"].tolist() == pytest.approx(alone["validation_rmse"].tolist(), rel=1e-5)
     assert alone["epochs"].iloc[0] == 7
     assert alone["epochs"].min() == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "trials"),
+    [
+        ("lacdr", {}, [{"lr": lr, "latent": n} for n in (2, 4) for lr in (1e-3, 1e-2, 1e-1, 1e-4)]),
+        (
+            "diffcdr",
+            {"hidden": 16},
+            [
+                *({"guidance": s, "task_weight": w} for s in (0.1, 1.0) for w in (0.1, 4.0)),
+                {"start": "noise"},
+                {"start": "noise", "task_weight": 2.0},
+            ],
+        ),
+    ],
+)
+def test_trials_as_replicas_are_trials_one_by_one(tmp_path, monkeypatch, name, settings, trials):
+    """The same are given up after the same epochs, the same is chosen, and what is reported is equal."""
+    cells = [AXES.parse(f"tiny|b20-s{seed}") for seed in (0, 1)]
+    entry = dataclasses.replace(
+        STRICT.entries[name], settings={**settings, "epochs": 7}, trials=tuple(trials)
+    )
+    profile = dataclasses.replace(STRICT, entries={**STRICT.entries, name: entry}, controls=())
+    programs, fit = [], Training._fit
+
+    def counted(self, replicas):
+        programs[-1].append(len(replicas))
+        return fit(self, replicas)
+
+    monkeypatch.setattr(Training, "_fit", counted)
+    homes = []
+    for home in ("together", "alone"):
+        if home == "alone":
+            monkeypatch.setattr(training_run, "varied_of", lambda kind: ())
+        made = prepare(Store(home=str(tmp_path / home)), cells)
+        train_source(made, Compute(device="cpu"), CATALOG, profile, cells, "rating")
+        train_target(made, Compute(device="cpu"), CATALOG, profile, cells, "rating")
+        programs.append([])
+        training_of(made, profile, name).run(cells)
+        homes.append(made)
+    together, alone = programs
+    assert sum(together) == sum(alone) == len(cells) * len(trials)
+    assert (len(together), len(alone)) == (2, len(trials))
+    for cell in cells:
+        entries = [made.model("strict", name, cell) for made in homes]
+        for table in ("trials.parquet", "metrics.parquet"):
+            mine, expected = (entry.table(table) for entry in entries)
+            pd.testing.assert_frame_equal(mine, expected, rtol=1e-4)
+        mine, expected = (entry.table("throughput.parquet").iloc[0] for entry in entries)
+        counts = ["replicas", "train_samples", "test_samples", "test_users"]
+        assert mine[counts].tolist() == expected[counts].tolist()
+        epochs = entries[0].table("trials.parquet")["epochs"]
+        assert epochs.min() < epochs.max() == 7
 
 
 def test_a_space_is_searched_by_optuna_each_trial_a_nested_run(tmp_path):

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from ml.factorization import negatives as negatives_module
 from ml.factorization.adam import RatingTable
 from ml.factorization.negatives import sample_negatives
 
@@ -93,6 +94,20 @@ def test_too_few_unrated_items_are_used_in_turn():
 
 def test_a_repeated_rating_hides_its_item_once():
     assert set(draw([0, 0, 0], [1, 1, 1], 3, per_positive=2).items.tolist()) == {0, 2}
+
+
+@pytest.mark.parametrize("rising", [False, True])
+def test_how_many_ratings_are_worked_on_at_a_time_changes_nothing(rising, monkeypatch):
+    users, items = torch.randint(30, (2, 400), generator=generator(5))
+    users = users.sort().values if rising else users
+    expected = sample_negatives(users, items, 40, 2, generator=generator(6))
+    for part in (1, 16, 1000):
+        monkeypatch.setattr(negatives_module, "PART", part)
+        # Ids of either width.
+        found = sample_negatives(users.int(), items.int(), 40, 2, generator=generator(6))
+        assert found.users.tolist() == expected.users.tolist()
+        assert found.items.equal(expected.items)
+        assert found.rows.equal(expected.rows)
 
 
 def test_negatives_by_rating_are_minus_one_for_users_who_rated_everything():

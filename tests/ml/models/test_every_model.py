@@ -45,6 +45,46 @@ def test_replicas_of_different_sizes_train_together_as_alone(kind):
         torch.testing.assert_close(moved[r], alone.transfer([problem.source])[0], rtol=1e-4, atol=1e-5)
 
 
+VARIANTS = {
+    "lr": [{"lr": lr} for lr in (1e-3, 1e-2, 3e-2)],
+    "margin": [{"lr": 1e-3, "margin": 0.3}, {"lr": 1e-2}, {"margin": 2.0}],
+    "guidance": [{"task_weight": 1.0}, {"guidance": 1.0}, {"guidance": 5.0, "task_weight": 0.0}],
+}
+VARIED = [
+    (kind, values)
+    for kind in TRANSFER
+    for name, values in VARIANTS.items()
+    if name in kind.varied and (name != "lr" or "margin" not in kind.varied)
+]
+
+
+@pytest.mark.parametrize(("kind", "variants"), VARIED, ids=lambda given: getattr(given, "name", ""))
+def test_variants_train_together_as_alone_and_go_on_without_those_given_up(kind, variants):
+    """Two cells under three settings each, of which the program loses one of each cell, and then a cell."""
+    problems = [with_others(random_problem(seed, users=30 + 9 * seed, ratings=110)) for seed in range(2)]
+    asked = [(problem, values) for values in variants for problem in problems]
+    given_up, left = {2: {0, 3}, 3: {2, 4}}, set(range(len(asked)))
+    model, losses, moved = kind(epochs=4, batch=32), {r: [] for r in left}, {}
+    for epoch in model.train([problem for problem, _ in asked], "cpu", [values for _, values in asked]):
+        for r in left:
+            losses[r].append({name: values[r] for name, values in epoch.losses.items()})
+            restored = kind(batch=32).load_state_dict(model.state_dict(r))
+            (moved[r],) = restored.transfer([asked[r][0].source])
+        assert all(np.isnan(values[r]) for values in epoch.losses.values() for r in set(losses) - left)
+        model.give_up(given_up.get(epoch.number, set()))
+        left -= given_up.get(epoch.number, set())
+    assert model.replicas == len(left) == 2
+    for r, (problem, values) in enumerate(asked):
+        epochs = len(losses[r])
+        alone = kind(**{"epochs": epochs, "batch": 32, **values})
+        expected = [{n: v[0] for n, v in epoch.losses.items()} for epoch in alone.train([problem])]
+        for found, single in zip(losses[r], expected, strict=True):
+            assert found == {name: pytest.approx(value, rel=1e-4) for name, value in single.items()}
+        torch.testing.assert_close(moved[r], alone.transfer([problem.source])[0], rtol=1e-3, atol=1e-4)
+    with pytest.raises(IndexError, match="there is no number 0"):
+        model.state_dict(0)
+
+
 @every_mapping
 def test_training_repeats_with_its_seed_and_changes_with_it(kind):
     problem = random_problem(0)
