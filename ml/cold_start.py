@@ -19,9 +19,11 @@ BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class DomainRatings:
-    """A domain's ratings as arrays: users, items (m,) int32, values (m,) float32, sorted by user.
+    """A domain's ratings as arrays: users, items (m,) int32, values (m,) float32, sorted by user; times (m,)
+    float32 in days, where every rating has one and they are asked for.
 
-    12 bytes a rating, held once for all seeds and β: what a cell may not see is left out by its rows.
+    12 bytes a rating without times, held once for all seeds and β: what a cell may not see is left out by its
+    rows.
     """
 
     users: np.ndarray
@@ -29,19 +31,23 @@ class DomainRatings:
     values: np.ndarray
     n_users: int
     n_items: int
+    times: np.ndarray | None = None
 
     def tensors(self, rows: np.ndarray | slice = slice(None)) -> Ratings:
         """The ratings, or those `rows` of them, with int64 ids: a copy, 20 bytes a rating."""
         users, items = (torch.from_numpy(x[rows]).long() for x in (self.users, self.items))
-        return Ratings(users, items, torch.from_numpy(self.values[rows]))
+        times = None if self.times is None else torch.from_numpy(self.times[rows])
+        return Ratings(users, items, torch.from_numpy(self.values[rows]), times)
 
     def narrow(self, kept: np.ndarray | None = None) -> Ratings:
         """The ratings themselves with int32 ids, to be read alone; or a copy of those `kept` (m,) bool, 12
         bytes a rating."""
-        columns = self.users, self.items, self.values
+        columns = [self.users, self.items, self.values]
+        if self.times is not None:
+            columns.append(self.times)
         if kept is not None:
             rows = rows_of(kept)
-            columns = tuple(column[rows] for column in columns)
+            columns = [column[rows] for column in columns]
         return Ratings(*map(torch.from_numpy, columns))
 
     def of_users(self, keep: np.ndarray) -> np.ndarray:

@@ -82,19 +82,27 @@ class SourceUsers:
 
 @dataclass(frozen=True)
 class Ratings:
-    """m ratings of the target domain: users (m,) int64 rows of a user table, items (m,) int64 rows of the
-    target item table, values (m,) float32. Where they are read to learn from, ids may be int32, and columns
-    shared: who counts in them or multiplies them widens them first."""
+    """m ratings of a domain: users (m,) int64 rows of a user table, items (m,) int64 rows of the item table,
+    values (m,) float32; times (m,) float32 in days, of a domain where every rating has one and for a model
+    that needs `times`. Where they are read to learn from, ids may be int32, and columns shared: who counts in
+    them or multiplies them widens them first."""
 
     users: Tensor
     items: Tensor
     values: Tensor
+    times: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.values)
 
     def to(self, device: torch.device | str) -> Ratings:
-        return Ratings(self.users.to(device), self.items.to(device), self.values.to(device))
+        times = None if self.times is None else self.times.to(device)
+        return Ratings(self.users.to(device), self.items.to(device), self.values.to(device), times)
+
+    def take(self, rows: Tensor) -> Ratings:
+        """The ratings at `rows`, int64 places or a bool for each."""
+        times = None if self.times is None else self.times[rows]
+        return Ratings(self.users[rows], self.items[rows], self.values[rows], times)
 
 
 @dataclass(frozen=True)
@@ -194,8 +202,7 @@ def ratings_of(ratings: Ratings, users: Tensor, n: int) -> Ratings:
     place = torch.arange(len(users)).repeat_interleave(mine)
     within = torch.arange(int(mine.sum())) - (mine.cumsum(0) - mine).repeat_interleave(mine)
     rows = starts[users].repeat_interleave(mine) + within
-    rows = rows if order is None else order[rows]
-    return Ratings(place, ratings.items[rows], ratings.values[rows])
+    return replace(ratings.take(rows if order is None else order[rows]), users=place)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class Domain:
             rated["rating"].to_numpy(dtype=np.float32)[by_user],
             len(users),
             len(items),
+            _times(frame, columns, np.asarray(rated.index)[by_user]),
         )
         return cls(pd.Index(users), pd.Index(items), table, scale)
 
@@ -82,7 +83,11 @@ class Domain:
         items = self.rows("items", rated["item"], name)
         values = rated["rating"].to_numpy(dtype=np.float32)
         order = np.argsort(codes, kind="stable")
-        return pd.Index(users), Ratings(*(torch.from_numpy(x[order]) for x in (codes, items, values)))
+        times = _times(frame, columns, order)
+        return pd.Index(users), Ratings(
+            *(torch.from_numpy(x[order]) for x in (codes, items, values)),
+            None if times is None else torch.from_numpy(times),
+        )
 
 
 def checked(
@@ -105,6 +110,21 @@ def checked(
             row = int(found[each].isna().argmax())
             raise ValueError(f"{name}, row {row}: {columns[each]} is missing; fill it in or drop that row")
     return found
+
+
+def _times(frame: pd.DataFrame, columns: Mapping[str, str], rows: np.ndarray) -> np.ndarray | None:
+    """Days (m,) float32 of the frame's `rows`, from datetimes or unix seconds; None without a column of them,
+    and where one is missing."""
+    if columns["timestamp"] not in frame:
+        return None
+    found = frame[columns["timestamp"]].iloc[rows]
+    if pd.api.types.is_datetime64_any_dtype(found):
+        days = (found - pd.Timestamp(0, tz=found.dt.tz)) / pd.Timedelta(days=1)
+    elif pd.api.types.is_numeric_dtype(found):
+        days = found / 86_400
+    else:
+        return None
+    return None if days.isna().any() else days.to_numpy(dtype=np.float32)
 
 
 def _rated(frame: pd.DataFrame, name: str, columns: Mapping[str, str]) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from ml.frames import Domain
 from ml.models.statistics import source_statistics
 from ml.splits import TRAIN, VALIDATION
 
-KNOWN = ("ratings", "stars", "effects", "factors")
+KNOWN = ("ratings", "times", "stars", "effects", "factors")
 
 
 @dataclass(frozen=True)

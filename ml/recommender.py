@@ -28,25 +28,28 @@ LEFT_OUT = 200  # latest ratings of a user that are left out in turn to find the
 
 @dataclass(frozen=True)
 class UserRatings:
-    """Ratings of n users in compressed rows: offsets (n + 1,) int64, items (offsets[-1],) int64 and values
-    float32; each user's oldest first."""
+    """Ratings of n users in compressed rows: offsets (n + 1,) int64, items (offsets[-1],) int64, values
+    float32 and, where they are known and needed, times float32; each user's oldest first."""
 
     offsets: Tensor
     items: Tensor
     values: Tensor
+    times: Tensor | None = None
 
     @classmethod
     def of(cls, ratings: Ratings, n: int) -> Self:
         users, order = ratings.users.sort(stable=True)
         counts = torch.bincount(users, minlength=n)
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        return cls(offsets, ratings.items[order], ratings.values[order])
+        ordered = ratings.take(order)
+        return cls(offsets, ordered.items, ordered.values, ordered.times)
 
     def take(self, users: Tensor) -> Ratings:
         """The ratings of `users` (m,) int64, who become 0..m−1."""
         taken = History(self.offsets, torch.arange(len(self.items))).take(users)
         rows = torch.arange(len(users)).repeat_interleave(taken.offsets.diff())
-        return Ratings(rows, self.items[taken.items], self.values[taken.items])
+        times = None if self.times is None else self.times[taken.items]
+        return Ratings(rows, self.items[taken.items], self.values[taken.items], times)
 
 
 @dataclass(frozen=True)
@@ -275,9 +278,8 @@ class Recommender:
         Of a long history the latest LEFT_OUT ratings are asked about.
         """
         mine = asked.ratings.users == user
-        history = Ratings(
-            asked.ratings.users[mine] * 0, asked.ratings.items[mine], asked.ratings.values[mine]
-        )
+        history = asked.ratings.take(mine)
+        history = replace(history, users=history.users * 0)
         if len(history) == 0 or len(items) == 0:
             return [[] for _ in items]
         model, encoder = self.lists.model, self.lists.encoder
@@ -309,7 +311,8 @@ class Recommender:
         if self.stars is not None and self.stars is not self.lists:
             held |= {f"stars/{name}": value for name, value in self.stars.tensors().items()}
         for part in ("history", "rated"):
-            held |= {f"{part}/{name}": value for name, value in vars(getattr(self, part)).items()}
+            columns = vars(getattr(self, part)).items()
+            held |= {f"{part}/{name}": value for name, value in columns if value is not None}
         held |= {"popularity": self.popularity, "allowed": self.allowed}
         # Tables that two parts share are written for each.
         return {name: value.clone() for name, value in held.items()}
@@ -334,13 +337,12 @@ def without_each(history: Ratings, kept: int = 0) -> Ratings:
     present = rows != (users + kept - 1)[:, None]
     present[0] = True
     of, which = present.nonzero(as_tuple=True)
-    return Ratings(of, history.items[which], history.values[which])
+    return replace(history.take(which), users=of)
 
 
 def _without(ratings: Ratings, users: Tensor) -> Ratings:
     """The ratings of all but `users` (n,) bool."""
-    kept = ~users[ratings.users]
-    return Ratings(ratings.users[kept], ratings.items[kept], ratings.values[kept])
+    return ratings.take(~users[ratings.users])
 
 
 def _of_rows(ratings: Ratings, rows: Tensor, n: int) -> Ratings:

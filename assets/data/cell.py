@@ -48,6 +48,7 @@ def inputs(
     by_need = {
         "ratings": ratings,
         "stars": ratings,
+        "times": ratings,
         "factors": source | target,
         "target_factors": target,
         "effects": effects | ratings,
@@ -100,7 +101,7 @@ class Gate:
 
     @cached_property
     def cold_start(self) -> "ColdStart":
-        return cold_start(self.store, self.profile, self.cell)
+        return cold_start(self.store, self.profile, self.cell, timed="times" in self.needs)
 
     def users(self, members: np.ndarray, purpose: str = "") -> "Users":
         """The overlapping users of the rows `members` (n,), as far as the model needs to know them."""
@@ -289,14 +290,14 @@ def roles(store: Store, profile: Profile, cell: Cell) -> np.ndarray:
     return assigned if profile.validation else np.where(assigned == VALIDATION, TRAIN, assigned)
 
 
-def cold_start(store: Store, profile: Profile, cell: Cell) -> "ColdStart":
-    """The ratings of both domains and who may be learned from."""
+def cold_start(store: Store, profile: Profile, cell: Cell, timed: bool = False) -> "ColdStart":
+    """The ratings of both domains, with their times where asked for, and who may be learned from."""
     from ml.cold_start import ColdStart
 
     users = store.overlap(cell.task).table("users.parquet")
     return ColdStart(
-        domain_ratings(store, cell.source.name),
-        domain_ratings(store, cell.target.name),
+        domain_ratings(store, cell.source.name, timed),
+        domain_ratings(store, cell.target.name, timed),
         users["source_user"].to_numpy(dtype=np.int64),
         users["target_user"].to_numpy(dtype=np.int64),
         roles(store, profile, cell),

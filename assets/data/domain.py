@@ -1,5 +1,6 @@
 """A domain's ratings as arrays, read once a process, and what is drawn or counted from all of them."""
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
     from ml.cold_start import DomainRatings
 
 
-def domain_ratings(store: Store, domain: str) -> "DomainRatings":
-    return _read_ratings(*_tables(store, domain))
+def domain_ratings(store: Store, domain: str, timed: bool = False) -> "DomainRatings":
+    """timed: with the times of the ratings, where each has one."""
+    tables = _tables(store, domain)
+    ratings = _read_ratings(*tables)
+    return replace(ratings, times=_read_times(*tables)) if timed else ratings
 
 
 def _tables(store: Store, domain: str) -> tuple[Path, str]:
@@ -50,6 +54,17 @@ def _read_ratings(folder: Path, _fingerprint: str) -> "DomainRatings":
                 column[begin : begin + len(part)] = part.to_numpy()
             begin += len(block)
     return DomainRatings(*columns, n_users, n_items)
+
+
+@lru_cache(maxsize=4)
+def _read_times(folder: Path, _fingerprint: str) -> np.ndarray | None:
+    """In days, in the order of the ratings; None where one has none."""
+    with duckdb.connect(config={"memory_limit": READING}) as connection:
+        attach(connection, folder)
+        rows = connection.sql("SELECT (timestamp / 86400.0)::FLOAT AS days FROM ratings")
+        blocks = [block.column(0).to_numpy(zero_copy_only=False) for block in rows.to_arrow_reader(BLOCK)]
+    times = np.concatenate([np.empty(0, np.float32), *blocks]).astype(np.float32)
+    return None if np.isnan(times).any() else times
 
 
 def ids(store: Store, domain: str, kind: str) -> np.ndarray:

@@ -18,6 +18,7 @@ from assets.serving.choice import Choice, Chosen
 from assets.settings.axes import Cell
 from assets.settings.profile import Profile
 from assets.state.store import Store, parquet, tensors
+from assets.training.fingerprints import needs_of
 from assets.training.outcome import restored
 from assets.training.run import gate_of
 
@@ -118,7 +119,9 @@ class Bundle:
         from ml.recommender import Recommender, UserRatings
 
         source, target = cell.source.name, cell.target.name
-        target_ids, ratings = ids(store, target, "item"), domain_ratings(store, source)
+        target_ids = ids(store, target, "item")
+        timed = any("times" in needs_of(profile, each.name) for each in chosen.all)
+        ratings = domain_ratings(store, source, timed)
         popularity = np.bincount(
             domain_ratings(store, target).items[training_rows(store, profile, cell)],
             minlength=len(target_ids),

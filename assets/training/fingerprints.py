@@ -90,7 +90,7 @@ class Fingerprints:
         )
 
     def _input(self, need: str, name: str, cell: Cell, objective: str) -> object:
-        if need in ("ratings", "stars"):
+        if need in ("ratings", "stars", "times"):
             return [ratings_fingerprint(self.store, domain) for domain in (cell.source, cell.target)]
         if need == "effects":
             return [self.effects(cell), ratings_fingerprint(self.store, cell.target)]

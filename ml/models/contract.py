@@ -25,7 +25,7 @@ from ml.evaluation.ratings import predict
 from ml.replicas import Epoch
 
 # What a model may need of a cell, see `Data`: another name there is refused.
-NEEDS = ("ratings", "factors", "target_factors", "effects", "stars", "model")
+NEEDS = ("ratings", "times", "factors", "target_factors", "effects", "stars", "model")
 # How a model stands in a comparison: `blind` knows nothing of the user, `simple` has statistics of the source
 # alone, `learned` is trained, `probe` shows something of another model and is never used.
 ROLES = ("blind", "simple", "learned", "probe")

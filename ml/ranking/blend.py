@@ -3,13 +3,15 @@
     p(i | u) = softmax over u's candidates of  w·x_ui + Σ_h c_h tanh(a_h·x_ui + b_h)              (1)
 
 x_ui: log popularity of the item, each part's score as it is and its logarithm (a part that gives a logarithm:
-that one alone), and the log length of the source history, standardised. Without hidden units it is linear.
+that one alone), the log length of the source history and, where choices have times, how popular the item was
+when the user chose (`ml.ranking.periods`), standardised. Without hidden units it is linear.
 Candidates are the SHORT items of highest Σ 1/(10 + rank) over the parts' own orders (Cormack et al., SIGIR
 2009): what decides a list of twenty is the order of the first hundred, and a likelihood over the whole
 catalogue would be spent on the rest of it.
 
 Fitted by the likelihood of what training users chose among their candidates, with scores of parts that have
-not seen those choices: otherwise the part that remembers most would be trusted most.
+not seen those choices: otherwise the part that remembers most would be trusted most. A training user's own
+choice is left out of the popularity, too.
 """
 
 from __future__ import annotations
@@ -21,13 +23,15 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, hstack
 from torch import Tensor
 
+from ml.data import Users
 from ml.ranking.autoencoder import AutoEncoder
 from ml.ranking.ials import CollectiveALS
 from ml.ranking.neighbourhood import UserNeighbourhood
-from ml.ranking.ranker import Choices, HeldOutScores, Ranker, State, last, part
+from ml.ranking.periods import BANDS, shares, timely
+from ml.ranking.ranker import Choices, HeldOutScores, Ranker, State, last, packed, part, transposed
 from ml.ranking.regression import ItemRegression
 from ml.replicas import replica_generator
 
@@ -47,8 +51,27 @@ class Candidates:
     chosen: Tensor
 
 
+class TimedRanker(Ranker):
+    """A ranker that reads when users chose: its rows (m, s + PERIODS) are the choices and then, where the
+    training choices had times, the shares of the periods."""
+
+    needs: ClassVar[tuple[str, ...]] = ("ratings", "times")
+
+    def source_of(self, users: Users, state: State) -> csr_matrix:
+        rows = super().source_of(users, state)
+        if "periods.edges" not in state:
+            return rows
+        return hstack([rows, shares(users.ratings, len(users), state["periods.edges"].numpy())]).tocsr()
+
+
+def choices_and_times(state: State, rows: csr_matrix) -> tuple[csr_matrix, csr_matrix]:
+    """Choices (m, s) and periods (m, PERIODS or 0) of a `TimedRanker`'s rows."""
+    items = int(state["source_items"])
+    return rows[:, :items], rows[:, items:]
+
+
 @dataclass
-class Blend(Ranker):
+class Blend(TimedRanker):
     """hidden: units h of (1); steps, batch, lr: Adam's; penalty: L2 weight. Its parts have their own settings
     as `PARTS` gives them."""
 
@@ -89,13 +112,14 @@ class Blend(Ranker):
         state = {
             "source_items": torch.tensor(choices.source.shape[1]),
             "popularity": torch.from_numpy(choices.popularity).float(),
+            **periods_of(choices),
             **{f"{name}.{key}": value for name, mine in states.items() for key, value in mine.items()},
         }
         users = np.arange(len(choices))
         size = max(1, BLOCK // choices.target.shape[1])
         blocks = [users[begin : begin + size] for begin in range(0, len(users), size)]
         found = [
-            self._raw({name: f(rows) for name, f in held_out.items()}, state, choices.source[rows])
+            self._raw_of_training({name: f(rows) for name, f in held_out.items()}, state, choices, rows)
             for rows in blocks
         ]
         items, raw = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -139,25 +163,31 @@ class Blend(Ranker):
         also: csr_matrix | None = None,
         observed: csr_matrix | None = None,
     ) -> Candidates:
-        """Of users with the source rows (m, s), those of `also` (m, t) among them;
-        by what the parts say after the target choices `observed` (m, t), where given."""
+        """Of users with the rows `source`, those of `also` (m, t) among them; by what the parts say after the
+        target choices `observed` (m, t), where given."""
+        source, active = choices_and_times(state, source)
         scores = {}
         for name, ranker in self.PARTS.items():
             mine = part(state, name)
             scores[name] = (
                 ranker.score(mine, source) if observed is None else ranker.score_after(mine, source, observed)
             )
-        return self._standardized(state, *self._raw(scores, state, source, also))
+        return self._standardized(state, *self._raw(scores, state, source, active, also))
 
     def of_items(self, state: State, source: csr_matrix, items: np.ndarray) -> Candidates:
-        """The items (k,) as candidates of all users with the source rows (m, s)."""
+        """The items (k,) as candidates of all users with the rows `source`."""
+        source, active = choices_and_times(state, source)
         scores = [
             ranker.score_of(part(state, name), source, items).astype(np.float32)
             for name, ranker in self.PARTS.items()
         ]
         places = torch.from_numpy(items).repeat(source.shape[0], 1)
         tables = [torch.from_numpy(table) for table in scores]
-        return self._standardized(state, places, self._columns(tables, places, state["popularity"], source))
+        popular = (state["popularity"] + 0.5).log()[places]
+        raw = self._columns(tables, popular, source)
+        if "periods.edges" in state:
+            raw = torch.cat([raw, popular_then(state, active, items)], 2)
+        return self._standardized(state, places, raw)
 
     def _standardized(self, state: State, items: Tensor, raw: Tensor) -> Candidates:
         features = self._expanded(raw, state["blend.scale"])
@@ -188,27 +218,47 @@ class Blend(Ranker):
     def _logarithmic(self) -> list[int]:
         """Columns of the raw features that are logarithms or not a score at all."""
         parts = [n for n, ranker in enumerate(self.PARTS.values(), 1) if isinstance(ranker, AutoEncoder)]
-        return [0, *parts, len(self.PARTS) + 1]
+        first = len(self.PARTS) + 1
+        return [0, *parts, *range(first, first + 1 + len(BANDS))]
 
     def _raw(
         self,
         scores: dict[str, np.ndarray],
         state: State,
         source: csr_matrix,
+        active: csr_matrix,
         also: csr_matrix | None = None,
+        own: csr_matrix | None = None,
+        when: csr_matrix | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Candidates (m, c) and [log popularity, the parts' scores, log history]: (m, c, parts + 2)."""
+        """Candidates (m, c) and [log popularity, the parts' scores, log history, what was popular then]:
+        (m, c, parts + 2 or more). Of training users, own: (m, t), their choices; when: as in `When.own`."""
         popularity = state["popularity"]
         tables = [torch.from_numpy(table) for table in scores.values()]
         items = shortlist(tables, popularity, also)
         mine = [table.gather(1, items) for table in tables]
-        return items, self._columns(mine, items, popularity, source)
+        others = popularity[items] if own is None else popularity[items] - present(own, items)
+        raw = self._columns(mine, (others + 0.5).log(), source)
+        if "periods.edges" in state:
+            then = popular_then(state, active, own=when).gather(
+                1, items[..., None].expand(-1, -1, len(BANDS))
+            )
+            raw = torch.cat([raw, then], 2)
+        return items, raw
 
-    def _columns(
-        self, scores: Iterable[Tensor], items: Tensor, popularity: Tensor, source: csr_matrix
-    ) -> Tensor:
-        """(m, c, parts + 2) of the parts' scores (m, c) of `items` (m, c)."""
-        popular = (popularity + 0.5).log()[items]
+    def _raw_of_training(
+        self, scores: dict[str, np.ndarray], state: State, choices: Choices, users: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
+        """`_raw` of training users (m,), their own choices left out."""
+        source, when = choices.source[users], choices.when
+        if when is None:
+            return self._raw(scores, state, source, source[:, :0], own=choices.target[users])
+        return self._raw(
+            scores, state, source, when.active[users], own=choices.target[users], when=when.own[users]
+        )
+
+    def _columns(self, scores: Iterable[Tensor], popular: Tensor, source: csr_matrix) -> Tensor:
+        """(m, c, parts + 2) of the parts' scores and the items' log popularity, (m, c) each."""
         mine = (
             score - popular if isinstance(ranker, AutoEncoder) else score
             for ranker, score in zip(self.PARTS.values(), scores, strict=True)
@@ -250,6 +300,30 @@ class DeepBlend(Blend):
     }
 
     hidden: int = 16
+
+
+def periods_of(choices: Choices) -> State:
+    """What of a state says when items were chosen; nothing where that is not known."""
+    if choices.when is None:
+        return {}
+    counts = choices.when.counts
+    return {
+        "periods.edges": torch.from_numpy(choices.when.edges),
+        "periods.totals": torch.from_numpy(np.asarray(counts.sum(1), dtype=np.float64).ravel()),
+        **packed("periods.counts", counts),
+    }
+
+
+def popular_then(
+    state: State, active: csr_matrix, items: np.ndarray | None = None, own: csr_matrix | None = None
+) -> Tensor:
+    """`timely` of all items, or of `items` (k,)."""
+    by_item, popularity = transposed("periods.counts", state), state["popularity"]
+    share = popularity / popularity.sum().clamp(min=1)
+    if items is not None:
+        by_item, share = by_item[items], share[items]
+    mine = None if own is None else torch.from_numpy(own.toarray())
+    return timely(active, by_item, state["periods.totals"].numpy(), share, mine)
 
 
 def learned(ranker: Ranker, choices: Choices, device: torch.device | str) -> tuple[State, HeldOutScores]:

@@ -35,8 +35,17 @@ from torch import Tensor
 
 from ml.data import Ratings, Users
 from ml.distribution.diffusion import VectorDiffusion, normal_points
-from ml.ranking.blend import Candidates, DeepBlend, beyond_candidates, choice_loss, present, utility
-from ml.ranking.ranker import Choices, HeldOutScores, Ranker, State, choice_matrix, part, source_of
+from ml.ranking.blend import (
+    Candidates,
+    DeepBlend,
+    TimedRanker,
+    beyond_candidates,
+    choice_loss,
+    choices_and_times,
+    present,
+    utility,
+)
+from ml.ranking.ranker import Choices, HeldOutScores, State, choice_matrix, part
 from ml.replicas import replica_generator
 
 VECTORS = ("diffusion", "gaussian", "mean")
@@ -62,7 +71,7 @@ class Training(Candidates):
 
 
 @dataclass
-class ChoiceDiffusion(Ranker):
+class ChoiceDiffusion(TimedRanker):
     """width: columns of the items' vectors; spread: deviation of a taste before
     any choice; vectors: where θ comes from, for ablation the `gaussian` of step
     1 or its `mean`; offset: o in (1), for ablation log `popularity` or `none`; samples: K; train_samples: of
@@ -181,7 +190,8 @@ class ChoiceDiffusion(Ranker):
         return torch.cat([vectors if rotation is None else vectors @ rotation, length[:, None]], 1)
 
     def _condition(self, state: State, source: csr_matrix) -> Tensor:
-        return self._standardized(state, self._description(part(state, self.BASE), source))
+        choices, _ = choices_and_times(state, source)
+        return self._standardized(state, self._description(part(state, self.BASE), choices))
 
     def _standardized(self, state: State, described: Tensor) -> Tensor:
         return (described - state["condition.centre"]) / state["condition.spread"]
@@ -335,7 +345,7 @@ class ChoiceDiffusion(Ranker):
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
         state = self.state(replica)
-        source = source_of(users, state, self.name)
+        source = self.source_of(users, state)
         hidden = [
             choice_matrix(r, len(users), len(state["popularity"]))
             for r in (observed, exclude)

@@ -24,6 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ml.data import Data, Ratings, Users
 from ml.evaluation.ranking import top_by_scores
 from ml.models.contract import Model, Predicted
+from ml.ranking.periods import When
 from ml.replicas import Epoch, replica_generator
 
 FOLDS = 4
@@ -41,7 +42,7 @@ class Choices:
 
     source (n, s), target (n, t): of the training users; source_alone (n', s): of all others of the source
     domain, held-out users included; target_alone (n'', t): of users of the target domain who are in no other.
-    seed: every draw follows from it.
+    seed: every draw follows from it. when: they chose, where that is known.
     """
 
     source: csr_matrix
@@ -49,6 +50,7 @@ class Choices:
     source_alone: csr_matrix
     target_alone: csr_matrix
     seed: int
+    when: When | None = None
     shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -74,6 +76,7 @@ class Choices:
             source[alone_source],
             target[alone_target],
             data.seed,
+            When.of(data),
         )
 
     def __len__(self) -> int:
@@ -87,6 +90,8 @@ class Choices:
             found.update(str(matrix.shape).encode())
             for part in (matrix.indptr, matrix.indices):
                 found.update(part.astype(np.int64).tobytes())
+        for array in () if self.when is None else self.when.arrays():
+            found.update(array.tobytes())
         return found.digest()
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
@@ -270,7 +275,7 @@ class Ranker(Model):
     @torch.no_grad()
     def scores(self, users: Users, items: Tensor, replica: int = 0) -> Tensor:
         state = self.state(replica)
-        found = torch.from_numpy(self.score(state, source_of(users, state, self.name)))
+        found = torch.from_numpy(self.score(state, self.source_of(users, state)))
         found = found.masked_fill_(state["popularity"] == 0, -torch.inf)
         return found if len(items) == found.shape[1] and bool((items.diff() == 1).all()) else found[:, items]
 
@@ -282,7 +287,7 @@ class Ranker(Model):
     @torch.no_grad()
     def top_after(self, users: Users, observed: Ratings, k: int, replica: int = 0) -> tuple[Tensor, Tensor]:
         state = self.state(replica)
-        source = source_of(users, state, self.name)
+        source = self.source_of(users, state)
         seen = choice_matrix(observed, len(users), len(state["popularity"]))
 
         def scores(rows: Tensor) -> Tensor:
@@ -300,7 +305,7 @@ class Ranker(Model):
         turn and the user scored again; what raises no score is no reason.
         """
         state = self.state(replica)
-        source = source_of(users, state, self.name)
+        source = self.source_of(users, state)
         reasons = torch.full((*items.shape, most), -1)
         losses = torch.zeros(*items.shape, most)
         for user in range(len(users)):
@@ -320,6 +325,12 @@ class Ranker(Model):
         """`score` of the target items (k,) alone, but for a constant: (m, k) of source rows (m, s)."""
         return self.score(state, source)[:, items]
 
+    def source_of(self, users: Users, state: State) -> csr_matrix:
+        """The users' choices in the source domain (m, s), and what else `score` reads of a row."""
+        if users.ratings is None:
+            raise ValueError(f"{self.name} needs the users' source ratings; give Users with `ratings`")
+        return choice_matrix(users.ratings, len(users), int(state["source_items"]))
+
     def items_of(self, replica: int = 0) -> int:
         return len(self.state(replica)["popularity"])
 
@@ -336,13 +347,6 @@ class Ranker(Model):
         return self
 
 
-def source_of(users: Users, state: State, name: str) -> csr_matrix:
-    """The users' choices in the source domain (m, s)."""
-    if users.ratings is None:
-        raise ValueError(f"{name} needs the users' source ratings; give Users with `ratings`")
-    return choice_matrix(users.ratings, len(users), int(state["source_items"]))
-
-
 def latest_items(ratings: Ratings, user: int, count: int) -> np.ndarray:
     """The latest `count` different items of a user, rows of `ratings` being oldest first."""
     items = ratings.items[ratings.users == user].numpy()[::-1]
@@ -355,10 +359,8 @@ def leave_one_out(row: csr_matrix, items: np.ndarray) -> csr_matrix:
     kept = np.ones(full.shape, dtype=bool)
     kept[:-1] = full[:-1] != items[:, None]
     starts = np.concatenate([[0], kept.sum(1).cumsum()])
-    columns = full[kept]
-    return csr_matrix(
-        (np.ones(len(columns), dtype=np.float32), columns, starts), shape=(len(full), row.shape[1])
-    )
+    values = np.repeat(row.data[None], len(full), 0)[kept]
+    return csr_matrix((values, full[kept], starts), shape=(len(full), row.shape[1]))
 
 
 def last(states: Iterator[State]) -> State:

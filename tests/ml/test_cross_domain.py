@@ -7,6 +7,7 @@ from sklearn.base import clone
 
 from ml import CrossDomainRecommender
 from ml.cross_domain import PURPOSE
+from ml.frames import COLUMNS, Domain
 from ml.splits import TEST, assign_roles
 
 FAST = {"lists": "item_regression", "stars": "item_source_bias"}
@@ -185,3 +186,18 @@ def test_users_and_items_nobody_knows_are_named(fitted):
         fitted.recommend(histories=history)
     with pytest.raises(ValueError, match="give `users` or `histories`, not both"):
         fitted.recommend(users=[0], histories=history)
+
+
+@pytest.mark.parametrize("unit", ["s", "us", "ns"])
+def test_datetimes_and_unix_seconds_are_the_same_times(unit):
+    seconds = [86_400 * 9, 86_400 * 3, 86_400 * 5]
+    frame = pd.DataFrame({"user": [1, 1, 2], "item": ["a", "b", "a"], "rating": 1.0, "timestamp": seconds})
+    dated = frame.assign(timestamp=pd.to_datetime(frame["timestamp"], unit="s").astype(f"datetime64[{unit}]"))
+    zoned = dated.assign(timestamp=dated["timestamp"].dt.tz_localize("UTC"))
+    for each in (frame, dated, zoned):
+        domain = Domain.of(each, "source")
+        assert domain.ratings.times.tolist() == [3, 9, 5]
+        assert domain.histories(each, "histories", COLUMNS)[1].times.tolist() == [9, 3, 5]
+    for times in ([None, 1, 2], ["a", "b", "c"]):
+        assert Domain.of(frame.assign(timestamp=times), "source").ratings.times is None
+    assert Domain.of(frame.drop(columns="timestamp"), "source").ratings.times is None

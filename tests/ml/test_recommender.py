@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -143,13 +144,13 @@ def test_of_whom_nothing_is_known_gets_the_most_popular_items():
     assert listed.known.tolist() == [False, True, False]
     assert listed.items[[0, 2]].tolist() == [[1, 2, 0]] * 2
     assert listed.scores[0].tolist() == [9, 9, 5]
-    nobody = held.new_users(Ratings(*(column[:0] for column in vars(HISTORY).values())), 1)
+    nobody = held.new_users(HISTORY.take(torch.arange(0)), 1)
     assert held.recommend(nobody, 2).items.tolist() == [[1, 2]]
 
 
 def test_of_whom_nothing_is_known_is_expected_to_give_what_nobody_gives():
     held = recommender(stars=served(ByStatistics()))
-    nobody = held.new_users(Ratings(*(column[:0] for column in vars(HISTORY).values())), 1)
+    nobody = held.new_users(HISTORY.take(torch.arange(0)), 1)
     expected = held.rate(nobody, torch.zeros(1).long(), torch.ones(1).long()).mean.item()
     listed = held.recommend(held.known_users(torch.tensor([-1, 0, 3])), 8)
     for values in (listed.mean, listed.median):
@@ -252,3 +253,14 @@ def test_what_is_kept_answers_the_same():
 def test_no_item_left_is_refused():
     with pytest.raises(ValueError, match="lower min_ratings"):
         recommender(allowed=torch.tensor([], dtype=torch.int64))
+
+
+def test_times_are_kept_with_a_history_and_left_out_where_there_are_none():
+    ratings = Ratings(
+        torch.tensor([1, 0, 1]), torch.tensor([3, 4, 5]), torch.ones(3), torch.tensor([7.0, 8, 9])
+    )
+    held = UserRatings.of(ratings, 2)
+    assert held.take(torch.tensor([1])).times.tolist() == [7, 9]
+    assert without_each(held.take(torch.tensor([1]))).times.tolist() == [7, 9, 9, 7]
+    timeless = UserRatings.of(dataclasses.replace(ratings, times=None), 2)
+    assert timeless.take(torch.tensor([1])).times is None

@@ -141,6 +141,22 @@ def test_a_model_is_refused_what_it_does_not_declare(store):
             getattr(data, name)
 
 
+def test_times_are_given_to_models_that_need_them_alone(store):
+    with_times, without = (
+        Gate(store, PROFILES["strict"], CELL, "ranking", needs)
+        for needs in (("ratings", "times"), ("ratings",))
+    )
+    assert without.data.target.times is None
+    assert without.data.train.ratings.times is None
+    seen = with_times.data
+    assert len(seen.target.times) == len(seen.target)
+    table = store.ratings("tiny_video").table("ratings.parquet")
+    days = dict(zip(zip(table["user"], table["item"], strict=True), table["timestamp"] / 86_400, strict=True))
+    mine, rows = seen.train.ratings, seen.train.source_rows
+    expected = [days[int(rows[u]), int(i)] for u, i in zip(mine.users, mine.items, strict=True)]
+    torch.testing.assert_close(mine.times.double(), torch.tensor(expected).double(), atol=0.002, rtol=0)
+
+
 @pytest.mark.parametrize("objective", [RATING, RANKING])
 def test_warm_halves_split_each_user_by_time_and_tune_on_nothing_later(store, objective):
     halves = warm_halves(store, PROFILES["strict"], CELL, TEST, objective)

@@ -8,7 +8,6 @@ from safetensors.torch import load, save
 from scipy.sparse import csr_matrix
 from sklearn.linear_model import Ridge
 
-from ml.data import Ratings
 from ml.evaluation.lists import list_scores
 from ml.models.statistics import Popularity
 from ml.ranking.autoencoder import AutoEncoder
@@ -206,7 +205,6 @@ def test_what_models_of_a_cell_share_is_learned_once_and_left_as_it_is(data):
 
 def test_a_pair_given_twice_is_one_choice(data):
     train, _ = data
-    twice = Ratings(*(torch.cat([x, x[:9]]) for x in vars(train.source).values()))
-    target = Ratings(*(x.clone() for x in vars(train.target).values()))
-    choices = Choices.of(type(train)(**{**vars(train), "source": twice, "target": target}))
+    twice = train.source.take(torch.cat([torch.arange(len(train.source)), torch.arange(9)]))
+    choices = Choices.of(type(train)(**{**vars(train), "source": twice}))
     assert (choices.source != Choices.of(train).source).nnz == 0
