@@ -122,8 +122,8 @@ def solve(folded: bool, nfe: int, folder: Path) -> Callable[[], object]:
 
 
 CURVES = (
-    Curve("ratings", "mf, one epoch", (10**4, 10**5, 10**6, 10**7, 10**8), factor_epoch),
-    Curve("ratings", "ingestion", (10**4, 10**5, 10**6, 10**7, 10**8), read_file),
+    Curve("ratings", "mf, one epoch", (10**4, 10**5, 10**6, 10**7), factor_epoch),
+    Curve("ratings", "ingestion", (10**4, 10**5, 10**6, 10**7), read_file),
     Curve("users", "top-20 of 64,443 items", (10**2, 10**3, 10**4), recommend),
     Curve("users", "diffcdr transfer", (10**3, 10**4, 10**5, 10**6), transfer),
     Curve("seeds", "diffcdr, one epoch", (1, 2, 5, 10, 20), diffcdr_epoch),

@@ -2,7 +2,8 @@
 in a process, with its time and peak memory: what one machine takes.
 
 Half of the ratings are the source domain's, half the target's; half of the source's users are in both. Users
-and items are drawn with a long tail. The ratings mean nothing, so no error is printed.
+and items are drawn with a long tail. The ratings mean nothing, so no error is printed. Every size that was
+measured is kept, and how time and memory grow is a plot.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from benchmarks.measure import in_child, machine, peak_mb
 from ml.evaluation.selection import OBJECTIVES
 
 RESULTS = Path(__file__).with_name("scale.json")
+PLOT = Path(__file__).parents[1] / "docs" / "plots" / "scale_ratings.png"
 PER_USER, PER_ITEM = 50, 400  # ratings
 CATALOG = """
 domains:
@@ -56,10 +58,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         size = options.ratings, options.seeds, options.epochs
         rows = list(measure(Path(folder), *size, options.objective))
-    asked = {name: value for name, value in vars(options).items() if name not in ("folder", "output")}
-    text = json.dumps({"machine": machine("cpu"), **asked, "stages": rows}, indent=1)
-    options.output.write_text(text + "\n")
+    asked = {name: getattr(options, name) for name in ("ratings", "epochs", "objective")}
+    found = {"machine": machine("cpu"), **asked, "stages": rows}
+    known = json.loads(options.output.read_text()) if options.output.exists() else []
+    others = [run for run in known if any(run[name] != value for name, value in asked.items())]
+    runs = sorted([*others, found], key=lambda run: (run["objective"], run["ratings"]))
+    options.output.write_text(json.dumps(runs, indent=1) + "\n")
     _print(rows, options)
+    if options.output == RESULTS:
+        plot(runs, PLOT)
 
 
 def measure(folder: Path, ratings: int, seeds: Sequence[int], epochs: int, objective: str) -> Iterator[dict]:
@@ -150,6 +157,28 @@ def _measured(work: Callable[[], object]) -> dict[str, float]:
         "peak_mb": peak_mb(),
         "idle_mb": idle,
     }
+
+
+def plot(runs: list[dict], path: Path) -> None:
+    """Time and peak memory of each stage by ratings, for one seed, one epoch and ratings as objective."""
+    from matplotlib.figure import Figure
+
+    stages: dict[str, list[tuple[int, dict]]] = {}
+    for run in runs:
+        for row in run["stages"] if (run["objective"], run["epochs"]) == ("rating", 1) else []:
+            if row["seeds"] == 1:
+                stages.setdefault(row["stage"], []).append((run["ratings"], row))
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for stage, rows in stages.items():
+        sizes = [size for size, _ in rows]
+        panels[0].loglog(sizes, [max(row["processor"], 0.1) for _, row in rows], "o-", label=stage)
+        panels[1].loglog(sizes, [row["peak_mb"] for _, row in rows], "o-", label=stage)
+    for panel, title in zip(panels, ("processor time, s", "peak memory, MiB"), strict=True):
+        panel.set(xlabel="ratings of both domains", title=title)
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    figure.savefig(path, dpi=100)
 
 
 def _print(rows: list[dict], options: argparse.Namespace) -> None:

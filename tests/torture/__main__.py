@@ -48,8 +48,10 @@ def main() -> int:
 
 
 def _kills(options: argparse.Namespace, scratch: Path, asked: int, end: float, store: str = "") -> bool:
-    start = time.monotonic()
-    command = ONE_MODEL if store else RUN
+    start, command = time.monotonic(), ONE_MODEL if store else RUN
+    if start > end:
+        print(f"\nno time was left for {asked} kills{' beside a store' * bool(store)}")
+        return False
     killer, told = Killer(options.checkout, scratch, options.seed, command, store=store), set()
     progress = Progress("kills beside a store" if store else "kills", asked)
     try:

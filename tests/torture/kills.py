@@ -92,8 +92,11 @@ class Tally:
 
 
 class Killer:
-    """Kills a command of a checkout in homes under `scratch`, by a seed. store: where entries are kept, an
-    s3:// address; in the homes where none is given."""
+    """Kills a command of a checkout in homes under `scratch`, by a seed.
+
+    store: where entries are kept, an s3:// address; in the homes where none is given. short: every home is
+    finished by runs of two checkouts, and none begun by two.
+    """
 
     def __init__(
         self,
@@ -103,9 +106,10 @@ class Killer:
         run: tuple[str, ...] = RUN,
         flips: int = FLIPS_A_HOME,
         store: str = "",
+        short: bool = False,
     ) -> None:
         self.checkout, self.scratch, self.seed, self.tally = checkout, scratch, seed, Tally()
-        self.run, self.flips, self.store = run, flips, store
+        self.run, self.flips, self.store, self.short = run, flips, store, short
         self._servers: dict[bool, ForkServer] = {}
 
     def close(self) -> None:
@@ -115,7 +119,8 @@ class Killer:
     def kill(self, count: int, a_home: int = KILLS_A_HOME) -> Iterator[str]:
         """Do so many kills, in homes of `a_home` each; yields a line for each, and for each home."""
         yield self._undisturbed()
-        yield self._together()
+        if not self.short:
+            yield self._together()
         while (done := self.tally.kills.total()) < count:
             self.tally.homes += 1
             yield from self._home(self._new(f"home{self.tally.homes}"), min(a_home, count - done))
@@ -148,7 +153,7 @@ class Killer:
             if answer["code"] is None:
                 return
         # The second of two may lose the first.
-        two, moment = self.tally.homes % 2 == 0, self.span * draw.random()
+        two, moment = self.short or self.tally.homes % 2 == 0, self.span * draw.random()
         stop = {"signal": signal.SIGKILL, "after": moment} if self.tally.homes % 4 == 0 else {}
         yield f"{home.folder.name}: " + self._judge_end(home, self._finish(home, two, **stop), before)
         if not home.store:  # which checks itself what it keeps

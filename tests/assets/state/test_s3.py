@@ -1,10 +1,6 @@
 """Entries in an S3 server hold between processes: killed writers, rival writers, stale listings."""
 
 import contextlib
-import os
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,20 +8,10 @@ import pytest
 from upath import UPath
 
 from assets.state import folders
-from assets.state.code import OURS
 from assets.state.store import Entry, NotMaterialized, Store
 from tests import s3
 from tests.assets.axes import CELL
-
-WRITER = """
-    import sys
-    from pathlib import Path
-    from assets.settings.axes import Axes
-    from assets.settings.catalog import load_catalog
-    from assets.state.store import Store
-    def entry():
-        return Store().split(Axes(load_catalog()).parse("tiny|b20-s0"))
-"""
+from tests.assets.state.process import process
 
 
 @pytest.fixture
@@ -44,20 +30,6 @@ def generations(store: Store) -> set[str]:
     return {name.split("/gen-")[1].split("/")[0] for name in found if "/gen-" in name}
 
 
-@contextlib.contextmanager
-def process(body: str) -> Iterator[subprocess.Popen]:
-    """A process that can make `entry()`; body: what it does with it."""
-    script = textwrap.dedent(WRITER) + textwrap.dedent(body)
-    command = [sys.executable, "-u", "-c", script]
-    environment = os.environ | {"PYTHONPATH": str(OURS)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment, text=True, **pipes) as running:
-        try:
-            yield running
-        finally:
-            running.kill()
-
-
 @pytest.mark.parametrize("same_machine", [True, False])
 def test_a_process_killed_while_it_writes_leaves_the_entry_as_it_was(
     same_machine, store, monkeypatch, tmp_path
@@ -65,7 +37,7 @@ def test_a_process_killed_while_it_writes_leaves_the_entry_as_it_was(
     """It dies with one file of two sent and of the second all parts, which nobody puts together."""
     split(store).write({"a": b"old", "b": b"old"}, "f1")
     body = """
-        import s3fs, time
+        import s3fs
         send, put = s3fs.S3FileSystem._call_s3, s3fs.S3FileSystem._put_file
         async def stopping(self, method, *args, **options):
             if method == "complete_multipart_upload":

@@ -34,6 +34,7 @@ from assets.state.store import (
 )
 from tests import s3
 from tests.assets.axes import AXES, CELL
+from tests.assets.state.process import process
 
 METRICS = pd.DataFrame({"metric": ["mae"], "value": [0.5]})
 
@@ -196,22 +197,18 @@ def test_a_writer_that_stops_at_any_point_leaves_what_was_there(old, place, stor
 def test_a_killed_process_leaves_what_was_there_and_the_next_one_cleans_up(home):
     entry = split(Store())
     entry.write({"a": b"old"}, "f1")
-    script = """
-        import time
-        from assets.settings.axes import Axes
-        from assets.settings.catalog import load_catalog
-        from assets.state.store import Store
-        with Store().split(Axes(load_catalog()).parse("tiny|b20-s0")).draft() as draft:
+    body = """
+        with entry().draft() as draft:
             (draft.folder / "a").write_bytes(b"new")
-            print("here", flush=True)
+            print("here")
             time.sleep(60)
     """
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE) as process:
-        process.stdout.readline()
+    with process(body) as writer:
+        writer.stdout.readline()
         entry.write({"a": b"2"}, "f2")
         assert len(generations(entry)) == 3, "a living writer is left alone"
-        process.kill()
-        process.wait()
+        writer.kill()
+        writer.wait()
     assert split(Store()).read("a") == b"2"
     entry.write({"a": b"3"}, "f3")
     assert len(generations(entry)) == 2
@@ -518,36 +515,22 @@ def test_a_home_below_a_file_is_said_to_be_none(use, tmp_path):
 # Locks
 
 HOLD = """
-    import logging, signal, sys, time
-    from assets.state.store import Store
+    import logging, signal
     # Jobs in the background ignore Ctrl-C, and so would this process; Dagster makes TERM like it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     with Store().lock("work"):
-        print("has it", flush=True)
+        print("has it")
         time.sleep(60)
 """
 
 
-@contextlib.contextmanager
-def holding():
-    """A process that takes the lock `work` and keeps it."""
-    environment = os.environ | {"PYTHONPATH": str(OURS)}
-    command = [sys.executable, "-u", "-c", textwrap.dedent(HOLD)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_who_waits_for_a_lock_says_for_whom_and_can_be_interrupted(stop):
-    with holding() as first:
+    with process(HOLD) as first:
         assert first.stdout.readline() == "has it\n"
-        with holding() as second:
+        with process(HOLD) as second:
             line = second.stdout.readline()
             assert line.startswith(f"waiting for the lock work, held by process {first.pid} on ")
             start = time.monotonic()
