@@ -1,4 +1,4 @@
-"""Three linked domains of synthetic ratings in Amazon's 2014 5-core review format.
+"""Three linked domains of synthetic ratings in Amazon's 2014 5-core review format, and a title beside.
 
 What is simulated. Every user has a taste (TASTE numbers), a style (how lenient, and how sharply good is told
 from bad), an activity and a few bursts of reviewing that all domains share in part. A domain sees the taste
@@ -329,13 +329,30 @@ OPINIONS = [  # two a star
     ("A favourite", 'I "loved" every minute.'),
     ("Superb", "Could not ask for more."),
 ]
-LINE = '{"reviewerID": "%s", "asin": "%s", "reviewerName": "%s", "helpful": %s, %s, %s}\n'
+# Of titles: a first word for each scene, then those of items of none; second words by domain.
+WORDS = {
+    which: words.split()
+    for which, words in {
+        "first": """Arctic Autumn Baroque Coastal Cosmic Country Desert Electric Forest Gothic Harbour
+            Highland Imperial Island Jungle Lunar Marine Medieval Metro Midnight Monsoon Mountain Neon Nomad
+            Northern Oasis Orbital Parisian Pirate Prairie River Royal Samurai Silver Southern Steam Thunder
+            Tropical Viking Winter Another First Good Little Long Old Simple Young""",
+        "video": """Chase Crossing Dawn Empire Escape Fury Gambit Game Journey Kingdom Legend Mystery Night
+            Outpost Passage Promise Rescue Return Secret Voyage""",
+        "music": """Anthems Ballads Blues Chords Chorus Dances Echoes Grooves Hymns Jazz Lullabies Melodies
+            Nocturnes Overture Rhythms Serenade Sessions Sonata Songs Suite""",
+        "book": """Almanac Atlas Chronicle Confession Diary Essays Fables Guide Handbook Inheritance Letters
+            Memoir Notebook Portrait Primer Reader Saga Stories Tales Verses""",
+    }.items()
+}
+LINE = '{"reviewerID": "%s", "asin": "%s", "title": "%s", "reviewerName": "%s", "helpful": %s, %s, %s}\n'
 
 
 def _lines(frame: Frame, truth: Truth, domain: str, rng: np.random.Generator) -> Iterator[str]:
     """The file's text, CHUNK reviews at a time."""
     reviewers = _ids("A1SYNTH", truth.people)
     asins = _ids("B0" + domain[0].upper(), np.arange(len(truth.quality)))
+    titles = np.array(titles_of(domain, truth), object)
     names, helpful = np.array(NAMES, object), np.array(HELPFUL, object)
     opinions, dates = np.array(_opinions(), object), np.array(_dates(), object)
     rank = np.argsort(np.argsort(asins))
@@ -346,12 +363,28 @@ def _lines(frame: Frame, truth: Truth, domain: str, rng: np.random.Generator) ->
         columns = (
             reviewers[users],
             asins[frame.items[rows]],
+            titles[frame.items[rows]],
             names[truth.people[users] % len(NAMES)],
             helpful[rng.integers(len(HELPFUL), size=len(rows))],
             opinions[2 * (frame.stars[rows] - 1) + rng.integers(2, size=len(rows))],
             dates[frame.days[rows] - _epoch_day(FIRST_DAY)],
         )
         yield "".join(map(LINE.__mod__, zip(*(column.tolist() for column in columns), strict=True)))
+
+
+def titles_of(domain: str, truth: Truth) -> list[str]:
+    """A title of each item, no two alike, so that a reader sees what goes together: the first word is the
+    scene's, in every domain the same."""
+    first, second, titles = WORDS["first"], WORDS[domain], []
+    used = [0] * len(first)
+    for item, scene in enumerate(truth.item_scenes.tolist()):
+        kind = scene if scene >= 0 else SCENES + item % (len(first) - SCENES)
+        volume, word = divmod(used[kind], len(second))
+        used[kind] += 1
+        number = f" {volume + 1}" if volume else ""
+        # Not every scene begins with the same second word.
+        titles.append(f"{first[kind]} {second[(word + kind) % len(second)]}{number}")
+    return titles
 
 
 def _ids(prefix: str, numbers: np.ndarray) -> np.ndarray:

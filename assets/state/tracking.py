@@ -295,7 +295,8 @@ class MlflowTracking(dg.ConfigurableResource):
 
     def _check(self, look: Callable[[Path], str]) -> None:
         file = _sqlite_file(self.uri)
-        if file is not None and file.exists() and (problem := look(file)):
+        # A home that cannot be one is refused where it is made.
+        if file is not None and os.path.exists(file) and (problem := look(file)):
             raise TrackingError(
                 f"MLflow's database {file} cannot be read ({problem}); what was computed lies elsewhere and "
                 "is safe. Put a copy of it back, or move it away, which loses the records of trainings and "

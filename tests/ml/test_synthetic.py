@@ -183,7 +183,7 @@ def test_records_have_amazons_fields(tiny):
     size = SCALES["tiny"].sizes["video"]
     assert counts == {"ratings": size.ratings, "users": size.users, "items": size.items}
     assert len(records) == size.ratings
-    fields = ["reviewerID", "asin", "reviewerName", "helpful", "reviewText", "overall", "summary"]
+    fields = ["reviewerID", "asin", "title", "reviewerName", "helpful", "reviewText", "overall", "summary"]
     for record in records:
         assert list(record) == [*fields, "unixReviewTime", "reviewTime"]
         day = datetime.fromtimestamp(record["unixReviewTime"], UTC)
@@ -245,6 +245,19 @@ def test_ids_are_distinct_and_of_one_width(numbers):
     ids = synthetic._ids("B0V", np.array(sorted(numbers))).tolist()
     assert len(set(ids)) == len(numbers)
     assert {len(text) for text in ids} == {10}
+
+
+@pytest.mark.parametrize(("scale", "domain"), SMALL)
+def test_titles_are_of_one_item_and_begin_as_their_scene(scale, domain):
+    truth = truth_of(domain, scale)
+    titles = synthetic.titles_of(domain, truth)
+    assert len(set(titles)) == len(titles) == len(truth.quality)
+    first = {scene: set() for scene in truth.item_scenes.tolist() if scene >= 0}
+    for title, scene in zip(titles, truth.item_scenes.tolist(), strict=True):
+        if scene >= 0:
+            first[scene].add(title.split()[0])
+    assert all(len(words) == 1 for words in first.values())
+    assert len(set.union(*first.values())) == len(first)
 
 
 def test_names_that_do_not_exist_are_refused(tmp_path):

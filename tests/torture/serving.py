@@ -76,7 +76,8 @@ def _stops() -> list[Case]:
 def _requests() -> list[Ask]:
     rating = {"item": "i", "rating": 3.0}
     inputs: dict[str, tuple[object, tuple[str, ...]]] = {
-        "user is a number": ({"user_id": 7}, ("user_id",)),
+        "user is a fraction": ({"user_id": 7.5}, ("user_id",)),
+        "user is a truth value": ({"user_id": True}, ("user_id",)),
         "user is a list": ({"user_id": ["u"]}, ("user_id",)),
         "nothing asked": ({}, ("inputs[0]",)),
         "unknown key": ({"user": "u1"}, ("inputs[0]", "user")),
