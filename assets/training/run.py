@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from assets.data.cell import SIDES, Gate
+from assets.data.domain import domain_ratings
 from assets.settings.axes import Cell, span
 from assets.settings.catalog import Catalog
 from assets.settings.profile import Profile
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from ml.replicas import Epoch
 
 log = logging.getLogger("diffcdr")
+# Ratings of both domains, counted for each cell, of cells that are trained together. What they save is the
+# overhead of small steps; with large steps it is nothing, and each holds an epoch's rows of its own.
+TOGETHER = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -73,15 +77,28 @@ class Training:
     tags: Mapping[str, str]
 
     def run(self, group: list[Cell]) -> None:
-        """Train the cells that are missing or stale, together, and write each one's folder."""
+        """Train the cells that are missing or stale, as many together as memory is meant for."""
         fingerprints = {cell: self.fingerprints.model(self.name, cell, self.objective.name) for cell in group}
         pending = [cell for cell in group if not self.entry(cell).is_current(fingerprints[cell])]
         if not pending:
             log.info("%s %s: up to date", self.title, span(group))
             return
-        gates = [self._gate(cell) for cell in pending]
+        left = [self._gate(cell) for cell in pending]
+        size = self._at_once(group[0])
+        while left:
+            # What a cell holds in memory goes with its gate.
+            part, left = left[:size], left[size:]
+            self._train(part, fingerprints)
+
+    def _at_once(self, cell: Cell) -> int:
+        """Cells of a task that are trained together."""
+        ratings = (len(domain_ratings(self.store, side.name).items) for side in (cell.source, cell.target))
+        return max(1, TOGETHER // max(1, sum(ratings)))
+
+    def _train(self, gates: list[Gate], fingerprints: Mapping[Cell, str]) -> None:
+        """Train cells together and write each one's folder."""
         with contextlib.ExitStack() as stack:
-            runs = [stack.enter_context(self._mlflow_run(cell)) for cell in pending]
+            runs = [stack.enter_context(self._mlflow_run(gate.cell)) for gate in gates]
             outcomes = self._best_trial(gates, runs)
             if self._warms(gates[0]):
                 fine_tune_held_out(gates, outcomes, self.objective, self._clip(gates[0]))

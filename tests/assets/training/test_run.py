@@ -318,3 +318,20 @@ def test_a_space_is_searched_by_optuna_each_trial_a_nested_run(tmp_path):
     nested = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert {run.data.params["lr"] for run in nested} == {str(lr) for lr in trials["lr"]}
     assert {run.info.status for run in nested} == {"FINISHED"}
+
+
+def test_cells_too_large_for_one_program_are_trained_one_by_one_with_the_same_results(tmp_path, monkeypatch):
+    cells = [CELL, AXES.parse("tiny|b20-s1")]
+    found, programs = [], []
+    fit = Training._fit
+    monkeypatch.setattr(Training, "_fit", lambda self, rs: programs[-1].append(len(rs)) or fit(self, rs))
+    for limit in (training_run.TOGETHER, 1):
+        monkeypatch.setattr(training_run, "TOGETHER", limit)
+        made = prepare(Store(home=str(tmp_path / str(limit))), cells)
+        for side in (train_source, train_target):
+            side(made, Compute(device="cpu"), CATALOG, PAPER, cells, "rating")
+        programs.append([])
+        training_of(made, PAPER, "emcdr").run(cells)
+        found.append([measured(made, PAPER, "emcdr", "last", cell)["rmse"] for cell in cells])
+    assert programs == [[2], [1, 1]]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
