@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+import sys
+import threading
 from types import FrameType
 
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "TERM"}
@@ -16,6 +18,8 @@ class Stopped(KeyboardInterrupt):
     """
 
 
+# Until a signal that Python dropped comes again, in seconds.
+_AGAIN = 0.1
 # The reading end of the pipe into which Python writes the number of each signal that it handles.
 _pipe: int | None = None
 _first: signal.Signals | None = None
@@ -32,6 +36,7 @@ def listen() -> None:
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number in SIGNALS:
         signal.signal(number, _interrupt)
+    sys.unraisablehook = _unraisable
     # An interrupted statement's cursor cannot be closed any more, of which it would log the traceback.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
@@ -69,3 +74,18 @@ def exit_code(number: signal.Signals | None) -> int:
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise Stopped
+
+
+def _unraisable(dropped) -> None:
+    """An exception in an object's last moments is dropped by Python, which prints it. That of a signal, ours
+    or Dagster's, is no error: the signal comes again."""
+    number = received()
+    names = {kind.__name__ for kind in dropped.exc_type.__mro__}
+    if number is None or not names & {"KeyboardInterrupt", "DagsterExecutionInterruptedError"}:
+        sys.__unraisablehook__(dropped)
+        return
+    if told:
+        return
+    again = threading.Timer(_AGAIN, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()

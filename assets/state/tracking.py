@@ -29,7 +29,7 @@ import dagster as dg
 import tenacity
 from pydantic import Field
 
-from assets.state import sqlite
+from assets.state import signals, sqlite
 from assets.state.code import OURS
 from assets.state.experiment import PARENT, RESULTS_VIEW, dress, holder
 from assets.state.locks import by_file
@@ -119,7 +119,8 @@ class CellRun:
         self.ended = True
         # What led here is the error to show; that MLflow cannot be told of it is a line in the log.
         try:
-            _end(self.client, self.run_id, reason, status)
+            with self._tracking.answering():
+                _end(self.client, self.run_id, reason, status)
             self.flush()
         except Exception as error:
             log.warning("MLflow run %s was not told that %s: %s", self.run_id, reason, _named(error))
@@ -310,6 +311,14 @@ class MlflowTracking(dg.ConfigurableResource):
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
+        """As `_explaining`; Ctrl-C and TERM wait for the end of what is written into a local database, and
+        interrupt what is asked of a server."""
+        put_off = contextlib.nullcontext() if _sqlite_file(self.uri) is None else signals.put_off()
+        with put_off, self._explaining():
+            yield
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
         """Turn the error of a request into a TrackingError, where the server has gone silent or the database
         is damaged."""
         from mlflow.exceptions import MlflowException
@@ -323,7 +332,7 @@ class MlflowTracking(dg.ConfigurableResource):
 
     def connect(self) -> tuple[Any, str]:
         """The MlflowClient and the experiment's id, made on first use in this process."""
-        with _connecting, self.answering():
+        with _connecting, self._explaining():
             self._check(sqlite.refusal)
             return _connect(self.uri, self.experiment, self.folder / "artifacts")
 
@@ -357,24 +366,27 @@ class MlflowTracking(dg.ConfigurableResource):
         percent, place = f"b{round(beta * 100):02d}", f"/{variant}" if nested else ""
         where = {"profile": profile, "task": task, "beta": f"{beta:g}"}
         cell = {"group": f"{profile}/{model}/{task}/{percent}{place}", "seed": str(seed), "model": model}
-        with self.answering():
-            if not nested:
-                scenario, locks = f"{profile}/{task}/{percent}", self.folder / "locks"
+        if not nested:
+            scenario, locks = f"{profile}/{task}/{percent}", self.folder / "locks"
+            # Which may wait for another run, and can be interrupted.
+            with self._explaining():
                 nested = {PARENT: holder(client, experiment_id, where, scenario, locks)}
-            created = client.create_run(
-                experiment_id,
-                run_name=f"{profile}/{task}/{percent}-s{seed}/{model}{place}",
-                tags=where | cell | nested | _git() | dict(tags) | self._note(tags),
-            )
-        run_id = created.info.run_id
         # Without the query MLflow 3 opens the page that it has for language models.
-        page = f"runs/{run_id}?workflowType=machine_learning"
-        run = CellRun(self, run_id, f"{self._ui}/#/experiments/{experiment_id}/{page}", params)
+        query, run = "workflowType=machine_learning", None
         try:
             with self.answering():
+                created = client.create_run(
+                    experiment_id,
+                    run_name=f"{profile}/{task}/{percent}-s{seed}/{model}{place}",
+                    tags=where | cell | nested | _git() | dict(tags) | self._note(tags),
+                )
+                run_id = created.info.run_id
+                page = f"{self._ui}/#/experiments/{experiment_id}/runs/{run_id}?{query}"
+                run = CellRun(self, run_id, page, params)
                 _log_inputs(client, run_id, inputs)
         except BaseException as error:
-            run.fail(_named(error))
+            if run is not None:
+                run.fail(_named(error))
             raise
         return run
 
