@@ -109,7 +109,7 @@ def test_the_printed_command_works_as_it_is(served):
 def test_it_is_mlflows_server(address):
     for path in ("/ping", "/health", "/version"):
         assert requests.get(address + path, timeout=10).status_code == 200
-    reply = requests.post(f"{address}/invocations", json={"inputs": [{"user_id": 7}]}, timeout=10)
+    reply = requests.post(f"{address}/invocations", json={"inputs": [{"user_id": 7.5}]}, timeout=10)
     assert reply.json() == {"predictions": [{"error": "inputs[0].user_id: Input should be a valid string"}]}
     for method, path in (("GET", "/docs"), ("GET", "/openapi.json"), ("POST", "/"), ("GET", "/page/nothing")):
         assert requests.request(method, address + path, timeout=10).status_code == 404

@@ -293,7 +293,7 @@ def test_one_call_answers_many_in_order(server):
 
 
 BAD = [
-    ({"user_id": 7}, "inputs[0].user_id: Input should be a valid string"),
+    ({"user_id": 7.5}, "inputs[0].user_id: Input should be a valid string"),
     ({}, "inputs[0]: give either user_id or history"),
     ({"user_id": "u1", "history": []}, "inputs[0]: give either user_id or history"),
     ({"user": "u1"}, "inputs[0].user: Extra inputs are not permitted"),
