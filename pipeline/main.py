@@ -9,8 +9,8 @@ from pipeline import stopping
 
 def main() -> None:
     """Run the command line; Ctrl-C and TERM end it with one line and 130 or 143, wherever it is."""
-    stopping.listen()
     try:
+        stopping.listen()
         from pipeline.cli import app
 
         app()

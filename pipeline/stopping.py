@@ -30,15 +30,15 @@ told = False
 def listen() -> None:
     """From now on both signals raise Stopped, and `received` knows which came first."""
     global _pipe
+    # An interrupted statement's cursor cannot be closed any more, of which it would log the traceback.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _unraisable
     _pipe, writing = os.pipe()
     for end in (_pipe, writing):
         os.set_blocking(end, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number in SIGNALS:
         signal.signal(number, _interrupt)
-    sys.unraisablehook = _unraisable
-    # An interrupted statement's cursor cannot be closed any more, of which it would log the traceback.
-    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 
 def received() -> signal.Signals | None:

@@ -50,3 +50,22 @@ def test_other_errors_there_are_printed():
         [sys.executable, "-c", code], cwd=OURS, capture_output=True, text=True, timeout=60, check=True
     )
     assert "ValueError: broken" in done.stderr
+
+
+def test_a_signal_that_comes_while_handlers_are_put_in_place_is_answered():
+    code = textwrap.dedent("""
+        import signal, sys
+        from pipeline import main, stopping
+
+        def put(number, handler, put=signal.signal):
+            put(number, handler)
+            if handler is stopping._interrupt and number == signal.SIGTERM:
+                signal.raise_signal(number)
+
+        signal.signal = put
+        main.main()
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=OURS, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (143, "stopped by TERM\n")
