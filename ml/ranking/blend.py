@@ -27,6 +27,7 @@ from scipy.sparse import csr_matrix, hstack
 from torch import Tensor
 
 from ml.data import Users
+from ml.descent import Adam
 from ml.ranking.autoencoder import AutoEncoder
 from ml.ranking.ials import CollectiveALS
 from ml.ranking.neighbourhood import UserNeighbourhood
@@ -143,17 +144,13 @@ class Blend(TimedRanker):
             layers |= {"bias": torch.zeros(self.hidden), "outer": torch.zeros(self.hidden)}
         layers = {name: value.requires_grad_() for name, value in layers.items()}
         some = candidates.chosen.sum(1).nonzero()[:, 0]
-        optimizer = torch.optim.Adam(layers.values(), lr=self.lr)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, self.steps)
+        optimizer = Adam(layers, self.lr, self.steps, 0.02)
         for _ in range(self.steps):
             rows = some[torch.randint(len(some), (self.batch,), generator=generator)]
             logp = utility(layers, candidates.features[rows]).log_softmax(1)
             loss = choice_loss(logp, candidates.chosen[rows])
-            loss = loss + self.penalty * sum(value.square().sum() for value in layers.values())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            penalty = self.penalty * sum(value.square().sum() for value in layers.values())
+            optimizer.descend(loss + penalty)
         return {f"logit.{name}": value.detach() for name, value in layers.items()}
 
     def candidates(
