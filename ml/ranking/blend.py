@@ -11,7 +11,9 @@ catalogue would be spent on the rest of it.
 
 Fitted by the likelihood of what training users chose among their candidates, with scores of parts that have
 not seen those choices: otherwise the part that remembers most would be trusted most. A training user's own
-choice is left out of the popularity, too.
+choice is left out of the popularity, too. The weights have a Gaussian prior, so that each user counts beside
+it as one: with thousands of users it hardly matters, with some hundred it keeps the blend from a network
+that remembers them.
 """
 
 from __future__ import annotations
@@ -73,8 +75,9 @@ def choices_and_times(state: State, rows: csr_matrix) -> tuple[csr_matrix, csr_m
 
 @dataclass
 class Blend(TimedRanker):
-    """hidden: units h of (1); steps, batch, lr: Adam's; penalty: L2 weight. Its parts have their own settings
-    as `PARTS` gives them."""
+    """hidden: units h of (1); steps, batch, lr: Adam's; penalty: of the sum of squares of all weights beside
+    the sum of the users' losses: of the prior N(0, 1 / (2 penalty)). Its parts have their own settings as
+    `PARTS` gives them."""
 
     name: ClassVar[str] = "blend"
     title: ClassVar[str] = "Multinomial blend"
@@ -91,7 +94,7 @@ class Blend(TimedRanker):
     steps: int = 300
     batch: int = 128
     lr: float = 0.03
-    penalty: float = 1e-3
+    penalty: float = 5.0
 
     def learn(self, choices: Choices, device: torch.device | str = "cpu") -> Iterator[State]:
         yield dict(self.learn_with_candidates(choices, device)[0])
@@ -149,8 +152,9 @@ class Blend(TimedRanker):
             rows = some[torch.randint(len(some), (self.batch,), generator=generator)]
             logp = utility(layers, candidates.features[rows]).log_softmax(1)
             loss = choice_loss(logp, candidates.chosen[rows])
-            penalty = self.penalty * sum(value.square().sum() for value in layers.values())
-            optimizer.descend(loss + penalty)
+            # The loss is a mean over users: the prior is the less of it, the more they are.
+            prior = self.penalty / len(some) * sum(value.square().sum() for value in layers.values())
+            optimizer.descend(loss + prior)
         return {f"logit.{name}": value.detach() for name, value in layers.items()}
 
     def candidates(
