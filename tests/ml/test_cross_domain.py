@@ -197,7 +197,7 @@ def test_datetimes_and_unix_seconds_are_the_same_times(unit):
     for each in (frame, dated, zoned):
         domain = Domain.of(each, "source")
         assert domain.ratings.times.tolist() == [3, 9, 5]
-        assert domain.histories(each, "histories", COLUMNS)[1].times.tolist() == [9, 3, 5]
+        assert domain.histories(each, "histories", COLUMNS)[1].times.tolist() == [3, 9, 5]
     for times in ([None, 1, 2], ["a", "b", "c"]):
         assert Domain.of(frame.assign(timestamp=times), "source").ratings.times is None
     assert Domain.of(frame.drop(columns="timestamp"), "source").ratings.times is None
