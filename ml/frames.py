@@ -72,9 +72,9 @@ class Domain:
     def histories(
         self, frame: pd.DataFrame, name: str, columns: Mapping[str, str]
     ) -> tuple[pd.Index, Ratings]:
-        """Ratings of users who need not be in the domain, ordered and told apart as by `of`: their ids in order
-        of appearance, and the ratings, users in 0..n−1. Raises ValueError as `of` does, and for an item that
-        is not in the domain."""
+        """Ratings of users who need not be in the domain, ordered and told apart as by `of`: their ids in
+        order of appearance, and the ratings, users in 0..n−1. Raises ValueError as `of` does, and for an item
+        that is not in the domain."""
         rated = _rated(frame, name, columns)
         _check_scale(rated["rating"], name, columns["rating"], self.scale)
         rated = rated.assign(code=pd.factorize(rated["user"])[0], row=self.rows("items", rated["item"], name))

@@ -169,8 +169,8 @@ class ServedRecommender(PythonModel):
             raise RefusedRow(f"{field}: {error}") from None
 
     def _history(self, history: Sequence[Rated], field: str) -> dict[int, Rated]:
-        """Ratings by source item, the oldest first, by time where there is one: of two ratings of one item the
-        latest counts."""
+        """Ratings by source item, the oldest first, by time where there is one: of two ratings of one item
+        the latest counts."""
         rows = []
         for j, each in enumerate(history):
             self._check_rating(each.rating, f"{field}[{j}].rating")

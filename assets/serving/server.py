@@ -64,8 +64,8 @@ def listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         found = socket.create_server((host, port), family=family, backlog=BACKLOG)
-        # Its connections inherit it. An answer goes out as head and body: without it the kernel holds the body
-        # back until the head is acknowledged, which the other side puts off for 40 ms.
+        # Its connections inherit it. An answer goes out as head and body: without it the kernel holds the
+        # body back until the head is acknowledged, which the other side puts off for 40 ms.
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return found
     except OSError as error:

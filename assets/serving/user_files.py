@@ -195,12 +195,16 @@ class _File:
     def _refuse_times(self) -> None:
         time, said = "TRY_CAST(timestamp::VARCHAR AS DOUBLE)", "'timestamp ' || timestamp::VARCHAR"
         self._refuse(
-            "timestamp IS NULL", "'the timestamp is missing; fill in that of every row or drop the column'"
+            f"timestamp IS NULL OR coalesce(isnan({time}), false)",
+            "'the timestamp is missing (null or NaN); give one in every row or drop the column'",
         )
-        self._refuse(f"coalesce({time} <> floor({time}), true)", f"{said} || ' is not a whole number'")
+        self._refuse(
+            f"coalesce(NOT isfinite({time}) OR {time} <> floor({time}), true)",
+            f"{said} || ' is not a whole number'",
+        )
         self._refuse(
             f"NOT ({time} >= {FIRST_SECOND} AND {time} < {LAST_SECOND})",
-            f"{said} || ' are no seconds since 1970 of the years 1900 to 2099'",
+            f"{said} || ' is not within the years 1900 to 2099 in seconds since 1970'",
         )
 
     def _refuse_ratings(self) -> None:
