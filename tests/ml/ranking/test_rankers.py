@@ -10,6 +10,7 @@ from sklearn.linear_model import Ridge
 
 from ml.evaluation.lists import list_scores
 from ml.models.statistics import Popularity
+from ml.ranking import autoencoder
 from ml.ranking.autoencoder import AutoEncoder
 from ml.ranking.blend import Blend, BlendAutoEncoder, DeepBlend, shortlist
 from ml.ranking.choices import ChoiceDiffusion
@@ -63,6 +64,15 @@ def test_rankers_beat_popularity_and_come_back_from_their_state(model, data):
 
 def vars_of(model):
     return {name: value for name, value in vars(model).items() if name != "states_"}
+
+
+def test_the_auto_encoders_sum_over_all_items_may_be_taken_in_parts(data, monkeypatch):
+    model = fitted(AutoEncoder(epochs=1), data[0])
+    state, source = model.state(0), Choices.of(data[0]).source[:5]
+    monkeypatch.setattr(autoencoder, "COLUMNS", 7)
+    listed = np.array([3, 1, 8])
+    expected = model.score(state, source)[:, listed]
+    np.testing.assert_allclose(model.score_of(state, source, listed), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", RANKERS, ids=lambda model: model.name)
