@@ -321,6 +321,7 @@ class MlflowTracking(dg.ConfigurableResource):
     def _explaining(self) -> Iterator[None]:
         """Turn the error of a request into a TrackingError, where the server has gone silent or the database
         is damaged."""
+        _mlflow()
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 

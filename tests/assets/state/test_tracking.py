@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,6 +17,7 @@ import dagster as dg
 import pytest
 
 from assets.state import tracking
+from assets.state.code import OURS
 from assets.state.experiment import dress
 from assets.state.tracking import DatasetRecord, MlflowTracking, TrackingError
 
@@ -517,3 +520,17 @@ def test_half_a_database_of_a_killed_process_is_not_opened(tmp_path):
     resource = MlflowTracking(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     resource.connect()
     assert {path.name for path in tmp_path.iterdir()} <= {"mlflow.db", "mlflow.db.lock"}
+
+
+def test_a_new_database_is_made_without_a_word(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    command = [sys.executable, "-c", "from assets.state.tracking import MlflowTracking as M; M().connect()"]
+    done = subprocess.run(
+        command,
+        env=environment | {"PYTHONPATH": str(OURS), "DIFFCDR_HOME": str(tmp_path)},
+        text=True,
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
