@@ -100,7 +100,7 @@ def test_how_good_a_model_is_stands_once_with_the_model_and_its_data(mlflow_reso
     assert json.loads(Path(file).read_text()) == everything
 
 
-def test_the_experiment_is_described_and_opens_on_errors_and_lists(mlflow_resource, client):
+def test_the_experiment_is_described_and_opens_on_its_current_cells_by_model(mlflow_resource, client):
     _, experiment = mlflow_resource.connect()
     tags = client.get_experiment(experiment).tags
     assert "profile/task/β" in tags["mlflow.note.content"]
@@ -108,12 +108,15 @@ def test_the_experiment_is_described_and_opens_on_errors_and_lists(mlflow_resour
     key = mlflow_resource.view.partition("viewStateShareKey=")[2]
     view = json.loads(tags[f"mlflow.sharedViewState.{key}"])
     state = json.loads(view["state"])
-    assert {"metrics.`rmse`", "metrics.`ndcg_at_20`", "tags.`model`"} <= set(state["selectedColumns"])
+    assert {"metrics.`rmse`", "metrics.`ndcg_at_20`"} <= set(state["selectedColumns"])
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`ndcg_at_20`", False)
+    [by] = state["groupBy"]["groupByKeys"]
     done = record(mlflow_resource, "viewed")
     older = record(mlflow_resource, "viewed", seed=1)
     record(mlflow_resource, "viewed", seed=1)
-    listed = {run.info.run_id for run in client.search_runs([experiment], state["searchFilter"])}
-    assert done in listed
+    runs = client.search_runs([experiment], state["searchFilter"])
+    listed = {run.info.run_id: run.data.tags[by["groupByData"]] for run in runs}
+    assert listed[done] == "paper/diffcdr/viewed/b20"
     assert older not in listed
 
 
