@@ -322,7 +322,7 @@ def popular_then(
     share = popularity / popularity.sum().clamp(min=1)
     if items is not None:
         by_item, share = by_item[items], share[items]
-    mine = None if own is None else torch.from_numpy(own.toarray())
+    mine = None if own is None else torch.from_numpy(own.toarray()).long()
     return timely(active, by_item, state["periods.totals"].numpy(), share, mine)
 
 
