@@ -320,7 +320,7 @@ def popular_then(state: State, active: csr_matrix, items: Tensor, own: csr_matri
         return timely(active, by_item[items.numpy()], totals, share[items])
     if own is None:
         return timely_of(active, by_item, totals, share, items)
-    every = timely(active, by_item, totals, share, torch.from_numpy(own.toarray()))
+    every = timely(active, by_item, totals, share, torch.from_numpy(own.toarray()).long())
     return every.gather(1, items[..., None].expand(-1, -1, len(BANDS)))
 
 
