@@ -29,10 +29,11 @@ from scipy.sparse import csr_matrix, hstack
 from torch import Tensor
 
 from ml.data import Users
+from ml.descent import Adam
 from ml.ranking.autoencoder import AutoEncoder
 from ml.ranking.ials import CollectiveALS
 from ml.ranking.neighbourhood import UserNeighbourhood
-from ml.ranking.periods import BANDS, shares, timely
+from ml.ranking.periods import BANDS, shares, timely, timely_of
 from ml.ranking.ranker import Choices, HeldOutScores, Ranker, State, last, packed, part, transposed
 from ml.ranking.regression import ItemRegression
 from ml.replicas import replica_generator
@@ -146,18 +147,14 @@ class Blend(TimedRanker):
             layers |= {"bias": torch.zeros(self.hidden), "outer": torch.zeros(self.hidden)}
         layers = {name: value.requires_grad_() for name, value in layers.items()}
         some = candidates.chosen.sum(1).nonzero()[:, 0]
-        optimizer = torch.optim.Adam(layers.values(), lr=self.lr)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, self.steps)
+        optimizer = Adam(layers, self.lr, self.steps, 0.02)
         for _ in range(self.steps):
             rows = some[torch.randint(len(some), (self.batch,), generator=generator)]
             logp = utility(layers, candidates.features[rows]).log_softmax(1)
             loss = choice_loss(logp, candidates.chosen[rows])
             # The loss is a mean over users: the prior is the less of it, the more they are.
-            loss = loss + self.penalty / len(some) * sum(value.square().sum() for value in layers.values())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            prior = self.penalty / len(some) * sum(value.square().sum() for value in layers.values())
+            optimizer.descend(loss + prior)
         return {f"logit.{name}": value.detach() for name, value in layers.items()}
 
     def candidates(
@@ -190,7 +187,7 @@ class Blend(TimedRanker):
         popular = (state["popularity"] + 0.5).log()[places]
         raw = self._columns(tables, popular, source)
         if "periods.edges" in state:
-            raw = torch.cat([raw, popular_then(state, active, items)], 2)
+            raw = torch.cat([raw, popular_then(state, active, torch.from_numpy(items))], 2)
         return self._standardized(state, places, raw)
 
     def _standardized(self, state: State, items: Tensor, raw: Tensor) -> Candidates:
@@ -244,10 +241,7 @@ class Blend(TimedRanker):
         others = popularity[items] if own is None else popularity[items] - present(own, items)
         raw = self._columns(mine, (others + 0.5).log(), source)
         if "periods.edges" in state:
-            then = popular_then(state, active, own=when).gather(
-                1, items[..., None].expand(-1, -1, len(BANDS))
-            )
-            raw = torch.cat([raw, then], 2)
+            raw = torch.cat([raw, popular_then(state, active, items, when)], 2)
         return items, raw
 
     def _raw_of_training(
@@ -318,16 +312,16 @@ def periods_of(choices: Choices) -> State:
     }
 
 
-def popular_then(
-    state: State, active: csr_matrix, items: np.ndarray | None = None, own: csr_matrix | None = None
-) -> Tensor:
-    """`timely` of all items, or of `items` (k,)."""
+def popular_then(state: State, active: csr_matrix, items: Tensor, own: csr_matrix | None = None) -> Tensor:
+    """`timely` of the `items` (k,) of all users, or (m, c) of each; own: as there, of training users."""
     by_item, popularity = transposed("periods.counts", state), state["popularity"]
-    share = popularity / popularity.sum().clamp(min=1)
-    if items is not None:
-        by_item, share = by_item[items], share[items]
-    mine = None if own is None else torch.from_numpy(own.toarray())
-    return timely(active, by_item, state["periods.totals"].numpy(), share, mine)
+    share, totals = popularity / popularity.sum().clamp(min=1), state["periods.totals"].numpy()
+    if items.dim() == 1:
+        return timely(active, by_item[items.numpy()], totals, share[items])
+    if own is None:
+        return timely_of(active, by_item, totals, share, items)
+    every = timely(active, by_item, totals, share, torch.from_numpy(own.toarray()).long())
+    return every.gather(1, items[..., None].expand(-1, -1, len(BANDS)))
 
 
 def learned(ranker: Ranker, choices: Choices, device: torch.device | str) -> tuple[State, HeldOutScores]:
