@@ -77,7 +77,8 @@ class ChoiceDiffusion(TimedRanker):
     any choice; vectors: where θ comes from, for ablation the `gaussian` of step
     1 or its `mean`; offset: o in (1), for ablation log `popularity` or `none`; samples: K; train_samples: of
     a step of the alignment; steps, batch, lr: Adam's on the alignment; penalty: of its squared distance
-    from the start beside the sum of the users' losses; diffusion_steps, diffusion_hidden: those of the network.
+    from the start beside the sum of the users' losses; diffusion_steps, diffusion_hidden: those of the
+    network.
     """
 
     name: ClassVar[str] = "choice_diffusion"
