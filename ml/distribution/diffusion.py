@@ -13,6 +13,7 @@ is how users depart from it. The paper's noise prediction would have to learn th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -120,7 +121,9 @@ def velocity(parameters: dict[str, Tensor], x: Tensor, embedding: Tensor, condit
     return torch.addmm(parameters["output.bias"], z, parameters["output.weight"].T)
 
 
+@lru_cache(maxsize=16)
 def normal_points(count: int, width: int, seed: int) -> Tensor:
-    """Low-discrepancy standard normal points (count, width) float32 from a scrambled Sobol sequence."""
+    """Low-discrepancy standard normal points (count, width) float32 from a scrambled Sobol sequence; the same
+    tensor for the same numbers, not to be changed."""
     uniform = torch.quasirandom.SobolEngine(width, scramble=True, seed=seed).draw(count, dtype=torch.float64)
     return torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)).float()
