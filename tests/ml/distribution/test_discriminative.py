@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch.testing import assert_close
 
 from ml.data import Ratings
@@ -391,6 +392,20 @@ def test_shrunk_shares_are_distributions_between_own_and_overall(rows):
     rated_rows = counts.sum(1) > 0
     assert ((shares - own).abs() <= (overall - own).abs() + 1e-12)[rated_rows].all()
     assert_close(shares[~rated_rows], overall.expand((~rated_rows).sum(), 4))
+
+
+def test_boosting_takes_no_more_threads_than_torch(world, monkeypatch):
+    seen, fit = [], HistGradientBoostingRegressor.fit
+
+    def watched(self, *given):
+        seen.extend(lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "openmp")
+        return fit(self, *given)
+
+    monkeypatch.setattr(HistGradientBoostingRegressor, "fit", watched)
+    with threadpool_limits(2, "openmp"):
+        torch.set_num_threads(1)
+        StarBoosting(trees=1).trained(world[0])
+    assert set(seen) == {1}
 
 
 @pytest.mark.parametrize("kind", [ItemStars, StarLogit, StarBoosting])
