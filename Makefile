@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
 .PHONY: cluster cluster-demo test-cluster test-spark demo paper serve test torture ui check audit bench bench-growth bench-gpu
-.PHONY: docs check-deploy lock clean
+.PHONY: docs pictures check-deploy lock clean
 
 demo: .venv/ready ## two splits of generated data in 75 seconds, ending with a champion to serve
 	$(BIN)/diffcdr demo
@@ -67,6 +67,9 @@ docs: .venv/ready ## pages of docs/ with the reference from docstrings, in build
 	.venv/docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	.venv/docs/bin/mkdocs build --quiet
 	@echo build/site/index.html
+
+pictures: .venv/ready ## pictures of pages in docs/ from what `make demo` left, by Chromium
+	$(BIN)/python docs/pictures.py
 
 check-deploy: ## deploy/ as far as it can be checked without a cluster
 	$(PYTHON) -m venv .venv/deploy

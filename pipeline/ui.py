@@ -24,7 +24,8 @@ END_SECONDS = 10
 def serve() -> None:
     """Start the servers, print where they answer, and stop all when one ends or on a signal."""
     tracking = MlflowTracking()
-    options = ["--host", HOST, "--port", DAGSTER_PORT, "--log-level", "warning"]
+    # The pages' addresses are to be seen: of lesser things than errors the servers keep silent.
+    options = ["--host", HOST, "--port", DAGSTER_PORT, "--log-level", "error"]
     commands = {DAGSTER: [str(BIN / "dagster"), "dev", "-w", str(WORKSPACE), *options]}
     pages = {DAGSTER: f"Dagster {DAGSTER}"}
     if tracking.uri.startswith("http"):
@@ -39,6 +40,8 @@ def serve() -> None:
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         # MLflow's job runner starts eight more processes, and nothing here uses them.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        # What libraries warn of in each other, of which no reader can mend anything.
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning,ignore::UserWarning"),
     }
     servers: list[subprocess.Popen] = []
     try:
@@ -82,6 +85,7 @@ def _mlflow_server(tracking: MlflowTracking) -> list[str]:
     tracking.connect()  # creates the database, which the server's processes would race to do
     return [
         *(str(BIN / "mlflow"), "server", "--host", HOST, "--port", MLFLOW_PORT, "--workers", "1"),
+        *("--uvicorn-opts", "--log-level warning"),
         *("--backend-store-uri", tracking.uri),
         *("--default-artifact-root", (tracking.folder / "artifacts").as_uri()),
     ]

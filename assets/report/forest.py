@@ -217,7 +217,7 @@ def asked(frame: pd.DataFrame, names: Names) -> list[str]:
 
 def sentences(source: Source, frame: pd.DataFrame) -> list[str]:
     """What lists gain, what stars gain, and what is left of it against the best simple model: at the smallest
-    β, over all tasks."""
+    β, over the tasks of `frame`."""
     if frame.empty:
         return []
     beta, names = leading(frame), source.names
@@ -228,7 +228,10 @@ def sentences(source: Source, frame: pd.DataFrame) -> list[str]:
         _spoken(frame[frame["metric"] == name], use.get(name, {}), names, lacking.get(name, ()))
         for name in REFERENCES
     ]
-    last = _against_simple(source, beta, use) if source.profile.validation else _counted(frame, names)
+    if source.profile.validation:
+        last = _against_simple(source, beta, set(frame["task"]), use)
+    else:
+        last = _counted(frame, names)
     return [sentence for sentence in (*spoken, last) if sentence]
 
 
@@ -305,11 +308,13 @@ def _better(row) -> str:
     return f"{word} by {size} (95 % interval {low} to {high}){sure}"
 
 
-def _against_simple(source: Source, beta: float, use: Mapping[str, Mapping[str, str]]) -> str:
+def _against_simple(
+    source: Source, beta: float, tasks: Collection[str], use: Mapping[str, Mapping[str, str]]
+) -> str:
     """`Of the simple predictors the best is X in lists, 0.044 nDCG@20 behind Y, and …`"""
     names, metrics = source.names, [BY_NAME[name] for name in REFERENCES]
     found = verdict_frame(source, ("gain", "learning"), metrics)
-    found = found[found["beta"] == beta]
+    found = found[(found["beta"] == beta) & found["task"].isin(tasks)]
     said = []
     for metric in metrics:
         of_metric = found[found["metric"] == metric.name]

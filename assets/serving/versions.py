@@ -38,9 +38,9 @@ def find(tracking: MlflowTracking, task: str, profile: str = "") -> Version | No
     none. Raises TrackingError where the registry does not answer."""
     if not tracking.has_runs:
         return None
+    client, _ = tracking.connect()
     from mlflow.exceptions import MlflowException
 
-    client, _ = tracking.connect()
     name = registered_name(task)
     try:
         if not profile:

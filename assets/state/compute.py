@@ -17,16 +17,19 @@ class Compute(dg.ConfigurableResource):
     device: str = Field(default="", description="cpu, cuda, cuda:1 …; else DIFFCDR_DEVICE, else CUDA if any.")
     # A step is many small kernels: a second thread waits longer for the first than it helps, and on busy
     # cores the waiting multiplies (measured: 30 s in place of 0.5 s for DiffCDR on the demo).
-    threads: int = Field(default=1, ge=1, description="CPU threads of torch in training.")
+    threads: int = Field(default=1, ge=1, description="CPU threads of torch and BLAS in training.")
 
     spark: str = Field(
         default="", description="Spark's master, for profiles that use it; else DIFFCDR_SPARK, else local[*]."
     )
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        import scipy.linalg  # noqa: F401 - it and numpy bring a BLAS each, and only loaded ones are limited
+        import threadpoolctl
         import torch
 
         torch.set_num_threads(self.threads)
+        threadpoolctl.threadpool_limits(self.threads, "blas")
 
     @property
     def device_name(self) -> str:

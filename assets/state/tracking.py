@@ -31,7 +31,7 @@ from pydantic import Field
 
 from assets.state import signals, sqlite
 from assets.state.code import OURS
-from assets.state.experiment import PARENT, RESULTS_VIEW, dress, holder
+from assets.state.experiment import OPENING_VIEW, PARENT, VARIANT, dress, holder
 from assets.state.locks import by_file
 from assets.state.store import Store
 
@@ -39,8 +39,6 @@ from assets.state.store import Store
 BATCH = 1000
 # A longer training shows its curves while it runs.
 FLUSH_SECONDS = 10.0
-# The tag of a run nested in a cell's: its name among them.
-VARIANT = "variant"
 # A tag holds no more.
 TAG_LENGTH = 5000
 # How long a server may take to say that it is there, connecting and answering, in seconds.
@@ -321,6 +319,7 @@ class MlflowTracking(dg.ConfigurableResource):
     def _explaining(self) -> Iterator[None]:
         """Turn the error of a request into a TrackingError, where the server has gone silent or the database
         is damaged."""
+        _mlflow()
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -403,7 +402,7 @@ class MlflowTracking(dg.ConfigurableResource):
     @property
     def view(self) -> str:
         """The page that the experiment opens on, below the address of the MLflow UI."""
-        share = f"workflowType=machine_learning&viewStateShareKey={RESULTS_VIEW}"
+        share = f"workflowType=machine_learning&viewStateShareKey={OPENING_VIEW}"
         return f"#/experiments/{self.connect()[1]}/runs?{share}"
 
     @property

@@ -66,17 +66,19 @@ class ImplicitFactorization:
         """
         chosen = _chosen(table)
         seed = torch.randint(1 << 31, (), generator=replica_generator(table.seed, purpose))
-        model = AlternatingLeastSquares(
-            factors=self.k,
-            alpha=self.confidence,
-            regularization=self.penalty,
-            # The library draws both sides first and goes on from what it has when it fits again.
-            iterations=1,
-            use_cg=False,
-            calculate_training_loss=True,
-            num_threads=1,
-            random_state=int(seed),
-        )
+        # One thread of BLAS: the library's own share the rows, and it warns where there are others.
+        with threadpool_limits(1, "blas"):
+            model = AlternatingLeastSquares(
+                factors=self.k,
+                alpha=self.confidence,
+                regularization=self.penalty,
+                # The library draws both sides first and goes on from what it has when it fits again.
+                iterations=1,
+                use_cg=False,
+                calculate_training_loss=True,
+                num_threads=1,
+                random_state=int(seed),
+            )
         losses: list[float] = []
         for number in range(1, self.sweeps + 1):
             with threadpool_limits(1, "blas"):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
+from ml.descent import Adam
 from ml.ranking.ranker import Choices, Ranker, State, rare_rows
 from ml.replicas import replica_generator
 
@@ -57,7 +58,7 @@ class AutoEncoder(Ranker):
         }
         layers = {name: value.to(device).requires_grad_() for name, value in state.items()}
         offset = torch.from_numpy(np.log(choices.popularity + 0.5)).float().to(device)
-        optimizer = torch.optim.AdamW(layers.values(), lr=self.lr, weight_decay=self.decay, fused=True)
+        optimizer = Adam(layers, self.lr, decay=self.decay)
         rows = len(some) / max(1, target.nnz)
         for _ in range(self.epochs):
             total = 0.0
@@ -69,9 +70,7 @@ class AutoEncoder(Ranker):
                 logp = (offset + forward(layers, shown, kept, SCALE / (1 - self.dropout))).log_softmax(1)
                 # As if every user had the same number of choices in each batch, for a steady step.
                 loss = -(chosen * logp).sum() / chosen.sum() / rows
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                optimizer.descend(loss)
                 total += loss.item() * len(part) / len(some)
             yield {
                 **{name: value.detach().cpu().clone() for name, value in layers.items()},

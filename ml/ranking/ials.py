@@ -47,16 +47,16 @@ class CollectiveALS(Ranker):
             ]
         ).tocsr()
         seed = torch.randint(1 << 31, (), generator=replica_generator(choices.seed, self.name))
-        model = AlternatingLeastSquares(
-            factors=self.rank,
-            alpha=self.confidence,
-            regularization=self.penalty,
-            iterations=self.sweeps,
-            num_threads=torch.get_num_threads(),
-            random_state=int(seed),
-        )
-        # Its own threads share the rows; the products within them must not start others.
+        # Its own threads share the rows; the products within them must not start others, of which it warns.
         with threadpool_limits(1, "blas"):
+            model = AlternatingLeastSquares(
+                factors=self.rank,
+                alpha=self.confidence,
+                regularization=self.penalty,
+                iterations=self.sweeps,
+                num_threads=torch.get_num_threads(),
+                random_state=int(seed),
+            )
             model.fit(union, show_progress=False)
         items = torch.from_numpy(np.array(model.item_factors, dtype=np.float32))
         yield {

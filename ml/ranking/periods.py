@@ -34,8 +34,8 @@ class When:
     """Of n training users, s source and t target items, when they were chosen.
 
     edges: (PERIODS − 1,) float32, days between the periods; counts: (PERIODS, t), target choices of all who
-    may be learned from; active: (n, PERIODS), `shares` of the users; own: (n, t), 1 + the period in which the
-    user chose the item, 0 where not at all.
+    may be learned from; active: (n, PERIODS), `shares` of the users; own: (n, t) int16, 1 + the period in
+    which the user chose the item, 0 where not at all.
     """
 
     edges: np.ndarray
@@ -65,7 +65,8 @@ class When:
             csr_matrix((ones, (period, items)), shape=(PERIODS, data.n_items)),
             shares(known, len(data.train), edges),
             csr_matrix(
-                (period[mine] + 1, (place[users[mine]], items[mine])), shape=(len(data.train), data.n_items)
+                ((period[mine] + 1).astype(np.int16), (place[users[mine]], items[mine])),
+                shape=(len(data.train), data.n_items),
             ),
         )
 

@@ -29,6 +29,7 @@ from ml.replicas import Epoch, replica_generator
 
 FOLDS = 4
 CELLS = 5  # whose choices are kept: the seeds that are trained together
+KEPT = 100_000_000  # choices of all of these, 8 bytes each; one cell's are kept whatever their number
 HISTORY = 50  # source items of a user that are asked for as reasons
 
 DENSE = 20  # times as many products a second as of sparse rows
@@ -57,12 +58,12 @@ class Choices:
 
     @classmethod
     def of(cls, data: Data) -> Choices:
-        """Those of one cell; the same object for the same choices while it is among the CELLS asked for last:
-        what several models of a cell start from is learned once."""
+        """Those of one cell; the same object for the same choices while it is among the CELLS asked for last,
+        with KEPT choices at most: what several models of a cell start from is learned once."""
         choices = cls._of(data)
         kept = RECENT.pop(choices.digest, choices)
         RECENT[choices.digest] = kept
-        while len(RECENT) > CELLS:
+        while len(RECENT) > CELLS or (len(RECENT) > 1 and sum(each.nnz for each in RECENT.values()) > KEPT):
             RECENT.popitem(last=False)
         return kept
 
@@ -84,16 +85,25 @@ class Choices:
     def __len__(self) -> int:
         return self.source.shape[0]
 
+    @property
+    def matrices(self) -> tuple[csr_matrix, ...]:
+        return self.source, self.target, self.source_alone, self.target_alone
+
+    @property
+    def nnz(self) -> int:
+        """How many choices, of all users."""
+        return sum(matrix.nnz for matrix in self.matrices)
+
     @cached_property
     def digest(self) -> bytes:
         """Of all that a ranker can learn from; equal choices have equal ones."""
         found = hashlib.blake2b(str(self.seed).encode(), digest_size=16)
-        for matrix in (self.source, self.target, self.source_alone, self.target_alone):
+        for matrix in self.matrices:
             found.update(str(matrix.shape).encode())
             for part in (matrix.indptr, matrix.indices):
-                found.update(part.astype(np.int64).tobytes())
+                found.update(part)
         for array in () if self.when is None else self.when.arrays():
-            found.update(array.tobytes())
+            found.update(array)
         return found.digest()
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:

@@ -111,6 +111,14 @@ def test_three_sentences_say_what_is_gained_and_what_is_left_of_it(store):
     assert f"behind {of_stars}" in third
 
 
+def test_what_is_said_is_of_the_tasks_that_are_asked_for(store):
+    source = source_of(TUNED, store)
+    frame = forest_frame(source)
+    elsewhere = frame.assign(task="another")
+    assert not [each for each in sentences(source, elsewhere) if "Of the simple" in each]
+    assert [each for each in sentences(source, frame) if "Of the simple" in each]
+
+
 def test_it_is_said_where_nothing_beats_the_simplest(store):
     lists(store, "popularity", [0.9, 0.9, 0.9, 0.9])
     stars(store, "star_diffusion", 0.5, validation=0.7)

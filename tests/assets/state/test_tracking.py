@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,6 +17,7 @@ import dagster as dg
 import pytest
 
 from assets.state import tracking
+from assets.state.code import OURS
 from assets.state.experiment import dress
 from assets.state.tracking import DatasetRecord, MlflowTracking, TrackingError
 
@@ -97,7 +100,7 @@ def test_how_good_a_model_is_stands_once_with_the_model_and_its_data(mlflow_reso
     assert json.loads(Path(file).read_text()) == everything
 
 
-def test_the_experiment_is_described_and_opens_on_errors_and_lists(mlflow_resource, client):
+def test_the_experiment_is_described_and_opens_on_its_current_cells_by_model(mlflow_resource, client):
     _, experiment = mlflow_resource.connect()
     tags = client.get_experiment(experiment).tags
     assert "profile/task/β" in tags["mlflow.note.content"]
@@ -105,12 +108,15 @@ def test_the_experiment_is_described_and_opens_on_errors_and_lists(mlflow_resour
     key = mlflow_resource.view.partition("viewStateShareKey=")[2]
     view = json.loads(tags[f"mlflow.sharedViewState.{key}"])
     state = json.loads(view["state"])
-    assert {"metrics.`rmse`", "metrics.`ndcg_at_20`", "tags.`model`"} <= set(state["selectedColumns"])
+    assert {"metrics.`rmse`", "metrics.`ndcg_at_20`"} <= set(state["selectedColumns"])
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`ndcg_at_20`", False)
+    [by] = state["groupBy"]["groupByKeys"]
     done = record(mlflow_resource, "viewed")
     older = record(mlflow_resource, "viewed", seed=1)
     record(mlflow_resource, "viewed", seed=1)
-    listed = {run.info.run_id for run in client.search_runs([experiment], state["searchFilter"])}
-    assert done in listed
+    runs = client.search_runs([experiment], state["searchFilter"])
+    listed = {run.info.run_id: run.data.tags[by["groupByData"]] for run in runs}
+    assert listed[done] == "paper/diffcdr/viewed/b20"
     assert older not in listed
 
 
@@ -517,3 +523,17 @@ def test_half_a_database_of_a_killed_process_is_not_opened(tmp_path):
     resource = MlflowTracking(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     resource.connect()
     assert {path.name for path in tmp_path.iterdir()} <= {"mlflow.db", "mlflow.db.lock"}
+
+
+def test_a_new_database_is_made_without_a_word(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    command = [sys.executable, "-c", "from assets.state.tracking import MlflowTracking as M; M().connect()"]
+    done = subprocess.run(
+        command,
+        env=environment | {"PYTHONPATH": str(OURS), "DIFFCDR_HOME": str(tmp_path)},
+        text=True,
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    assert (done.stdout, done.stderr) == ("", "")

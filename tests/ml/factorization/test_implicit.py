@@ -1,9 +1,12 @@
 """Implicit factorization: the closed form of a half-step, its objective, determinism, its checks."""
 
 import dataclasses
+import warnings
 
+import implicit.utils
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ml.factorization.adam import RatingTable
@@ -41,6 +44,13 @@ def test_every_sweep_lowers_the_objective():
     assert len(objective) == 6
     assert objective == sorted(objective, reverse=True)
     assert told == sorted(told, reverse=True)
+
+
+def test_the_library_has_no_threads_of_blas_to_warn_of(monkeypatch):
+    monkeypatch.setattr(implicit.utils, "_checked_blas_config", False)
+    with threadpool_limits(2, "blas"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ImplicitFactorization(k=2, sweeps=1).fit(table_of(CHOSEN), "test")
 
 
 def test_the_seed_and_the_purpose_decide_and_the_values_do_not():
