@@ -120,7 +120,7 @@ class _Client:
 def _kinds(client: _Client) -> dict[str, Iterator[dict]]:
     """Requests without end, by what they ask."""
     new = [
-        {"history": [{name: each[name] for name in ("item", "rating")} for each in history]}
+        {"history": [{name: each[name] for name in each.keys() - {"title"}} for each in history]}
         for history in client.histories
     ]
     known = [{"user_id": user} for user in client.users]

@@ -2,11 +2,13 @@
 them in number and kind, made by chance, so that its lists mean nothing.
 
 64,443 target items, 50,000 source items, 13,000 training users whose choices the lists are made from, and
-30,000 users of the source domain who may be asked for. Lists by `choice_diffusion`, stars by
-`star_diffusion`, which is trained for a moment on ratings drawn by chance.
+30,000 users of the source domain who may be asked for; ratings with times. Lists by `choice_diffusion`, stars
+by `star_diffusion`, which is trained for a moment on ratings drawn by chance.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,9 +23,10 @@ from ml.distribution.effects import fit_effects
 from ml.distribution.fold_in import EffectsFoldIn
 from ml.distribution.model import StarDiffusion
 from ml.encoder import ItemStatistics, SourceEncoder
-from ml.ranking.blend import DeepBlend
+from ml.ranking.blend import DeepBlend, periods_of
 from ml.ranking.choices import ChoiceDiffusion
 from ml.ranking.neighbourhood import UserNeighbourhood
+from ml.ranking.periods import BANDS, PERIODS, When
 from ml.ranking.ranker import Choices, State, last, packed, rare_rows, weighted
 from ml.recommender import Recommender, Served, UserRatings
 
@@ -34,6 +37,7 @@ STARS = torch.arange(1.0, 6)
 SCALE = 1.0, 5.0
 TASTED = 2_000  # users whose target ratings the stars are trained on
 HIDDEN = 16
+DAYS = 4_000  # over which ratings are spread
 
 
 def large() -> Bundle:
@@ -47,6 +51,7 @@ def large() -> Bundle:
         source[TRAINING_USERS:],
         csr_matrix((1, TARGET_ITEMS), dtype=np.float32),
         0,
+        _when(target, draw),
     )
     lists = ChoiceDiffusion().load_state_dict(_lists(choices, generator))
     rated, known = _ratings(source, draw), _ratings(target[:TASTED], draw)
@@ -67,7 +72,8 @@ def large() -> Bundle:
         tuple(StarDiffusion.needs), SOURCE_ITEMS, SCALE, 3.0, statistics=statistics, effects=fold_in
     )
     by_choices = SourceEncoder(tuple(ChoiceDiffusion.needs), SOURCE_ITEMS, SCALE, 3.0, statistics=statistics)
-    history = UserRatings.of(rated, USERS)
+    times = torch.from_numpy(draw.random(len(rated)) * DAYS).float()
+    history = UserRatings.of(replace(rated, times=times), USERS)
     recommender = Recommender(
         Served("choice_diffusion", "choice_diffusion", lists, by_choices, Users(every, nobody)),
         Served(
@@ -98,6 +104,15 @@ def _choices(draw: np.random.Generator, users: int, items: int) -> csr_matrix:
     return csr_matrix((np.ones(len(columns), dtype=np.float32), columns, starts), shape=(users, items))
 
 
+def _when(target: csr_matrix, draw: np.random.Generator) -> When:
+    """Choices at any time alike; of the training users, whom nobody asks for, nothing else."""
+    periods = draw.integers(0, PERIODS, target.nnz)
+    counts = csr_matrix((target.data, (periods, target.indices)), shape=(PERIODS, TARGET_ITEMS))
+    edges = np.linspace(0, DAYS, PERIODS - 1).astype(np.float32)
+    nobody = csr_matrix((0, PERIODS), dtype=np.float32)
+    return When(edges, counts, nobody, csr_matrix((0, TARGET_ITEMS), dtype=np.int64))
+
+
 def _ratings(choices: csr_matrix, draw: np.random.Generator) -> Ratings:
     users = torch.arange(choices.shape[0]).repeat_interleave(torch.from_numpy(np.diff(choices.indptr)).long())
     stars = torch.from_numpy(draw.integers(1, 6, choices.nnz).astype(np.float32))
@@ -111,7 +126,7 @@ def _lists(choices: Choices, generator: torch.Generator) -> State:
         return torch.randn(*shape, generator=generator) * scale
 
     popularity = torch.from_numpy(choices.popularity).float()
-    state = {"source_items": torch.tensor(SOURCE_ITEMS), "popularity": popularity}
+    state = {"source_items": torch.tensor(SOURCE_ITEMS), "popularity": popularity, **periods_of(choices)}
     parts = {
         "neighbourhood": last(UserNeighbourhood().learn(choices)),
         "regression": _regression(choices, weighted(choices.source[:KEPT], choices.rarity), generator),
@@ -136,11 +151,12 @@ def _lists(choices: Choices, generator: torch.Generator) -> State:
     if set(parts) != set(DeepBlend.PARTS):
         raise ValueError(f"the blend's parts are {', '.join(DeepBlend.PARTS)} now: fabricate those")
     state |= {f"{name}.{key}": value for name, held in parts.items() for key, value in held.items()}
-    # As `Blend` has them: two columns of no part, each part's score, and the logarithm of all but one.
+    # As `Blend` has them: columns of no part, each part's score, and the logarithm of all but one.
     n_parts = len(parts)
-    width = (n_parts + 2) + (n_parts - 1)
+    plain = n_parts + 2 + len(BANDS)
+    width = plain + (n_parts - 1)
     state |= {
-        "blend.scale": torch.ones(n_parts + 2),
+        "blend.scale": torch.ones(plain),
         "blend.centre": torch.zeros(width),
         "blend.spread": torch.ones(width),
         "logit.weights": normal(width, scale=0.1),

@@ -57,16 +57,28 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         size = options.ratings, options.seeds, options.epochs
-        rows = list(measure(Path(folder), *size, options.objective))
-    asked = {name: getattr(options, name) for name in ("ratings", "epochs", "objective")}
-    found = {"machine": machine("cpu"), **asked, "stages": rows}
-    known = json.loads(options.output.read_text()) if options.output.exists() else []
-    others = [run for run in known if any(run[name] != value for name, value in asked.items())]
-    runs = sorted([*others, found], key=lambda run: (run["objective"], run["ratings"]))
-    options.output.write_text(json.dumps(runs, indent=1) + "\n")
+        rows = []
+        for row in measure(Path(folder), *size, options.objective):
+            rows.append(row)
+            # After each stage, since the largest take hours.
+            runs = _keep(rows, options)
     _print(rows, options)
     if options.output == RESULTS:
         plot(runs, PLOT)
+
+
+def _keep(rows: list[dict], options: argparse.Namespace) -> list[dict]:
+    """All that was measured, in the file too: what `rows` has anew takes the place of what it was."""
+    asked = {name: getattr(options, name) for name in ("ratings", "epochs", "objective")}
+    known = json.loads(options.output.read_text()) if options.output.exists() else []
+    same = [run for run in known if all(run[name] == value for name, value in asked.items())]
+    new = {(row["stage"], row["seeds"]) for row in rows}
+    stages = [row for run in same for row in run["stages"] if (row["stage"], row["seeds"]) not in new]
+    runs = [run for run in known if run not in same]
+    runs.append({"machine": machine("cpu"), **asked, "stages": [*stages, *rows]})
+    runs.sort(key=lambda run: (run["objective"], run["ratings"]))
+    options.output.write_text(json.dumps(runs, indent=1) + "\n")
+    return runs
 
 
 def measure(folder: Path, ratings: int, seeds: Sequence[int], epochs: int, objective: str) -> Iterator[dict]:

@@ -45,10 +45,7 @@ class Domain:
         if scale is None:
             scale = float(rated["rating"].min()), float(rated["rating"].max())
         _check_scale(rated["rating"], name, columns["rating"], scale)
-        order = np.arange(len(rated))
-        if columns["timestamp"] in frame:
-            order = np.argsort(frame[columns["timestamp"]].to_numpy(), kind="stable")
-        rated = rated.iloc[order].drop_duplicates(["user", "item"], keep="last")
+        rated = _latest(rated, frame, columns)
         rows, users = pd.factorize(rated["user"], sort=True)
         item_rows, items = pd.factorize(rated["item"], sort=True)
         by_user = np.argsort(rows, kind="stable")
@@ -75,17 +72,19 @@ class Domain:
     def histories(
         self, frame: pd.DataFrame, name: str, columns: Mapping[str, str]
     ) -> tuple[pd.Index, Ratings]:
-        """Ratings of users who need not be in the domain: their ids in order of appearance, and the ratings,
-        users in 0..n−1. Raises ValueError as `of` does, and for an item that is not in the domain."""
+        """Ratings of users who need not be in the domain, ordered and told apart as by `of`: their ids in
+        order of appearance, and the ratings, users in 0..n−1. Raises ValueError as `of` does, and for an item
+        that is not in the domain."""
         rated = _rated(frame, name, columns)
         _check_scale(rated["rating"], name, columns["rating"], self.scale)
-        codes, users = pd.factorize(rated["user"])
-        items = self.rows("items", rated["item"], name)
-        values = rated["rating"].to_numpy(dtype=np.float32)
-        order = np.argsort(codes, kind="stable")
-        times = _times(frame, columns, order)
-        return pd.Index(users), Ratings(
-            *(torch.from_numpy(x[order]) for x in (codes, items, values)),
+        rated = rated.assign(code=pd.factorize(rated["user"])[0], row=self.rows("items", rated["item"], name))
+        users = pd.Index(rated["user"].unique())
+        rated = _latest(rated, frame, columns).sort_values("code", kind="stable")
+        times = _times(frame, columns, rated.index.to_numpy())
+        return users, Ratings(
+            torch.from_numpy(rated["code"].to_numpy(dtype=np.int64)),
+            torch.from_numpy(rated["row"].to_numpy(dtype=np.int64)),
+            torch.from_numpy(rated["rating"].to_numpy(dtype=np.float32)),
             None if times is None else torch.from_numpy(times),
         )
 
@@ -110,6 +109,13 @@ def checked(
             row = int(found[each].isna().argmax())
             raise ValueError(f"{name}, row {row}: {columns[each]} is missing; fill it in or drop that row")
     return found
+
+
+def _latest(rated: pd.DataFrame, frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """The rows of `rated`, by rising time where the frame has times, without all but the latest of a pair."""
+    if columns["timestamp"] in frame:
+        rated = rated.iloc[np.argsort(frame[columns["timestamp"]].to_numpy(), kind="stable")]
+    return rated.drop_duplicates(["user", "item"], keep="last")
 
 
 def _times(frame: pd.DataFrame, columns: Mapping[str, str], rows: np.ndarray) -> np.ndarray | None:

@@ -1,6 +1,7 @@
 """Dagster's state lies in the home; every deployment file is a valid instance configuration."""
 
 import contextlib
+import re
 import shutil
 import sqlite3
 from pathlib import Path
@@ -138,3 +139,12 @@ def _job():
         pass
 
     return nothing
+
+
+def test_workers_of_ray_are_given_every_setting_but_those_of_a_machine():
+    """A variable that is set where Dagster runs and not passed on would be another setting on the nodes."""
+    known = set(re.findall(r"`(DIFFCDR_\w+|MLFLOW_\w+)`", (PROJECT / "README.md").read_text()))
+    settings = yaml.safe_load((PROJECT / "deploy/ray/dagster.yaml").read_text())
+    passed = set(settings["run_launcher"]["config"]["ray"]["env_vars"])
+    assert "DIFFCDR_SPARK" in known & passed
+    assert known - passed == {"DIFFCDR_HOME", "DIFFCDR_DEVICE"}

@@ -195,6 +195,13 @@ def test_a_port_that_is_taken_is_named():
             listening("127.0.0.1", port)
 
 
+def test_an_answer_is_sent_without_waiting_for_the_other_side():
+    with listening("127.0.0.1", 0) as server, socket.create_connection(server.getsockname()):
+        connection, _ = server.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_an_address_that_is_none_is_named():
     with pytest.raises(NotServed, match="there is no port 99999"):
         listening("127.0.0.1", 99999)

@@ -37,7 +37,7 @@ from assets.settings.catalog import Domain
 # No line holds these four control characters in a row, so each line is one column.
 _NO_DELIMITER = "\x01\x02\x03\x04"
 # 1 January of 1900 and of 2100, in seconds: a timestamp beyond them was written in another unit.
-_FIRST_SECOND, _LAST_SECOND = -2208988800, 4102444800
+FIRST_SECOND, LAST_SECOND = -2208988800, 4102444800
 _OUTSIDE = "is outside the scale"
 _LONGEST_TITLE = 300  # characters; the rest is cut off
 # A whole number as it would be written again: 7, and not 007.
@@ -316,12 +316,12 @@ def _checked(domain: Domain, source: str) -> str:
             ("trim(coalesce(t, '')) = ''", columns.timestamp, "'the timestamp is missing'"),
             ("time IS NULL", columns.timestamp, f"left(t, 60) || ' is not {kind}'"),
             (
-                f"time >= {_LAST_SECOND * per_second}",
+                f"time >= {LAST_SECOND * per_second}",
                 columns.timestamp,
                 f"t || ' {domain.timestamp_unit} is after the year 2099, is timestamp_unit right?'",
             ),
             (
-                f"time < {_FIRST_SECOND * per_second}",
+                f"time < {FIRST_SECOND * per_second}",
                 columns.timestamp,
                 f"t || ' {domain.timestamp_unit} is before the year 1900, is timestamp_unit right?'",
             ),
@@ -334,7 +334,7 @@ def _checked(domain: Domain, source: str) -> str:
         plain += f" AND {each} BETWEEN '!' AND '~' AND strlen({each}) <= {_LONGEST_ID}"
         plain += f" AND NOT contains({each}, chr(0))"
     if columns.timestamp:
-        plain += f" AND time BETWEEN {_FIRST_SECOND * per_second} AND {_LAST_SECOND * per_second - 1}"
+        plain += f" AND time BETWEEN {FIRST_SECOND * per_second} AND {LAST_SECOND * per_second - 1}"
     # A time with its zone or none at all; the session's zone is UTC.
     time = "floor(epoch(TRY_CAST(t AS TIMESTAMPTZ)))" if domain.timestamp_unit == "iso" else "t"
     number = "replace(r, ',', '.')" if domain.decimal == "," else "r"

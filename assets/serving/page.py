@@ -21,6 +21,8 @@ from assets.serving.versions import Version
 
 PAGE = Path(__file__).with_suffix(".html")
 FOUND = 20  # names that a search gives
+HISTORY = ("offsets", "items", "values", "times")  # tensors of the users' ratings, times where there are any
+DAY = 86_400  # seconds
 MOST_LEVELS = 21  # ratings to choose from
 # The page holds all that it needs, and runs nothing from elsewhere.
 POLICY = "; ".join(
@@ -39,8 +41,9 @@ class Served:
     """What a served version knows by name.
 
     users, items: ids of source users and source items by row; target_items: ids of target items; titles:
-    of source items and target items by id, as far as the data have any; offsets (users + 1,), rated and
-    values: source ratings of the users in compressed rows, each user's oldest first.
+    of source items and target items by id, as far as the data have any; offsets (users + 1,), rated, values
+    and times, in days where the lists follow them: source ratings of the users in compressed rows, each
+    user's oldest first.
     """
 
     version: Version
@@ -52,6 +55,7 @@ class Served:
     offsets: np.ndarray
     rated: np.ndarray
     values: np.ndarray
+    times: np.ndarray | None = None
 
     @classmethod
     def of_files(cls, version: Version, folder: Path) -> "Served":
@@ -65,7 +69,8 @@ class Served:
         ids = [table["id"].tolist() for table in tables.values()]
         titles = {side: _titles(tables[f"{side}_item_ids"]) for side in ("source", "target")}
         with safe_open(folder / "tensors.safetensors", framework="numpy") as held:
-            history = [held.get_tensor(f"history/{name}") for name in ("offsets", "items", "values")]
+            names = set(held.keys())
+            history = [held.get_tensor(each) for name in HISTORY if (each := f"history/{name}") in names]
         config = json.loads((folder / "config.json").read_text())
         return cls(version, config, *ids, titles, *history)
 
@@ -79,8 +84,12 @@ class Served:
         if row is None:
             return None
         mine = slice(self.offsets[row], self.offsets[row + 1])
-        pairs = zip(self.rated[mine].tolist(), self.values[mine].tolist(), strict=True)
-        return [self._item(item) | {"rating": rating} for item, rating in reversed(list(pairs))]
+        columns = {"rating": self.values[mine].tolist()}
+        if self.times is not None:
+            columns["timestamp"] = np.rint(self.times[mine].astype(np.float64) * DAY).astype(int).tolist()
+        rows = [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)]
+        rated = zip(self.rated[mine].tolist(), rows, strict=True)
+        return [self._item(item) | row for item, row in reversed(list(rated))]
 
     def find_users(self, text: str) -> list[dict]:
         """Users whose id holds the text, those with the most source ratings first."""
@@ -124,6 +133,7 @@ class Served:
             "source_items": len(self.items),
             "target_items": len(self.target_items),
             "ratings": self.ratings,
+            "timed": self.times is not None,
             "target_scale": models["scale"],
             "example": self.example(),
             "titles": self.titles["target"],

@@ -22,6 +22,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE  # noqa: TID253
 from mlflow.pyfunc import PythonModel  # noqa: TID253
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from safetensors.torch import load_file
+from threadpoolctl import threadpool_limits
 
 from ml.data import Ratings
 from ml.recommender import Asked, Listed, Recommender
@@ -30,6 +31,9 @@ log = logging.getLogger("diffcdr")
 DEFAULT_K = 20
 # What one call may ask for: far more than a page shows, far less than what would hold up other callers.
 MOST_ITEMS, MOST_RATINGS, MOST_REQUESTS, MOST_BYTES = 1000, 10_000, 1000, 1 << 20
+# 1 January of 1900 and of 2100, in seconds: a time beyond them was meant in another unit.
+FIRST_SECOND, LAST_SECOND = -2208988800, 4102444800
+DAY = 86_400.0
 # Reasons cost a pass over the history for each of these items.
 MOST_REASONED = 100
 POPULARITY = "popularity"
@@ -45,19 +49,21 @@ def _text(given: Any) -> Any:
 
 
 class Rated(BaseModel):
-    """A source item and the user's rating of it."""
+    """A source item, the user's rating of it and, where it is known, when: whole seconds since 1970."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     item: str
     rating: float
+    timestamp: int | None = None
 
     _item = field_validator("item", mode="before")(_text)
 
 
 class Request(BaseModel):
     """One user, by user_id or by history; the k best items, or the ratings of item_ids. Of a user_id that the
-    source domain does not have nothing is known, as of one with an empty history.
+    source domain does not have nothing is known, as of one with an empty history. A history has a timestamp
+    with every rating or with none.
 
     Of lists: `list` is their order, by `probability` or, where the model can, as a set for `coverage`;
     `because` asks for the source items that speak most for each; `include_rated` for rated items, too.
@@ -114,22 +120,26 @@ class ServedRecommender(PythonModel):
         _check_count(len(model_input))
         answers: dict[int, dict] = {}
         known: dict[int, int] = {}
-        new: dict[int, dict[int, float]] = {}
+        # With times and without: where one rating has none, none of a batch of ratings has.
+        new: dict[bool, dict[int, dict[int, Rated]]] = {True: {}, False: {}}
         for i, request in enumerate(model_input):
             try:
                 self._check(request, f"inputs[{i}]")
                 if request.user_id in self.user_rows:
                     known[i] = self.user_rows[request.user_id]
                 else:
-                    new[i] = self._history(request.history or [], f"inputs[{i}].history")
+                    history = request.history or []
+                    rated = self._history(history, f"inputs[{i}].history")
+                    new[_timed(history)][i] = rated
             except RefusedRow as refused:
                 answers[i] = {"error": str(refused)}
         if known:
             rows = torch.tensor(list(known.values()))
             answers |= self._answers(model_input, list(known), self.recommender.known_users(rows))
-        if new:
-            asked = self.recommender.new_users(_ratings(list(new.values())), len(new))
-            answers |= self._answers(model_input, list(new), asked)
+        for timed, histories in new.items():
+            if histories:
+                asked = self.recommender.new_users(_ratings(list(histories.values()), timed), len(histories))
+                answers |= self._answers(model_input, list(histories), asked)
         return [answers[i] for i in range(len(model_input))]
 
     # Reading requests.
@@ -158,14 +168,18 @@ class ServedRecommender(PythonModel):
         except ValueError as error:
             raise RefusedRow(f"{field}: {error}") from None
 
-    def _history(self, history: Sequence[Rated], field: str) -> dict[int, float]:
-        """Ratings by source item, the oldest first: of two ratings of one item the latter counts."""
-        rated: dict[int, float] = {}
+    def _history(self, history: Sequence[Rated], field: str) -> dict[int, Rated]:
+        """Ratings by source item, the oldest first, by time where there is one: of two ratings of one item
+        the latest counts."""
+        rows = []
         for j, each in enumerate(history):
             self._check_rating(each.rating, f"{field}[{j}].rating")
-            row = _row(self.source_rows, each.item, f"{field}[{j}].item", "source item")
+            _check_time(each.timestamp, _timed(history), f"{field}[{j}].timestamp")
+            rows.append(_row(self.source_rows, each.item, f"{field}[{j}].item", "source item"))
+        rated: dict[int, Rated] = {}
+        for each, row in sorted(zip(history, rows, strict=True), key=lambda pair: pair[0].timestamp or 0):
             rated.pop(row, None)
-            rated[row] = each.rating
+            rated[row] = each
         return rated
 
     def _check_rating(self, rating: float, field: str) -> None:
@@ -243,11 +257,29 @@ class ServedRecommender(PythonModel):
         return {**answer, "ratings": [dict(zip(columns, one, strict=True)) for one in each]}
 
 
-def _ratings(histories: Sequence[dict[int, float]]) -> Ratings:
+def _timed(history: Sequence[Rated]) -> bool:
+    """Whether a rating has a time: then each must have one."""
+    return any(each.timestamp is not None for each in history)
+
+
+def _check_time(timestamp: int | None, timed: bool, field: str) -> None:
+    if timestamp is None:
+        if timed:
+            raise RefusedRow(f"{field} is missing: give one with every rating of a history, or with none")
+    elif not FIRST_SECOND <= timestamp < LAST_SECOND:
+        raise RefusedRow(f"{field} is {timestamp}, give seconds since 1970, of the years 1900 to 2099")
+
+
+def _ratings(histories: Sequence[dict[int, Rated]], timed: bool) -> Ratings:
     users = torch.arange(len(histories)).repeat_interleave(torch.tensor([len(each) for each in histories]))
     items = torch.tensor([item for each in histories for item in each], dtype=torch.int64)
-    values = torch.tensor([value for each in histories for value in each.values()], dtype=torch.float32)
-    return Ratings(users, items, values)
+    rated = [rated for each in histories for rated in each.values()]
+    values = torch.tensor([each.rating for each in rated], dtype=torch.float32)
+    if not timed:
+        return Ratings(users, items, values)
+    # In days, rounded as those of the data were.
+    seconds = torch.tensor([each.timestamp for each in rated], dtype=torch.float64)
+    return Ratings(users, items, values, (seconds / DAY).float())
 
 
 def _check_count(count: int) -> None:
@@ -302,8 +334,10 @@ def guard_server() -> None:
     import fastapi
     from mlflow.pyfunc import scoring_server
 
-    # Requests are answered in threads of their own, side by side; each is too small to be divided further.
+    # Requests are answered in threads of their own, side by side; each is too small to be divided further,
+    # and threads that wait for a share of it take a core each while they do.
     torch.set_num_threads(1)
+    threadpool_limits(1, "blas")
     scoring_server.invocations = guarded(scoring_server.invocations, scoring_server.InvocationsResponse)
     limit_connections()
     # The server makes its one application after the model is loaded.

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from assets.data.ingest import WHOLE_NUMBER
+from assets.data.ingest import FIRST_SECOND, LAST_SECOND, WHOLE_NUMBER
 from assets.serving import lists
 from assets.serving.bundle import Bundle, RecommendationError
 from assets.serving.lists import Named, Wanted
@@ -31,15 +31,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("diffcdr")
 CHUNK = 1 << 16  # users at a time
 CSV, PARQUET = ".csv", ".parquet"
-COLUMNS = ("user_id", "item_id", "rating")
+COLUMNS = ("user_id", "item_id", "rating", "timestamp")
 
 
 def recommend_file(bundle: Bundle, users: Path, output: Path, wanted: Wanted) -> dict[str, int]:
     """Recommend for the users of a file and write `output`, whole or not at all; returns counts.
 
     `users` has a column user_id. With item_id and rating as well, a row is a source rating, and a user is
-    known by these ratings alone; without, users are looked up in the source domain. Users come in bytewise
-    order of their ids. Of whom nothing is known gets the most popular items.
+    known by these ratings alone; without, users are looked up in the source domain. A column timestamp, whole
+    seconds since 1970, says when each rating was given; without it the rows of a user are the oldest first.
+    Users come in bytewise order of their ids. Of whom nothing is known gets the most popular items.
     Raises RecommendationError for a file that cannot be used, ValueError for an order that the model does not
     make.
     """
@@ -93,7 +94,8 @@ def _ending(path: Path) -> str:
 
 class _File:
     """The users of a file in the tables asked(n, user_id, code) and, where it has ratings, history(n, item,
-    rating, place). count: how many users; id_type: of their ids."""
+    rating, time, place), time in days and null where the file has none. count: how many users; id_type: of
+    their ids."""
 
     def __init__(self, connection: "Connection", path: Path, bundle: Bundle) -> None:
         self._connection, self._path, self._bundle = connection, path, bundle
@@ -107,6 +109,7 @@ class _File:
         )
         [(self.count,)] = connection.execute("SELECT count(*) FROM asked").fetchall()
         self._with_ratings = {"item_id", "rating"} <= columns
+        self._timed = "timestamp" in columns
         if self._with_ratings:
             self._add_history()
 
@@ -126,10 +129,11 @@ class _File:
         from ml.data import Ratings
 
         rows = self._connection.execute(
-            "SELECT n - $1 AS n, item, rating FROM history WHERE n >= $1 AND n < $2 ORDER BY n, place",
+            "SELECT n - $1 AS n, item, rating, time FROM history WHERE n >= $1 AND n < $2 ORDER BY n, place",
             [start, start + CHUNK],
         ).fetchnumpy()
         kinds = {"n": np.int64, "item": np.int64, "rating": np.float32}
+        kinds |= {"time": np.float32} if self._timed else {}
         ratings = Ratings(*(torch.from_numpy(np.asarray(rows[name], kind)) for name, kind in kinds.items()))
         return self._bundle.recommender.new_users(ratings, count)
 
@@ -175,12 +179,32 @@ class _File:
             "'item ' || coalesce(item_id, 'null') || ' is not in the source domain'",
         )
         self._refuse_ratings()
-        # Of two ratings of one item the latter counts, as in the source domain itself.
+        if self._timed:
+            self._refuse_times()
+        # Of two ratings of one item the latest counts, as in the source domain itself.
+        place = "struct_pack(time := timestamp::DOUBLE, row := row)" if self._timed else "row"
+        time = "(timestamp::DOUBLE / 86400)::FLOAT" if self._timed else "NULL"
         self._connection.execute(
-            """CREATE TABLE history AS
-               SELECT n, items.code AS item, arg_max(rating::FLOAT, row) AS rating, max(row) AS place
-               FROM given JOIN asked USING (user_id) JOIN items USING (item_id)
-               GROUP BY n, items.code ORDER BY n, place"""
+            f"""CREATE TABLE history AS
+                SELECT n, items.code AS item, arg_max(rating::FLOAT, {place}) AS rating,
+                       max({time}) AS time, max({place}) AS place
+                FROM given JOIN asked USING (user_id) JOIN items USING (item_id)
+                GROUP BY n, items.code ORDER BY n, place"""
+        )
+
+    def _refuse_times(self) -> None:
+        time, said = "TRY_CAST(timestamp::VARCHAR AS DOUBLE)", "'timestamp ' || timestamp::VARCHAR"
+        self._refuse(
+            f"timestamp IS NULL OR coalesce(isnan({time}), false)",
+            "'the timestamp is missing (null or NaN); give one in every row or drop the column'",
+        )
+        self._refuse(
+            f"coalesce(NOT isfinite({time}) OR {time} <> floor({time}), true)",
+            f"{said} || ' is not a whole number'",
+        )
+        self._refuse(
+            f"NOT ({time} >= {FIRST_SECOND} AND {time} < {LAST_SECOND})",
+            f"{said} || ' is not within the years 1900 to 2099 in seconds since 1970'",
         )
 
     def _refuse_ratings(self) -> None:

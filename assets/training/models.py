@@ -65,7 +65,7 @@ def model_asset(axes: Axes, profile: Profile, name: str) -> dg.AssetsDefinition:
         for group in groups.values():
             for training in trainings:
                 training.run(group)
-            pictures = {f"curves_{t.objective.name}": _curves(t, group) for t in trainings}
+            pictures = {f"curves_{t.objective.name}": image for t in trainings for image in _curves(t, group)}
             for cell in group:
                 curves = {f"curve_{t.objective.name}": _curve(t, cell) for t in trainings}
                 metadata = {**curves, **_metadata(trainings, cell), **pictures}
@@ -134,11 +134,14 @@ def _curve(training: Training, cell: Cell) -> dg.MetadataValue:
     return dg.MetadataValue.md("\n\n".join([*line, words]))
 
 
-def _curves(training: Training, group: list[Cell]) -> dg.MetadataValue:
-    """One picture for the cells that were trained together: the headline metric by epoch."""
+def _curves(training: Training, group: list[Cell]) -> list[dg.MetadataValue]:
+    """One picture for the cells that were trained together: the headline metric by epoch. None where there is
+    one epoch: a point is no curve."""
     frames = {cell.place: training.entry(cell).table("curves.parquet") for cell in group}
+    if max(map(len, frames.values())) == 1:
+        return []
     column, metric = _headline(training, next(iter(frames.values())))
-    return dg.MetadataValue.md(plots.curves(frames, "epoch", {column: metric}))
+    return [dg.MetadataValue.md(plots.curves(frames, "epoch", {column: metric}))]
 
 
 def _headline(training: Training, curve: pd.DataFrame) -> tuple[str, str]:

@@ -13,10 +13,12 @@ is how users depart from it. The paper's noise prediction would have to learn th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ml.descent import Adam
 from ml.diffusion.network import time_embedding
 from ml.diffusion.schedule import TRAINING_STEPS, LinearSchedule, training_levels
 from ml.diffusion.solver import plan, solve
@@ -51,15 +53,10 @@ class VectorDiffusion:
         generator = replica_generator(seed, "vector diffusion")
         initial = self._initial(draws.shape[2], condition.shape[1], generator)
         parameters = {name: value.to(draws.device).requires_grad_() for name, value in initial.items()}
-        optimizer = torch.optim.AdamW(parameters.values(), lr=self.lr, weight_decay=self.decay)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, self.steps)
+        optimizer = Adam(parameters, self.lr, self.steps, 0.0, self.decay)
         mean = {name: torch.zeros_like(value) for name, value in parameters.items()}
         for step in range(self.steps):
-            loss = self._loss(parameters, draws, condition, generator)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            optimizer.descend(self._loss(parameters, draws, condition, generator))
             if step >= self.steps // 2:
                 for name, value in parameters.items():
                     mean[name] += value.detach() / (self.steps - self.steps // 2)
@@ -124,7 +121,9 @@ def velocity(parameters: dict[str, Tensor], x: Tensor, embedding: Tensor, condit
     return torch.addmm(parameters["output.bias"], z, parameters["output.weight"].T)
 
 
+@lru_cache(maxsize=16)
 def normal_points(count: int, width: int, seed: int) -> Tensor:
-    """Low-discrepancy standard normal points (count, width) float32 from a scrambled Sobol sequence."""
+    """Low-discrepancy standard normal points (count, width) float32 from a scrambled Sobol sequence; the same
+    tensor for the same numbers, not to be changed."""
     uniform = torch.quasirandom.SobolEngine(width, scramble=True, seed=seed).draw(count, dtype=torch.float64)
     return torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)).float()

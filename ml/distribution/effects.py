@@ -157,19 +157,23 @@ def _total_slopes(
     """The slopes at x (n, D) summed over each group's ratings: (n, D) and (n, D, D).
 
     What is linear in the probabilities is taken of their sums. Only of a chunk of ratings are there logits at
-    a time: all of them are what takes memory.
+    a time: all of them are what takes memory. Arithmetic runs across the ratings, (L, c): along so few levels
+    it takes twice as long. Of the squares, which are symmetric, one half is summed.
     """
     own, (n, width), count = x @ basis.T, x.shape, len(basis)
-    probability, squares = x.new_zeros(n, count), x.new_zeros(n, width * width)
+    left, right = torch.triu_indices(width, width, device=x.device)
+    probability, squares = x.new_zeros(n, count), x.new_zeros(len(left), n)
     for group, row in zip(groups.split(CHUNK), rows.split(CHUNK), strict=True):
-        # Across the ratings: along so few levels a softmax takes twice as long.
-        p = (offset[row] + own[group]).T.contiguous().softmax(0).T.contiguous()
-        mean = p @ basis
-        probability.index_add_(0, group, p)
-        squares.index_add_(0, group, (mean[:, :, None] * mean[:, None, :]).flatten(1))
+        p = offset.index_select(0, row).add_(own.index_select(0, group)).T.contiguous().softmax(0)
+        mean = basis.T @ p
+        probability.index_add_(0, group, p.T.contiguous())
+        squares.index_add_(1, group, mean.index_select(0, left).mul_(mean.index_select(0, right)))
     chosen = torch.bincount(groups * count + index, minlength=n * count).view(n, count)
     outer = (basis[:, :, None] * basis[:, None, :]).flatten(1)
-    return (chosen - probability) @ basis, (probability @ outer - squares).view(n, width, width)
+    both = left.new_empty(width, width)
+    both[left, right] = both[right, left] = torch.arange(len(left), device=x.device)
+    curvature = probability @ outer - squares.index_select(0, both.flatten()).T
+    return (chosen - probability) @ basis, curvature.view(n, width, width)
 
 
 class _Side:

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from ml.data import Predicted, Ratings, Users, check_rows
+from ml.descent import Adam
 from ml.distribution.contract import Distribution, TransferRatings
 from ml.distribution.diffusion import VectorDiffusion, normal_points
 from ml.distribution.effects import (
@@ -171,9 +172,8 @@ class StarDiffusion(Distribution):
         features = self._features(phi, data.target.items[kept], condition[people][users], taste)
         start = initial_alignment(effects, features.shape[1])
         alignment = {name: value.clone().requires_grad_() for name, value in start.items()}
-        optimizer = torch.optim.Adam(alignment.values(), lr=self.lr)
         steps = self.epochs * math.ceil(len(users) / self.batch)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
+        optimizer = Adam(alignment, self.lr, steps, 0.02)
         generator = replica_generator(data.seed, "alignment")
         for _ in range(self.epochs):
             order = torch.randperm(len(users), generator=generator).to(users.device)
@@ -183,10 +183,7 @@ class StarDiffusion(Distribution):
                 logp = mixture(log_probabilities(alignment, features[rows], phi[rows], shown))
                 moved = sum((alignment[name] - start[name]).square().sum() for name in start)
                 loss = self.penalty / 2 / len(users) * moved - logp.gather(1, index[rows, None]).mean()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+                optimizer.descend(loss)
         return {name: value.detach() for name, value in alignment.items()}
 
     def _features(self, phi: Tensor, items: Tensor, condition: Tensor, taste: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ predict; a model learns what they are worth from that, which is nothing where ta
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import pairwise
 from typing import Self
 
@@ -94,8 +95,8 @@ class Taste:
         block = users // BLOCK
         for number in block.unique().tolist():
             mine = block == number
-            part = self._neighbours(known.rows[number * BLOCK : (number + 1) * BLOCK])
-            neighbours[mine] = part[users[mine] - number * BLOCK, items[mine]]
+            near = (known.rows[number * BLOCK : (number + 1) * BLOCK] @ self.raters).toarray()
+            neighbours[mine] = self._neighbours_of(near, users[mine] - number * BLOCK, items[mine])
         person, item = known.factors[users], self.target_items[items]
         product, bias = (person[:, :-1] * item[:, :-1]).sum(1), person[:, -1]
         return self.standardized(torch.stack([neighbours, product, bias, self.target_offset[items]], 1))
@@ -111,6 +112,17 @@ class Taste:
         product = known.factors[:, :-1] @ self.target_items[items, :-1].T
         bias, offset = known.factors[:, -1:].expand_as(product), self.target_offset[items].expand_as(product)
         return self.standardized(torch.stack([neighbours, product, bias, offset], 2))
+
+    @cached_property
+    def _weights_by_item(self) -> csr_matrix:
+        return self.weights.T.tocsr()
+
+    def _neighbours_of(self, near: np.ndarray, users: Tensor, items: Tensor) -> Tensor:
+        """m of p pairs, from x_u Xᵀ (n, raters) of their users."""
+        weights = self._weights_by_item[items.numpy()]
+        pair = np.arange(len(items)).repeat(np.diff(weights.indptr))
+        products = near[users.numpy()[pair], weights.indices] * weights.data
+        return torch.from_numpy(np.bincount(pair, products, len(items))).float()
 
     def _neighbours(self, rows: csr_matrix) -> Tensor:
         """m of rows (n, s) and all target items (n, t), equation (1)."""

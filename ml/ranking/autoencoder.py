@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
+from ml.descent import Adam
 from ml.ranking.ranker import Choices, Ranker, State, rare_rows
 from ml.replicas import replica_generator
 
 SCALE = 3.0  # of the rows of length 1, so that a hidden unit's input is of size 1
+COLUMNS = 2048  # target items whose scores are held at a time where only a few are asked for
 LAYERS = ("encoder", "hidden", "decoder", "output")
 
 
@@ -56,7 +58,7 @@ class AutoEncoder(Ranker):
         }
         layers = {name: value.to(device).requires_grad_() for name, value in state.items()}
         offset = torch.from_numpy(np.log(choices.popularity + 0.5)).float().to(device)
-        optimizer = torch.optim.AdamW(layers.values(), lr=self.lr, weight_decay=self.decay, fused=True)
+        optimizer = Adam(layers, self.lr, decay=self.decay)
         rows = len(some) / max(1, target.nnz)
         for _ in range(self.epochs):
             total = 0.0
@@ -68,9 +70,7 @@ class AutoEncoder(Ranker):
                 logp = (offset + forward(layers, shown, kept, SCALE / (1 - self.dropout))).log_softmax(1)
                 # As if every user had the same number of choices in each batch, for a steady step.
                 loss = -(chosen * logp).sum() / chosen.sum() / rows
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                optimizer.descend(loss)
                 total += loss.item() * len(part) / len(some)
             yield {
                 **{name: value.detach().cpu().clone() for name, value in layers.items()},
@@ -83,10 +83,29 @@ class AutoEncoder(Ranker):
     @torch.no_grad()
     def score(self, state: State, source: csr_matrix) -> np.ndarray:
         """log p(i | u)."""
-        rows = rare_rows(source, state["rarity"].numpy()) * SCALE
-        hidden = torch.tanh(torch.from_numpy(rows @ state["encoder"].numpy()) + state["hidden"])
+        hidden = self._hidden(state, source)
         utility = torch.addmm(state["offset"] + state["output"], hidden, state["decoder"])
         return utility.sub_(utility.logsumexp(1, keepdim=True)).numpy()
+
+    @torch.no_grad()
+    def score_of(self, state: State, source: csr_matrix, items: np.ndarray) -> np.ndarray:
+        """The sum over all items goes by COLUMNS of them, which stay in the cache."""
+        hidden, decoder = self._hidden(state, source).numpy(), state["decoder"].numpy()
+        offset = state["offset"] + state["output"]
+        held, parts = np.empty((len(hidden), COLUMNS), dtype=np.float32), []
+        for begin in range(0, len(offset), COLUMNS):
+            some, columns = offset[begin : begin + COLUMNS], decoder[:, begin : begin + COLUMNS]
+            # On many processors numpy's product is twice as fast as torch's.
+            utility = torch.from_numpy(np.matmul(hidden, columns, out=held[:, : len(some)])).add_(some)
+            highest = utility.amax(1, keepdim=True)
+            parts.append(utility.sub_(highest).exp_().sum(1).log_() + highest[:, 0])
+        total = torch.stack(parts, 1).logsumexp(1, keepdim=True).numpy()
+        return hidden @ decoder[:, items] + offset.numpy()[items] - total
+
+    def _hidden(self, state: State, source: csr_matrix) -> torch.Tensor:
+        """tanh(A x_u + a): (m, hidden)."""
+        rows = rare_rows(source, state["rarity"].numpy()) * SCALE
+        return torch.tanh(torch.from_numpy(rows @ state["encoder"].numpy()) + state["hidden"])
 
 
 def forward(layers: State, rows: csr_matrix, kept: torch.Tensor, scale: float) -> torch.Tensor:

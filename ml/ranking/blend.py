@@ -11,7 +11,9 @@ catalogue would be spent on the rest of it.
 
 Fitted by the likelihood of what training users chose among their candidates, with scores of parts that have
 not seen those choices: otherwise the part that remembers most would be trusted most. A training user's own
-choice is left out of the popularity, too.
+choice is left out of the popularity, too. The weights have a Gaussian prior, so that each user counts beside
+it as one: with thousands of users it hardly matters, with some hundred it keeps the blend from a network
+that remembers them.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ from scipy.sparse import csr_matrix, hstack
 from torch import Tensor
 
 from ml.data import Users
+from ml.descent import Adam
 from ml.ranking.autoencoder import AutoEncoder
 from ml.ranking.ials import CollectiveALS
 from ml.ranking.neighbourhood import UserNeighbourhood
-from ml.ranking.periods import BANDS, shares, timely
+from ml.ranking.periods import BANDS, shares, timely, timely_of
 from ml.ranking.ranker import Choices, HeldOutScores, Ranker, State, last, packed, part, transposed
 from ml.ranking.regression import ItemRegression
 from ml.replicas import replica_generator
@@ -72,8 +75,9 @@ def choices_and_times(state: State, rows: csr_matrix) -> tuple[csr_matrix, csr_m
 
 @dataclass
 class Blend(TimedRanker):
-    """hidden: units h of (1); steps, batch, lr: Adam's; penalty: L2 weight. Its parts have their own settings
-    as `PARTS` gives them."""
+    """hidden: units h of (1); steps, batch, lr: Adam's; penalty: of the sum of squares of all weights beside
+    the sum of the users' losses: of the prior N(0, 1 / (2 penalty)). Its parts have their own settings as
+    `PARTS` gives them."""
 
     name: ClassVar[str] = "blend"
     title: ClassVar[str] = "Multinomial blend"
@@ -90,7 +94,7 @@ class Blend(TimedRanker):
     steps: int = 300
     batch: int = 128
     lr: float = 0.03
-    penalty: float = 1e-3
+    penalty: float = 5.0
 
     def learn(self, choices: Choices, device: torch.device | str = "cpu") -> Iterator[State]:
         yield dict(self.learn_with_candidates(choices, device)[0])
@@ -143,17 +147,14 @@ class Blend(TimedRanker):
             layers |= {"bias": torch.zeros(self.hidden), "outer": torch.zeros(self.hidden)}
         layers = {name: value.requires_grad_() for name, value in layers.items()}
         some = candidates.chosen.sum(1).nonzero()[:, 0]
-        optimizer = torch.optim.Adam(layers.values(), lr=self.lr)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, self.steps)
+        optimizer = Adam(layers, self.lr, self.steps, 0.02)
         for _ in range(self.steps):
             rows = some[torch.randint(len(some), (self.batch,), generator=generator)]
             logp = utility(layers, candidates.features[rows]).log_softmax(1)
             loss = choice_loss(logp, candidates.chosen[rows])
-            loss = loss + self.penalty * sum(value.square().sum() for value in layers.values())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            # The loss is a mean over users: the prior is the less of it, the more they are.
+            prior = self.penalty / len(some) * sum(value.square().sum() for value in layers.values())
+            optimizer.descend(loss + prior)
         return {f"logit.{name}": value.detach() for name, value in layers.items()}
 
     def candidates(
@@ -186,7 +187,7 @@ class Blend(TimedRanker):
         popular = (state["popularity"] + 0.5).log()[places]
         raw = self._columns(tables, popular, source)
         if "periods.edges" in state:
-            raw = torch.cat([raw, popular_then(state, active, items)], 2)
+            raw = torch.cat([raw, popular_then(state, active, torch.from_numpy(items))], 2)
         return self._standardized(state, places, raw)
 
     def _standardized(self, state: State, items: Tensor, raw: Tensor) -> Candidates:
@@ -240,10 +241,7 @@ class Blend(TimedRanker):
         others = popularity[items] if own is None else popularity[items] - present(own, items)
         raw = self._columns(mine, (others + 0.5).log(), source)
         if "periods.edges" in state:
-            then = popular_then(state, active, own=when).gather(
-                1, items[..., None].expand(-1, -1, len(BANDS))
-            )
-            raw = torch.cat([raw, then], 2)
+            raw = torch.cat([raw, popular_then(state, active, items, when)], 2)
         return items, raw
 
     def _raw_of_training(
@@ -314,16 +312,16 @@ def periods_of(choices: Choices) -> State:
     }
 
 
-def popular_then(
-    state: State, active: csr_matrix, items: np.ndarray | None = None, own: csr_matrix | None = None
-) -> Tensor:
-    """`timely` of all items, or of `items` (k,)."""
+def popular_then(state: State, active: csr_matrix, items: Tensor, own: csr_matrix | None = None) -> Tensor:
+    """`timely` of the `items` (k,) of all users, or (m, c) of each; own: as there, of training users."""
     by_item, popularity = transposed("periods.counts", state), state["popularity"]
-    share = popularity / popularity.sum().clamp(min=1)
-    if items is not None:
-        by_item, share = by_item[items], share[items]
-    mine = None if own is None else torch.from_numpy(own.toarray())
-    return timely(active, by_item, state["periods.totals"].numpy(), share, mine)
+    share, totals = popularity / popularity.sum().clamp(min=1), state["periods.totals"].numpy()
+    if items.dim() == 1:
+        return timely(active, by_item[items.numpy()], totals, share[items])
+    if own is None:
+        return timely_of(active, by_item, totals, share, items)
+    every = timely(active, by_item, totals, share, torch.from_numpy(own.toarray()).long())
+    return every.gather(1, items[..., None].expand(-1, -1, len(BANDS)))
 
 
 def learned(ranker: Ranker, choices: Choices, device: torch.device | str) -> tuple[State, HeldOutScores]:

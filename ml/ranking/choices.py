@@ -34,6 +34,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from ml.data import Ratings, Users
+from ml.descent import Adam
 from ml.distribution.diffusion import VectorDiffusion, normal_points
 from ml.ranking.blend import (
     Candidates,
@@ -212,8 +213,7 @@ class ChoiceDiffusion(TimedRanker):
         moving = {name: value.clone().requires_grad_() for name, value in start.items()}
         # More than a step uses, so that an alignment cannot settle on the few vectors it is shown.
         tastes = self._vectors(state, seen.condition, 4 * self.train_samples)
-        optimizer = torch.optim.Adam(moving.values(), lr=self.lr)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, self.steps)
+        optimizer = Adam(moving, self.lr, self.steps, 0.02)
         generator = replica_generator(seed, "alignment of choices")
         for _ in range(self.steps):
             rows = torch.randint(len(seen.items), (self.batch,), generator=generator)
@@ -222,11 +222,7 @@ class ChoiceDiffusion(TimedRanker):
             logp = self._log_probabilities(state | moving, shown, shown.vectors, tastes[rows][:, picked])
             loss = choice_loss(mixed(logp), shown.chosen)
             moved = sum((moving[name] - start[name]).square().sum() for name in start)
-            loss = loss + self.penalty * moved
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            optimizer.descend(loss + self.penalty * moved)
         return {name: value.detach() for name, value in moving.items()}
 
     # What is predicted.

@@ -16,7 +16,7 @@ from implicit.cpu.als import AlternatingLeastSquares
 from scipy.sparse import csr_matrix, hstack, vstack
 from threadpoolctl import threadpool_limits
 
-from ml.ranking.ranker import Choices, Ranker, State
+from ml.ranking.ranker import Choices, Ranker, State, times
 from ml.replicas import replica_generator
 
 BLOCK = 1 << 19  # numbers of user systems held at a time
@@ -91,7 +91,7 @@ class CollectiveALS(Ranker):
             items = vectors[present].astype(np.float64)
             some = csr_matrix((some.data, place, some.indptr), shape=(some.shape[0], len(present)))
             outer = (items[:, :, None] * items[:, None, :]).reshape(len(items), -1)
-            systems = (some @ outer).reshape(-1, self.rank, self.rank) * (self.confidence - 1) + base
+            systems = times(some, outer).reshape(-1, self.rank, self.rank) * (self.confidence - 1) + base
             sides = self.confidence * (some @ items)
             out[begin : begin + size] = np.linalg.solve(systems, sides[:, :, None])[:, :, 0]
         return out

@@ -14,7 +14,18 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix, hstack
 
-from ml.ranking.ranker import Choices, HeldOutScores, Ranker, State, packed, rare_rows, transposed, unpacked
+from ml.ranking.ranker import (
+    Choices,
+    HeldOutScores,
+    Ranker,
+    State,
+    is_dense,
+    packed,
+    product,
+    rare_rows,
+    transposed,
+    unpacked,
+)
 
 
 @dataclass
@@ -47,8 +58,12 @@ class UserNeighbourhood(Ranker):
         return self._of_neighbours(state, (rows @ transposed("source", state)).toarray())
 
     def score_of(self, state: State, source: csr_matrix, items: np.ndarray) -> np.ndarray:
+        """By the source items alone that occur in `source`, whose rows are often nearly the same."""
         rows = rare_rows(source, state["rarity"].numpy())
-        return self._of_neighbours(state, (rows @ transposed("source", state)).toarray(), items)
+        present = np.unique(rows.indices)
+        rows, by_item = rows[:, present], transposed("source", state)[present]
+        alike = product(rows.toarray(), by_item) if is_dense(rows) else (rows @ by_item).toarray()
+        return self._of_neighbours(state, alike, items)
 
     def held_out(self, choices: Choices, state: State, device: torch.device | str = "cpu") -> HeldOutScores:
         """Every training user's neighbours but themselves."""

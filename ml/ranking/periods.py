@@ -34,8 +34,8 @@ class When:
     """Of n training users, s source and t target items, when they were chosen.
 
     edges: (PERIODS − 1,) float32, days between the periods; counts: (PERIODS, t), target choices of all who
-    may be learned from; active: (n, PERIODS), `shares` of the users; own: (n, t), 1 + the period in which the
-    user chose the item, 0 where not at all.
+    may be learned from; active: (n, PERIODS), `shares` of the users; own: (n, t) int16, 1 + the period in
+    which the user chose the item, 0 where not at all.
     """
 
     edges: np.ndarray
@@ -65,7 +65,8 @@ class When:
             csr_matrix((ones, (period, items)), shape=(PERIODS, data.n_items)),
             shares(known, len(data.train), edges),
             csr_matrix(
-                (period[mine] + 1, (place[users[mine]], items[mine])), shape=(len(data.train), data.n_items)
+                ((period[mine] + 1).astype(np.int16), (place[users[mine]], items[mine])),
+                shape=(len(data.train), data.n_items),
             ),
         )
 
@@ -98,8 +99,7 @@ def timely(
     `When.own`, of training users whose choices are in N.
     """
     columns = []
-    for band in BANDS:
-        mass = active @ _over(band, totals.tobytes())
+    for mass in _masses(active, totals):
         near = torch.from_numpy(by_item @ mass.T).T
         usual = share.expand(near.shape)
         if own is not None:
@@ -107,8 +107,34 @@ def timely(
             mine = torch.from_numpy(mass).gather(1, (own - 1).clamp(min=0))
             near = torch.where(own > 0, near - mine, near)
             usual = torch.where(own > 0, usual - 1 / float(totals.sum()), usual)
-        near, usual = near.clamp(min=0), usual.clamp(min=0)
-        columns.append(((near + A * usual + TINY) / ((1 + A) * usual + TINY)).log())
+        columns.append(_beside(near.clamp(min=0), usual.clamp(min=0)))
+    return _of_known(active, columns)
+
+
+def timely_of(
+    active: csr_matrix, by_item: csr_matrix, totals: np.ndarray, share: Tensor, items: Tensor
+) -> Tensor:
+    """`timely` of each user's own `items` (m, c) int64: (m, c, BANDS), of a few of all items at once."""
+    rows = by_item[items.numpy().ravel()]
+    pair = np.arange(items.numel()).repeat(np.diff(rows.indptr))
+    place = pair // items.shape[1], rows.indices
+    columns = []
+    for mass in _masses(active, totals):
+        near = np.bincount(pair, rows.data * mass[place], items.numel())
+        columns.append(_beside(torch.from_numpy(near).float().view(items.shape), share[items]))
+    return _of_known(active, columns)
+
+
+def _masses(active: csr_matrix, totals: np.ndarray) -> list[np.ndarray]:
+    """Σ_b π_ub K_h / (K_h N 1)_b of each of BANDS: (m, PERIODS)."""
+    return [active @ _over(band, totals.tobytes()) for band in BANDS]
+
+
+def _beside(near: Tensor, usual: Tensor) -> Tensor:
+    return ((near + A * usual + TINY) / ((1 + A) * usual + TINY)).log()
+
+
+def _of_known(active: csr_matrix, columns: list[Tensor]) -> Tensor:
     known = torch.from_numpy(np.diff(active.indptr) > 0)
     return torch.where(known[:, None, None], torch.stack(columns, 2), 0.0)
 

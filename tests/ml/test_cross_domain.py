@@ -188,6 +188,20 @@ def test_users_and_items_nobody_knows_are_named(fitted):
         fitted.recommend(users=[0], histories=history)
 
 
+def test_a_history_is_read_as_the_domain_is(frames):
+    """By time, whatever the order of its rows; of two ratings of one item the latest counts."""
+    source = frames[0].assign(timestamp=np.random.default_rng(1).permutation(len(frames[0])) * 86_400)
+    domain = Domain.of(source, "source")
+    mine = source[source["user"] == 7]
+    again = mine.head(1).assign(rating=6 - mine["rating"], timestamp=mine["timestamp"] - 1)
+    users, found = domain.histories(pd.concat([mine, again]), "histories", COLUMNS)
+    assert users.tolist() == [7]
+    known = domain.ratings.users == 7
+    assert found.items.tolist() == domain.ratings.items[known].tolist()
+    assert found.values.tolist() == domain.ratings.values[known].tolist()
+    assert found.times.tolist() == domain.ratings.times[known].tolist()
+
+
 @pytest.mark.parametrize("unit", ["s", "us", "ns"])
 def test_datetimes_and_unix_seconds_are_the_same_times(unit):
     seconds = [86_400 * 9, 86_400 * 3, 86_400 * 5]
@@ -197,7 +211,7 @@ def test_datetimes_and_unix_seconds_are_the_same_times(unit):
     for each in (frame, dated, zoned):
         domain = Domain.of(each, "source")
         assert domain.ratings.times.tolist() == [3, 9, 5]
-        assert domain.histories(each, "histories", COLUMNS)[1].times.tolist() == [9, 3, 5]
+        assert domain.histories(each, "histories", COLUMNS)[1].times.tolist() == [3, 9, 5]
     for times in ([None, 1, 2], ["a", "b", "c"]):
         assert Domain.of(frame.assign(timestamp=times), "source").ratings.times is None
     assert Domain.of(frame.drop(columns="timestamp"), "source").ratings.times is None

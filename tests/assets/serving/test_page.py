@@ -68,6 +68,13 @@ def test_a_history_is_shown_the_latest_first():
     assert served().history("nobody") is None
 
 
+def test_times_are_shown_in_seconds_where_the_lists_follow_them():
+    days = np.array([100, 16_000.5, 1, 2, 3], np.float32)
+    timed = served(times=days)
+    assert [each["timestamp"] for each in timed.history("ann")] == [16_000 * 86_400 + 43_200, 8_640_000]
+    assert (timed.about()["timed"], served().about()["timed"]) == (True, False)
+
+
 def test_the_example_is_a_user_as_most_are_and_a_history_the_oldest_first():
     example = served().example()
     assert example["user"] in ("ann", "carl")

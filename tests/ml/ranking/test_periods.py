@@ -14,7 +14,7 @@ from ml.data import Data, HeldOut, Ratings, Users
 from ml.evaluation.lists import list_scores
 from ml.ranking.blend import DeepBlend
 from ml.ranking.choices import ChoiceDiffusion
-from ml.ranking.periods import BANDS, PERIODS, A, When, periods, shares, timely
+from ml.ranking.periods import BANDS, PERIODS, A, When, periods, shares, timely, timely_of
 from ml.ranking.ranker import Choices
 from tests.ml.ranking.cells import cell
 
@@ -60,6 +60,21 @@ def test_what_was_popular_then_is_equation_1(seed):
     for column, band in enumerate(BANDS):
         expected = by_the_formula(active, counts, totals, share, band)
         np.testing.assert_allclose(found[..., column], expected, atol=1e-4)
+
+
+def test_of_each_users_own_items_it_is_the_same_as_of_all():
+    active, counts = drawn(1)
+    active[1] = 0
+    share = torch.from_numpy(counts.sum(0) / counts.sum()).float()
+    about = (
+        csr_matrix(active.astype(np.float32)),
+        csr_matrix(counts.T.astype(np.float32)),
+        counts.sum(1),
+        share,
+    )
+    items = torch.tensor([[3, 0], [1, 2], [2, 2]])
+    expected = timely(*about).gather(1, items[..., None].expand(-1, -1, len(BANDS)))
+    torch.testing.assert_close(timely_of(*about, items), expected)
 
 
 @settings(max_examples=20, deadline=None)

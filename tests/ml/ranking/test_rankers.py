@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+from collections import OrderedDict
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from sklearn.linear_model import Ridge
 
 from ml.evaluation.lists import list_scores
 from ml.models.statistics import Popularity
+from ml.ranking import autoencoder
 from ml.ranking.autoencoder import AutoEncoder
 from ml.ranking.blend import Blend, BlendAutoEncoder, DeepBlend, shortlist
 from ml.ranking.choices import ChoiceDiffusion
@@ -63,6 +67,15 @@ def test_rankers_beat_popularity_and_come_back_from_their_state(model, data):
 
 def vars_of(model):
     return {name: value for name, value in vars(model).items() if name != "states_"}
+
+
+def test_the_auto_encoders_sum_over_all_items_may_be_taken_in_parts(data, monkeypatch):
+    model = fitted(AutoEncoder(epochs=1), data[0])
+    state, source = model.state(0), Choices.of(data[0]).source[:5]
+    monkeypatch.setattr(autoencoder, "COLUMNS", 7)
+    listed = np.array([3, 1, 8])
+    expected = model.score(state, source)[:, listed]
+    np.testing.assert_allclose(model.score_of(state, source, listed), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", RANKERS, ids=lambda model: model.name)
@@ -201,6 +214,27 @@ def test_what_models_of_a_cell_share_is_learned_once_and_left_as_it_is(data):
     assert first.keys() == again.keys()
     for name, value in first.items():
         torch.testing.assert_close(again[name], value)
+
+
+def test_choices_of_other_cells_are_kept_while_they_are_few(data, monkeypatch):
+    train, _ = data
+    cells = [dataclasses.replace(train, seed=seed) for seed in range(3)]
+    one = sum(len(ratings.users) for ratings in (train.source, train.target))
+    monkeypatch.setattr("ml.ranking.ranker.RECENT", OrderedDict())
+    monkeypatch.setattr("ml.ranking.ranker.KEPT", 2 * one)
+    first, second, third = map(Choices.of, cells)
+    assert first.nnz == one
+    assert (Choices.of(cells[2]), Choices.of(cells[1])) == (third, second)
+    assert Choices.of(cells[0]) is not first
+    monkeypatch.setattr("ml.ranking.ranker.KEPT", 1)
+    assert Choices.of(cells[1]) is second
+    assert Choices.of(cells[1]) is second
+
+
+def test_a_choice_takes_eight_bytes(data):
+    choices = Choices.of(data[0])
+    for matrix in choices.matrices:
+        assert (matrix.data.dtype, matrix.indices.dtype) == (np.float32, np.int32)
 
 
 def test_a_pair_given_twice_is_one_choice(data):
