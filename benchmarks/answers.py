@@ -1,7 +1,7 @@
 """`python -m benchmarks.answers --task T`: how long the served champion takes for an answer, over HTTP.
 
 With `--large` in place of a task, a fabricated one of 64,443 target items (`benchmarks.large`), in a home of
-its own that is removed at the end.
+its own that is removed at the end. With `--show` it prints one call and its answer, and times nothing.
 
 Starts `diffcdr serve` on a free port and asks it as one client does, one call after the other. Wall time is
 the client's; processor time is the server's own, which other programs disturb less. The known users asked for
@@ -19,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
@@ -41,14 +42,16 @@ def main() -> int:
     asked.add_argument("--task")
     asked.add_argument("--large", action="store_true")
     parser.add_argument("--calls", type=int, default=200)
+    parser.add_argument("--show", action="store_true")
     arguments = parser.parse_args()
+    work = _show if arguments.show else partial(_time, calls=arguments.calls)
     if arguments.task:
-        _ask(arguments.task, arguments.calls)
+        _served(arguments.task, work)
         return 0
     with tempfile.TemporaryDirectory() as home:
         os.environ["DIFFCDR_HOME"] = home
         _register_large()
-        _ask(DEMO, arguments.calls)
+        _served(DEMO, work)
     return 0
 
 
@@ -69,12 +72,13 @@ def _register_large() -> None:
     log_version(MlflowTracking(), DEMO, bundle, "Fabricated: its lists mean nothing.", {"cell": bundle.cell})
 
 
-def _ask(task: str, calls: int) -> None:
+def _served(task: str, work: Callable[[_Client], None]) -> None:
+    """Do the work with a client of a server of the task's champion."""
     command = [sys.executable, "-m", "pipeline.main", "serve", "--task", task, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             address = next(line.split()[-1] for line in server.stdout if line.startswith("try it"))
-            Console().print(_table(_Client(address, server.pid), calls))
+            work(_Client(address, server.pid))
         finally:
             server.terminate()
 
@@ -94,13 +98,14 @@ class _Client:
         self._connection.request("GET", f"/page/{path}?{urlencode(query)}")
         return json.loads(self._connection.getresponse().read())
 
-    def ask(self, request: dict) -> dict:
-        body = json.dumps({"inputs": [request]})
+    def ask(self, *requests: dict) -> list[dict]:
+        body = json.dumps({"inputs": requests})
         self._connection.request("POST", "/invocations", body, {"Content-Type": "application/json"})
-        [answer] = json.loads(self._connection.getresponse().read())["predictions"]
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer
+        answers = json.loads(self._connection.getresponse().read())["predictions"]
+        for answer in answers:
+            if "error" in answer:
+                raise RuntimeError(answer["error"])
+        return answers
 
     def timed(self, requests: Iterator[dict], calls: int) -> tuple[np.ndarray, float]:
         """Seconds (calls,) of each call, and the server's processor seconds of one."""
@@ -119,12 +124,9 @@ class _Client:
 
 def _kinds(client: _Client) -> dict[str, Iterator[dict]]:
     """Requests without end, by what they ask."""
-    new = [
-        {"history": [{name: each[name] for name in each.keys() - {"title"}} for each in history]}
-        for history in client.histories
-    ]
+    new = [{"history": [_typed(each) for each in history]} for history in client.histories]
     known = [{"user_id": user} for user in client.users]
-    items = [each["item"] for each in client.ask(known[0])["items"]]
+    items = [each["item"] for each in client.ask(known[0])[0]["items"]]
     kinds = {
         "top 20 of a known user": known,
         "the same, with reasons": [each | {"because": True} for each in known],
@@ -134,6 +136,41 @@ def _kinds(client: _Client) -> dict[str, Iterator[dict]]:
     if client.about["stars"]:
         kinds["ratings of 20 items"] = [each | {"item_ids": items} for each in known]
     return {name: itertools.cycle(requests) for name, requests in kinds.items()}
+
+
+def _show(client: _Client) -> None:
+    """One call with a known user, a history and an item to be rated, and the answer to it."""
+    example = client.about["example"]
+    history = [_typed(each) for each in example["history"]]
+    requests = [{"user_id": example["user"], "k": 3}, {"history": history, "k": 3, "because": True}]
+    if client.about["stars"]:
+        [listed] = client.ask(requests[0])
+        requests.append({"user_id": example["user"], "item_ids": [listed["items"][0]["item"]]})
+    for name, rows in (("inputs", requests), ("predictions", client.ask(*requests))):
+        print(f'{{"{name}": [\n  ' + ",\n  ".join(_short(row) for row in rows) + "]}\n")
+
+
+def _typed(rated: dict) -> dict:
+    """A rating of the page as a request takes it."""
+    return {name: value for name, value in rated.items() if name != "title"}
+
+
+def _short(row: dict) -> str:
+    """As JSON with four digits of each number, a line for each item of an answer."""
+    rounded = json.loads(json.dumps(row), parse_float=lambda text: float(f"{float(text):.4g}"))
+    parts = [
+        f'"{name}": ' + (f"[\n    {_lines(value)}]" if name in ("items", "ratings") else json.dumps(value))
+        for name, value in rounded.items()
+    ]
+    return "{" + ", ".join(parts) + "}"
+
+
+def _lines(rows: list[dict]) -> str:
+    return ",\n    ".join(json.dumps(row) for row in rows)
+
+
+def _time(client: _Client, calls: int) -> None:
+    Console().print(_table(client, calls))
 
 
 def _table(client: _Client, calls: int) -> Table:

@@ -72,8 +72,9 @@ def large() -> Bundle:
         tuple(StarDiffusion.needs), SOURCE_ITEMS, SCALE, 3.0, statistics=statistics, effects=fold_in
     )
     by_choices = SourceEncoder(tuple(ChoiceDiffusion.needs), SOURCE_ITEMS, SCALE, 3.0, statistics=statistics)
-    times = torch.from_numpy(draw.random(len(rated)) * DAYS).float()
-    history = UserRatings.of(replace(rated, times=times), USERS)
+    times = draw.random(len(rated)) * DAYS
+    times = times[np.lexsort((times, rated.users.numpy()))]  # each user's oldest first
+    history = UserRatings.of(replace(rated, times=torch.from_numpy(times).float()), USERS)
     recommender = Recommender(
         Served("choice_diffusion", "choice_diffusion", lists, by_choices, Users(every, nobody)),
         Served(

@@ -19,7 +19,7 @@ PAGES = {
         ["serve", "--task", "demo_video_music", "--port", "0"],
         r"in a browser: (http://\S+)",
         "",
-        (1200, 1340),
+        (1200, 1400),
     ),
 }
 # In which a page has asked for all that it shows.

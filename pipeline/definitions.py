@@ -67,4 +67,7 @@ def profile_assets(axes: Axes, profile: Profile) -> list[dg.AssetsDefinition]:
     ]
 
 
-defs = build_defs()
+@dg.definitions
+def defs() -> dg.Definitions:
+    """Those of the environment, built where a code location is loaded; the command line builds its own."""
+    return build_defs()

@@ -142,7 +142,7 @@ def test_the_weekly_schedule_asks_for_the_same_as_the_sensor(house):
 
 
 def test_nothing_runs_by_itself_until_it_is_switched_on():
-    repository = defs.get_repository_def()
+    repository = defs().get_repository_def()
     assert {sensor.default_status for sensor in repository.sensor_defs} == {dg.DefaultSensorStatus.STOPPED}
     assert {s.default_status for s in repository.schedule_defs} == {dg.DefaultScheduleStatus.STOPPED}
     assert all(each.description for each in [*repository.sensor_defs, *repository.schedule_defs])

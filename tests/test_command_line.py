@@ -151,3 +151,13 @@ def test_the_wheel_has_all_that_is_no_code(installed):
     data = {path for path in here if path.suffix not in ("", ".py", ".pyc")}
     assert data
     assert not [path for path in data if not (installed / path).exists()]
+
+
+def test_an_empty_home_is_said_to_be_empty_and_what_fills_it():
+    status, verdict = (
+        CliRunner().invoke(app, [command, "--task", "tiny", "--profile", "tuned"])
+        for command in ("status", "verdict")
+    )
+    assert status.stdout == "nothing yet of tuned: 1 of 1 tasks\n"
+    assert verdict.exit_code == 1
+    assert "run `diffcdr run --task tiny --profile tuned` first" in verdict.stderr

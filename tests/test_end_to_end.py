@@ -292,7 +292,7 @@ def test_a_check_fails_when_a_held_out_rating_gets_into_training(house, monkeypa
         return np.ones(len(checks.domain_ratings(store, "tiny_music").users), dtype=bool)
 
     monkeypatch.setattr(checks, "training_rows", everything)
-    job = defs.resolve_job_def("train_strict")
+    job = defs().resolve_job_def("train_strict")
     done = job.execute_in_process(
         partition_key="tiny|b20-s0", asset_selection=[dg.AssetKey("split")], raise_on_error=False
     )

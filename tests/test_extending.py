@@ -16,7 +16,7 @@ MODELS = ("shift", "emcdr", "mean_and_bias")
 LOOK = """
 from pipeline.definitions import defs
 from assets.state.tracking import MlflowTracking
-for key in defs.resolve_asset_graph().materializable_asset_keys:
+for key in defs().resolve_asset_graph().materializable_asset_keys:
     print("asset", key.to_user_string())
 client, experiment = MlflowTracking().connect()
 for run in client.search_runs([experiment], "tags.model = 'shift'"):

@@ -319,6 +319,14 @@ BAD = [
         "inputs[0].history[0].rating: Input should be a valid number",
     ),
     ({"history": [{"item": "s1"}]}, "inputs[0].history[0].rating: Field required"),
+    (
+        {"history": [{"item": "s1", "rating": 4, "timestamp": 7.5}]},
+        "inputs[0].history[0].timestamp: Input should be a valid integer",
+    ),
+    (
+        {"history": [{"item": "s1", "rating": 4, "timestamp": 7}, {"item": "s2", "rating": 4}]},
+        "inputs[0].history[1].timestamp is missing: give one with every rating of a history, or with none",
+    ),
     ({"history": "s1"}, "inputs[0].history: Input should be a valid list"),
     (
         {"user_id": "u1", "list": "coverage"},

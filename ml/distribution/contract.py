@@ -6,10 +6,13 @@ A distribution knows users by a row of numbers and is fitted to one cell; of sev
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from functools import cached_property
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +21,11 @@ from ml.data import Data, Predicted, Ratings, Users, check_rows
 from ml.evaluation.distribution import mean, median
 from ml.models.contract import Model
 from ml.replicas import Epoch
+
+# What several models start from is kept of the cells that are trained together, the seeds of a task: so many,
+# and so many target ratings, at most.
+CELLS, RATINGS = 5, 5_000_000
+RECENT: OrderedDict[bytes, tuple[int, dict[str, Any]]] = OrderedDict()
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,38 @@ class TransferRatings:
 
     @classmethod
     def of(cls, data: Data) -> TransferRatings:
-        """What a cell lets a model see."""
+        """What a cell lets a model see; it is then among those of which is kept what is made `once`."""
         sizes = data.n_users, data.n_items
         known = data.source_user, data.description, data.seed, data.levels
-        return cls(data.target, *sizes, *known, data.source, data.n_source_items)
+        cell = cls(data.target, *sizes, *known, data.source, data.n_source_items)
+        RECENT[cell.digest] = RECENT.pop(cell.digest, (len(data.target), {}))
+        while len(RECENT) > CELLS or (RECENT and sum(count for count, _ in RECENT.values()) > RATINGS):
+            RECENT.popitem(last=False)
+        return cell
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Of all that a model can learn from; equal cells have equal ones."""
+        sizes = self.n_users, self.n_items, self.n_source_items, self.seed
+        found = hashlib.blake2b(str(sizes).encode(), digest_size=16)
+        columns = [self.source_user, self.description, self.levels]
+        for ratings in (self.target, self.source):
+            columns += [None] * 3 if ratings is None else [ratings.users, ratings.items, ratings.values]
+        for column in columns:
+            if column is None:
+                found.update(b"none")
+                continue
+            found.update(f"{column.dtype}{tuple(column.shape)}".encode())
+            found.update(column.cpu().contiguous().numpy())
+        return found.digest()
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` gives; of a cell that is kept, made the first time `name` is asked for. It must not
+        be changed."""
+        _, kept = RECENT.get(self.digest, (0, {}))
+        if name not in kept:
+            kept[name] = make()
+        return kept[name]
 
 
 class Distribution(Model):

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ml.data import Ratings, check_rows
@@ -319,7 +320,7 @@ class StarBoosting(Distribution):
         domain, x, index = training_rows(data.to(device))
         generator = replica_generator(data.seed, "star boosting")
         noise = torch.rand(len(index), dtype=torch.float64, generator=generator) - 0.5
-        fitted = HistGradientBoostingRegressor(
+        boosting = HistGradientBoostingRegressor(
             loss="absolute_error",
             learning_rate=self.lr,
             max_iter=self.trees,
@@ -327,7 +328,10 @@ class StarBoosting(Distribution):
             min_samples_leaf=self.leaf_ratings,
             early_stopping=False,
             random_state=int(torch.randint(2**31, (1,), generator=generator)),
-        ).fit(x.cpu().numpy(), (index.cpu() + noise).numpy())
+        )
+        # Of trees so small a second thread waits for the first, and on busy cores without end.
+        with threadpool_limits(torch.get_num_threads(), "openmp"):
+            fitted = boosting.fit(x.cpu().numpy(), (index.cpu() + noise).numpy())
         self.state_ = domain | {name: value.to(x.device) for name, value in trees_of(fitted).items()}
         return self
 

@@ -31,6 +31,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, Self
 
 import torch
@@ -108,15 +109,21 @@ class StarDiffusion(Distribution):
         # A user without source ratings is given the average description.
         condition = (data.description.double()[data.source_user] - center) / scale * known[:, None]
         condition = condition.clamp(-REACH, REACH)
-        effects = fit_effects(
-            data.target,
-            data.n_users,
-            data.n_items,
-            data.seed,
-            condition,
-            data.levels,
-            keep_draws=self.vectors == "diffusion",
-            device=device,
+        # The ablations of a cell start from the same.
+        keep_draws = self.vectors == "diffusion"
+        effects = data.once(
+            f"effects on {device}, draws {keep_draws}",
+            partial(
+                fit_effects,
+                data.target,
+                data.n_users,
+                data.n_items,
+                data.seed,
+                condition,
+                data.levels,
+                keep_draws=keep_draws,
+                device=device,
+            ),
         )
         self.state_ = {
             "seed": torch.tensor(data.seed),
@@ -154,9 +161,11 @@ class StarDiffusion(Distribution):
             self.taste_ = None
             rows = int((data.source_user[data.target.users] >= 0).sum())
             return effects.items.new_zeros(rows, 0).float()
-        residual = effects.residual(data.target).cpu()
         cpu = dataclasses.replace(data.to("cpu"), source=data.source.to("cpu"))
-        self.taste_, columns = fit_taste(cpu, residual)
+        self.taste_, columns = data.once(
+            f"taste by effects on {effects.items.device}",
+            lambda: fit_taste(cpu, effects.residual(data.target).cpu()),
+        )
         return columns.to(effects.items.device)
 
     def _fit_alignment(

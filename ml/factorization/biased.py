@@ -265,11 +265,9 @@ class _Chunk:
     columns: _Columns
 
     @property
-    def weight(self) -> Tensor:
-        """(B, L) float64, 0 where padded."""
-        present = torch.arange(self.other.shape[1]) < self.counts[:, None]
-        weight = self.columns.weight
-        return present.double() if weight is None else weight.double() * present
+    def present(self) -> Tensor:
+        """(B, L) bool, False where padded."""
+        return torch.arange(self.other.shape[1]) < self.counts[:, None]
 
 
 def _chunks(own: Tensor, other: Tensor, columns: _Columns, n: int, k: int) -> list[_Chunk]:
@@ -295,15 +293,17 @@ def _solve(chunks: list[_Chunk], other: Tensor, mean: Tensor, ridge: Tensor, n: 
     """Each row's [factor, bias] (n, k + 1) given the other side's, 0 where it is in no chunk; and Σ w e²."""
     solved, error = other.new_zeros(n, other.shape[1]), 0.0
     for chunk in chunks:
-        design, weight = other[chunk.other], chunk.weight
-        target = (chunk.columns.residuals() - mean - design[..., -1])[..., None]
+        present, weight = chunk.present, chunk.columns.weight
+        design = other.index_select(0, chunk.other.flatten()).view(*present.shape, -1)
+        target = (chunk.columns.residuals() - mean - design[..., -1]).mul_(present)[..., None]
         design[..., -1] = 1
-        weighted = (design * weight[..., None]).mT
+        design.mul_(present[..., None])
+        weighted = (design if weight is None else design * weight[..., None]).mT
         factor = torch.linalg.cholesky(weighted @ design + ridge)
         solution = torch.cholesky_solve(weighted @ target, factor)
         solved[chunk.rows] = solution[..., 0]
-        residual = (target - design @ solution)[..., 0]
-        error += (weight * residual.square()).sum().item()
+        squares = (target - design @ solution)[..., 0].square()
+        error += (squares if weight is None else squares * weight).sum().item()
     return solved, error
 
 

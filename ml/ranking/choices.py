@@ -76,8 +76,9 @@ class ChoiceDiffusion(TimedRanker):
     """width: columns of the items' vectors; spread: deviation of a taste before
     any choice; vectors: where θ comes from, for ablation the `gaussian` of step
     1 or its `mean`; offset: o in (1), for ablation log `popularity` or `none`; samples: K; train_samples: of
-    a step of the alignment; steps, batch, lr: Adam's on the alignment; penalty: L2 weight of its distance
-    from the start; diffusion_steps, diffusion_hidden: those of the network.
+    a step of the alignment; steps, batch, lr: Adam's on the alignment; penalty: of its squared distance
+    from the start beside the sum of the users' losses; diffusion_steps, diffusion_hidden: those of the
+    network.
     """
 
     name: ClassVar[str] = "choice_diffusion"
@@ -101,7 +102,7 @@ class ChoiceDiffusion(TimedRanker):
     steps: int = 200
     batch: int = 128
     lr: float = 3e-3
-    penalty: float = 0.01
+    penalty: float = 30.0
     diffusion_steps: int = 800
     diffusion_hidden: int = 32
 
@@ -222,7 +223,8 @@ class ChoiceDiffusion(TimedRanker):
             logp = self._log_probabilities(state | moving, shown, shown.vectors, tastes[rows][:, picked])
             loss = choice_loss(mixed(logp), shown.chosen)
             moved = sum((moving[name] - start[name]).square().sum() for name in start)
-            optimizer.descend(loss + self.penalty * moved)
+            # As the blend's prior: the less of a mean over users, the more they are.
+            optimizer.descend(loss + self.penalty / len(seen.items) * moved)
         return {name: value.detach() for name, value in moving.items()}
 
     # What is predicted.

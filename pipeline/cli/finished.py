@@ -59,7 +59,8 @@ def status(
         store, catalog, known = Store(), load_catalog(), load_profiles()
         profiles = [known[profile]] if profile else list(known.values())
         shown = overview.status(store, catalog, profiles, task)
-        print_frame(shown, format, "Models, once for each objective")
+        if len(shown) or format is not Format.table:
+            print_frame(shown, format, "Models, once for each objective")
         absent = overview.not_begun(store, catalog, profiles, shown, task)
         if absent and format is Format.table:
             print(f"nothing yet of {'; '.join(absent)}")
@@ -108,9 +109,10 @@ def verdict(
         (source,) = sources([profile])
         shown = verdict_of_tasks(source, names)
         if not shown:
+            asked = " ".join(f"--task {name}" for name in task or ["…"])
             raise LookupError(
                 f"no finished cell of profile {profile} with validation users; run "
-                f"`diffcdr run --task … --profile {profile}` first"
+                f"`diffcdr run {asked} --profile {profile}` first"
             )
         for table in shown:
             print_table(table, table.caption or f"Verdict, profile {profile}")

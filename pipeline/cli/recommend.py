@@ -19,7 +19,7 @@ def recommend(
             "--users",
             "-u",
             metavar="FILE",
-            help="Parquet or CSV: user_id, or user_id, item_id and rating of the source.",
+            help="Parquet or CSV: user_id, or user_id, item_id, rating and, where known, timestamp.",
         ),
     ],
     output: Annotated[

@@ -15,7 +15,15 @@ from ml.evaluation.lists import list_scores
 from ml.models.statistics import Popularity
 from ml.ranking import autoencoder
 from ml.ranking.autoencoder import AutoEncoder
-from ml.ranking.blend import Blend, BlendAutoEncoder, DeepBlend, shortlist
+from ml.ranking.blend import (
+    Blend,
+    BlendAutoEncoder,
+    Candidates,
+    DeepBlend,
+    choice_loss,
+    shortlist,
+    utility,
+)
 from ml.ranking.choices import ChoiceDiffusion
 from ml.ranking.graph import GraphFilter
 from ml.ranking.ials import CollectiveALS
@@ -152,6 +160,32 @@ def test_candidates_are_the_best_of_all_parts_and_those_asked_for():
     assert items.tolist() == [[*range(50), *range(249, 299)]]
     also = csr_matrix((np.ones(1), ([0], [150])), shape=(1, 300))
     assert 150 in shortlist([scores, -scores], popularity, also)
+
+
+def test_few_users_teach_a_blend_no_more_than_they_know():
+    generator = torch.Generator().manual_seed(0)
+
+    def users(n: int, strength: float) -> Candidates:
+        """Who choose by the first of 20 features, as far as `strength` says."""
+        features = torch.randn(n, 50, 20, generator=generator)
+        picked = torch.multinomial((strength * features[..., 0]).softmax(1), 4, generator=generator)
+        chosen = torch.zeros(n, 50).scatter(1, picked, 1.0)
+        return Candidates(torch.arange(50).repeat(n, 1), features, chosen)
+
+    def gain(n: int, strength: float) -> float:
+        """In log-likelihood of others, over every item alike."""
+        state = DeepBlend()._fit(users(n, strength), seed=0)
+        layers = {name.removeprefix("logit."): value for name, value in state.items()}
+        others = users(1000, strength)
+        found, alike = utility(layers, others.features), torch.zeros(1000, 50)
+        return (
+            choice_loss(alike.log_softmax(1), others.chosen)
+            - choice_loss(found.log_softmax(1), others.chosen)
+        ).item()
+
+    assert gain(100, 0.0) > -0.3
+    assert gain(100, 1.0) > 0.5
+    assert gain(2000, 1.0) > 0.75
 
 
 def test_predicting_ratings_is_refused(data):
