@@ -86,6 +86,10 @@ class Gate:
     def data(self) -> "Seen":
         return Seen(self)
 
+    def forget(self) -> None:
+        """Let go of `data`, which knows the gate: both would stay until Python looks for cycles."""
+        vars(self).pop("data", None)
+
     def held_out(self, side: str) -> "HeldOut | None":
         """The users of a side (`validation`, `test`) and their target ratings; None where there are none."""
         from ml.data import HeldOut

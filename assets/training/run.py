@@ -89,6 +89,8 @@ class Training:
             # What a cell holds in memory goes with its gate.
             part, left = left[:size], left[size:]
             self._train(part, fingerprints)
+            for gate in part:
+                gate.forget()
 
     def _at_once(self, cell: Cell) -> int:
         """Cells of a task that are trained together."""

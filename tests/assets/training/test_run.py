@@ -1,7 +1,9 @@
 """The training loop on the tiny task: what a cell leaves; all models are judged by the same rules."""
 
 import dataclasses
+import gc
 import json
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -335,3 +337,26 @@ def test_cells_too_large_for_one_program_are_trained_one_by_one_with_the_same_re
         found.append([measured(made, PAPER, "emcdr", "last", cell)["rmse"] for cell in cells])
     assert programs == [[2], [1, 1]]
     assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_a_cell_that_is_trained_is_gone_from_memory_before_the_next_one(tmp_path, monkeypatch):
+    """By itself: Python looks for cycles too seldom where a few tensors are all there is."""
+    cells = [CELL, AXES.parse("tiny|b20-s1")]
+    made = prepare(Store(home=str(tmp_path)), cells)
+    for side in (train_source, train_target):
+        side(made, Compute(device="cpu"), CATALOG, PAPER, cells, "rating")
+    monkeypatch.setattr(training_run, "TOGETHER", 1)
+    known, still_there, fit = [], [], Training._fit
+
+    def watched(self, replicas):
+        still_there.append([data() is not None for data in known])
+        known.append(weakref.ref(replicas[0].gate.data))
+        return fit(self, replicas)
+
+    monkeypatch.setattr(Training, "_fit", watched)
+    gc.disable()
+    try:
+        training_of(made, PAPER, "emcdr").run(cells)
+    finally:
+        gc.enable()
+    assert still_there == [[], [False]]
