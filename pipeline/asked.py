@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from assets.settings.catalog import Catalog
+from assets.settings.catalog import OWN_DATA, Catalog, load_catalog
 from assets.settings.profile import Profile
+from assets.state.store import home
 
 
 class UnknownName(ValueError):
@@ -11,8 +12,19 @@ class UnknownName(ValueError):
 
 
 def check_tasks(catalog: Catalog, tasks: Sequence[str]) -> None:
-    """Raise UnknownName for the first that is not in the catalogue."""
-    _check("task", tasks, catalog.tasks)
+    """Raise UnknownName for those that are not in the catalogue; of own files the message says in which."""
+    try:
+        _check("task", tasks, catalog.tasks)
+    except UnknownName as error:
+        file = home() / OWN_DATA
+        if file.is_file() and set(tasks) <= set(load_catalog(file).tasks):
+            raise UnknownName(f"{error}; own files were entered so: export DIFFCDR_CATALOG={file}") from None
+        raise
+
+
+def check_profiles(known: Mapping[str, Profile], profiles: Sequence[str]) -> None:
+    """Raise UnknownName for those that are not known."""
+    _check("profile", profiles, known)
 
 
 def check_cells(
@@ -26,7 +38,7 @@ def check_cells(
     """Raise UnknownName for the first that the catalogue or the `known` profiles do not have."""
     _check("beta", betas, catalog.betas)
     _check("seed", seeds, catalog.seeds)
-    _check("profile", profiles, known)
+    check_profiles(known, profiles)
     for name in profiles:
         _check(f"model of profile {name}", models, known[name].trained)
 

@@ -50,9 +50,23 @@ def test_unknown_names_come_with_the_known_ones():
     for option, known in (("--task", "tiny"), ("--profile", "tuned")):
         done = python("-m", "pipeline.main", "results", option, "nope")
         assert done.returncode == 1
-        assert done.stderr.startswith(f"error: ValueError: unknown {option[2:]}: nope; known are ")
+        assert done.stderr.startswith(f"error: UnknownName: unknown {option[2:]}: nope; known are ")
         assert known in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_task_of_own_files_is_found_without_their_catalogue(tmp_path):
+    file = tmp_path / "own_data.yaml"
+    domain = "{url: /x.csv, kind: csv, columns: {user: u, item: i, rating: r}}"
+    file.write_text(
+        f"domains: {{a: {domain}, b: {domain}}}\ntasks: {{a_b: {{source: a, target: b}}}}\n", encoding="utf-8"
+    )
+    for task, told in (("a_b", True), ("c_d", False)):
+        asked = ("-m", "pipeline.main", "register", "--task", task)
+        done = python(*asked, DIFFCDR_HOME=str(tmp_path), DIFFCDR_CATALOG="")
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+        assert done.stderr.startswith(f"error: UnknownName: unknown task: {task}; known are ")
+        assert done.stderr.rstrip().endswith(f"export DIFFCDR_CATALOG={file}") == told
 
 
 def test_every_command_has_an_example_and_known_letters():

@@ -23,7 +23,7 @@ from assets.data import ingest
 from assets.data.files import DELIMITERS, NOT_UTF8, check_file, first_lines, listed, literal, records, short
 from assets.data.overview import Report, inspect_tables, stripped
 from assets.data.tables import attach
-from assets.settings.catalog import BUILT_IN, Catalog, Columns, Domain, check_scale, load_catalog
+from assets.settings.catalog import BUILT_IN, OWN_DATA, Catalog, Columns, Domain, check_scale, load_catalog
 from assets.state.store import Store, writing
 
 HEAD = 100  # rows looked at
@@ -152,7 +152,7 @@ def enter(store: Store, pair: Pair) -> tuple[str, Path]:
 
 def catalog_file(store: Store) -> Path:
     """Where own data are entered. Raises OwnDataError where DIFFCDR_CATALOG names another file."""
-    file, other = store.root / "own_data.yaml", os.environ.get("DIFFCDR_CATALOG")
+    file, other = store.root / OWN_DATA, os.environ.get("DIFFCDR_CATALOG")
     if other and Path(other).resolve() != file.resolve():
         raise OwnDataError(
             f"DIFFCDR_CATALOG is {other}, and only one catalogue can hold: enter the two files there as "

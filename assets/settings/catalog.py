@@ -27,6 +27,7 @@ from pydantic import ConfigDict, Field, StrictInt, field_validator, model_valida
 
 from assets.settings.yaml import Count, Name, Section, SettingsFile
 
+OWN_DATA = "own_data.yaml"  # in the home: the file that `run` enters own files in
 BUILT_IN = Path(__file__).with_name("catalog.yaml")
 
 _AMAZON_JSON = {

@@ -42,7 +42,7 @@ def sources(profiles: Sequence[str] = ()) -> list:
 
 
 def known_profile(task: str, name: str):
-    """The profile `name`; raises ValueError where it or the task is not known."""
+    """The profile `name`; raises UnknownName where it or the task is not known."""
     from assets.settings.profile import load_profiles
 
     refuse_unknown(task, name)
@@ -50,10 +50,10 @@ def known_profile(task: str, name: str):
 
 
 def refuse_unknown(task: str | None, profile: str | None) -> None:
-    """Raise ValueError for a task or a profile that is asked for and not known; the message lists what is."""
+    """Raise UnknownName for a task or a profile that is asked for and not known, as `check_tasks` does."""
     from assets.settings.catalog import load_catalog
     from assets.settings.profile import load_profiles
+    from pipeline.asked import check_profiles, check_tasks
 
-    for kind, asked, known in (("task", task, load_catalog().tasks), ("profile", profile, load_profiles())):
-        if asked is not None and asked not in known:
-            raise ValueError(f"unknown {kind}: {asked}; known are {', '.join(known)}")
+    check_tasks(load_catalog(), [] if task is None else [task])
+    check_profiles(load_profiles(), [] if profile is None else [profile])
