@@ -114,26 +114,21 @@ class Source:
         return self._read(found, name, columns).sort_values(list(columns), ignore_index=True)
 
     def validated(self, objective: str = "rating") -> pd.DataFrame:
-        """Validation metrics of every finished cell at the epoch that validation chose: KEYS and metrics.
+        """The validation metrics of every finished cell that models are compared by: KEYS and metrics.
 
         Of a cell that diverged they are NaN; the frame is empty for a profile without validation users.
         """
         from ml.evaluation.selection import OBJECTIVES
 
-        rule = OBJECTIVES[objective]
-        found = [each for each in self._models if each.objective == objective]
-        curves = self._read(found, "curves.parquet", None)
-        prefix = "validation_"
-        metrics = [column for column in curves if column.startswith(prefix)]
-        if prefix + rule.criterion not in metrics:
-            return pd.DataFrame({**_empty(KEYS), **_empty([rule.criterion])})
-        judged = curves[[*KEYS, *metrics]].rename(columns=lambda column: column.removeprefix(prefix))
-        judged = judged[np.isfinite(judged[rule.criterion])]
-        judged = judged.sort_values(rule.criterion, ascending=not rule.higher_is_better, kind="stable")
-        chosen = judged.drop_duplicates(KEYS)
-        # A cell without a finite value has a row too: it was trained, and it failed.
-        cells = curves[KEYS].drop_duplicates()
-        return cells.merge(chosen, how="left", on=KEYS).sort_values(KEYS, ignore_index=True)
+        found = self._read(
+            [each for each in self._models if each.objective == objective], "validation.parquet", None
+        )
+        criterion = OBJECTIVES[objective].criterion
+        if criterion not in found:
+            return pd.DataFrame({**_empty(KEYS), **_empty([criterion])})
+        metrics = [column for column in found if column not in (*KEYS, "objective", "profile")]
+        found.loc[~np.isfinite(found[criterion]), metrics] = np.nan
+        return found[[*KEYS, *metrics]].sort_values(KEYS, ignore_index=True)
 
     def analysis(self, kind: str, name: str, columns: Sequence[str]) -> pd.DataFrame:
         """The table `name` of each cell's `kind`, such as embeddings or warming, where it is up to date."""

@@ -3,6 +3,7 @@
 Every cell ends as the same folder of the store:
 - `metrics.parquet`: one row per stage, selection rule and metric;
 - `curves.parquet`: losses and metrics by epoch;
+- `validation.parquet`: the validation metrics that models are compared by, where there are validation users;
 - `weights.safetensors`, where the model has any, and `config.json`: what `restored` makes it of again;
 - `user_errors.parquet`: each test user's sums of errors (rating); `coverage.parquet`: where the errors are
   (rating); `calibration.parquet`: of predicted distributions; `throughput.parquet`: how fast it was;
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ml.data import HeldOut, Predicted
+    from ml.evaluation.crossfit import FoldSums
     from ml.evaluation.selection import Objective
     from ml.models.contract import Model
     from ml.replicas import Epoch
@@ -47,6 +49,7 @@ class Outcome:
     settings: the model's kind and hyper-parameters; vectors: target user vectors of the held-out users by
     side, and the item vectors that they meet, of models that have them; predicted: of the test ratings;
     lists: (test users, LISTED) items, best first, where the objective is ranking;
+    tried: sums on validation users of all epochs that this one was chosen from, those of other trials too;
     warm: metrics by epoch of fine-tuning, and `before` it, by side; trials: all that were tried, and
     the `study` that drew them from a space; speed: samples and seconds.
     """
@@ -58,6 +61,7 @@ class Outcome:
     predicted: "Predicted | None" = None
     lists: "Tensor | None" = None
     weights: "dict[str, Tensor]" = field(default_factory=dict)
+    tried: "list[FoldSums]" = field(default_factory=list)
     trials: list[dict] = field(default_factory=list)
     study: dict[str, object] = field(default_factory=dict)
     before: dict[str, dict] = field(default_factory=dict)
@@ -94,23 +98,36 @@ class Outcome:
         criterion = f"validation_{objective.criterion}"
         return {"epoch": row["epoch"], criterion: row[criterion]}
 
+    def comparable(self, objective: "Objective") -> dict[str, float]:
+        """The validation metrics that models are compared by: those of the chosen epoch, and in place of what
+        luck had a part in, because it was chosen by it, what the choice is worth on users it was not made on.
+        """
+        from ml.evaluation.crossfit import crossfitted
+        from ml.evaluation.selection import chosen_epoch
+
+        chosen = self.judged[chosen_epoch(self.judged, objective) - 1]["validation"]
+        return chosen | (crossfitted(self.tried, objective) if self.tried else {})
+
 
 def _of_side(row: Mapping, side: str) -> dict | None:
     return {k.removeprefix(f"{side}_"): v for k, v in row.items() if k.startswith(f"{side}_")} or None
 
 
 class Judge:
-    """Judges a model on one side of a cell; `seconds` is the fastest that it predicted."""
+    """Judges a model on one side of a cell; `seconds` is the fastest that it predicted, and `sums` what the
+    last metrics are the means of, by fold of the users."""
 
     def __init__(self, held: "HeldOut", objective: "Objective", clip: tuple[float, float] | None) -> None:
         self.held, self.objective, self.clip = held, objective, clip
         self.predicted: Predicted | None = None
         self.lists: Tensor | None = None
+        self.sums: FoldSums | None = None
         self.seconds = np.inf
 
     def __call__(self, model: "Model", replica: int) -> dict[str, float]:
         """Metrics of the held-out ratings."""
         from ml.evaluation.cold_start import list_metrics, rating_metrics
+        from ml.evaluation.crossfit import list_sums, rating_sums
 
         held, watch = self.held, Stopwatch()
         if self.objective.name == "ranking":
@@ -120,11 +137,13 @@ class Judge:
             with watch:
                 self.lists = _lists(model, held, replica)
             metrics = list_metrics(self.lists, held.ratings, model.items_of(replica))
+            self.sums = list_sums(self.lists, held.ratings, model.items_of(replica))
         else:
             with watch:
                 self.predicted = model.predict(held.users, held.ratings, replica)
             shown = self.predicted.clipped(self.clip)
             metrics = rating_metrics(shown, held.ratings)
+            self.sums = rating_sums(shown, held.ratings, len(held))
             metrics |= model.own_metrics(held.users, held.ratings, replica)
         self.seconds = min(self.seconds, watch.seconds)
         return metrics

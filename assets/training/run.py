@@ -39,6 +39,7 @@ from assets.training.outcome import (
 from assets.training.trials import Trial, Trials, plan, together
 
 if TYPE_CHECKING:
+    from ml.evaluation.crossfit import FoldSums
     from ml.evaluation.selection import Objective
     from ml.models.contract import Model
     from ml.replicas import Epoch
@@ -157,6 +158,7 @@ class Training:
                 )
         # Only the best outcome so far is kept: each holds its vectors.
         best: list[Outcome | None] = [None] * len(gates)
+        tried: list[dict[int, list[FoldSums]]] = [{} for _ in gates]
         while plans[0].ahead:
             asked = [
                 Trial(cell, trials.asked, trials.ask())
@@ -171,9 +173,11 @@ class Training:
                     trials = plans[trial.cell]
                     told = {**outcome.validated(self.objective), "epochs": len(outcome.curves)}
                     trials.tell(trial.number, told[f"validation_{self.objective.criterion}"], told)
+                    tried[trial.cell][trial.number] = outcome.tried
                     if trials.best == trial.number:
                         best[trial.cell] = outcome
-        for outcome, trials, run in zip(best, plans, runs, strict=True):
+        for outcome, of_trials, trials, run in zip(best, tried, plans, runs, strict=True):
+            outcome.tried = [sums for number in sorted(of_trials) for sums in of_trials[number]]
             outcome.trials = trials.results.to_dict("records")
             outcome.study = trials.study if trials.about else {}
             for row in outcome.curves if len(outcome.curves) > 1 else ():
@@ -217,6 +221,8 @@ class Training:
             for r in sorted(left):
                 replica, outcome = replicas[r], outcomes[r]
                 judged = epoch.measured[r] if epoch.measured else _judged(model, r, judges[r])
+                if "validation" in judges[r] and judges[r]["validation"].sums is not None:
+                    outcome.tried.append(judges[r]["validation"].sums)
                 row = {**losses_of(epoch, r), **judged}
                 # One value is no curve.
                 if replica.run is not None and model.total_epochs > 1:
@@ -324,6 +330,8 @@ class Training:
             "curves.parquet": parquet(pd.DataFrame(outcome.curves)),
             **model_files(outcome),
         }
+        if gate.held_out("validation") is not None:
+            files["validation.parquet"] = parquet(pd.DataFrame([outcome.comparable(self.objective)]))
         predicted = outcome.predicted
         if self.objective.name == "rating":
             files |= error_files(gate, predicted or self._predicted(gate, outcome), self._clip(gate))

@@ -120,10 +120,9 @@ def test_a_diverged_cell_is_named_and_makes_its_mean_undefined():
     assert "1 of 4 cells of EMCDR diverged" in source.gaps(["emcdr"])
 
 
-def test_validated_is_the_epoch_of_the_best_criterion_and_nan_where_there_is_none():
-    curves = {"epoch": [1, 2, 3], "task": [9.0, 9.0, 9.0], "validation_mae": [3.0, 2.0, 1.0]}
-    for key, rmse in zip(KEYS, ([3.0, 1.0, 2.0], [math.nan, math.inf, math.nan]), strict=True):
-        files = {"curves.parquet": pd.DataFrame({**curves, "validation_rmse": rmse})}
+def test_validated_is_what_models_are_compared_by_and_nan_where_the_criterion_is_not_finite():
+    for key, rmse in zip(KEYS, (1.0, math.inf), strict=True):
+        files = {"validation.parquet": pd.DataFrame({"mae": [2.0], "rmse": [rmse], "task": [9.0]})}
         finish(Store(), "emcdr", key, {MAE: 1.0}, profile="tuned", files=files)
     frame = source_of(TUNED).validated()
     assert frame["task"].tolist() == ["tiny", "tiny"]

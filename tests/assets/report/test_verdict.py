@@ -17,12 +17,12 @@ COUNT = [2, 3, 1, 4, 2, 3, 2, 1]
 
 
 def cell(store, model, validation, absolute, key="tiny|b20-s0", **more):
-    """A cell with validation (MAE, RMSE) in its second epoch, and a test error of `absolute` a rating."""
+    """A cell with validation (MAE, RMSE), and a test error of `absolute` a rating."""
     noise = np.random.default_rng(len(model)).uniform(0.9, 1.1, len(COUNT))
     sums = [absolute * n * x for n, x in zip(COUNT, noise, strict=True)]
     mae, rmse = validation
-    curves = {"epoch": [1, 2], "validation_mae": [9.0, mae], "validation_rmse": [9.0, rmse]}
-    files = {"curves.parquet": pd.DataFrame(curves), "user_errors.parquet": user_errors(sums, COUNT)}
+    validated = pd.DataFrame({"mae": [mae], "rmse": [rmse]})
+    files = {"validation.parquet": validated, "user_errors.parquet": user_errors(sums, COUNT)}
     finish(store, model, key, errors(absolute, absolute, "validation"), profile="tuned", files=files, **more)
 
 
@@ -63,8 +63,8 @@ def test_distributions_are_compared_by_crps_with_distributions_alone(store):
     for model, crps in (("star_diffusion", 0.4), ("star_logit", 0.45), ("star_diffusion_gaussian", 0.41)):
         cell(store, model, (0.6, 0.88), 0.5)
         entry = store.model("tuned", model, CELL)
-        files = {name: entry.table(name) for name in ("curves.parquet", "user_errors.parquet")}
-        files["curves.parquet"]["validation_crps"] = crps
+        files = {name: entry.table(name) for name in ("validation.parquet", "user_errors.parquet")}
+        files["validation.parquet"]["crps"] = crps
         files["user_errors.parquet"]["crps"] = crps * files["user_errors.parquet"]["count"]
         finish(store, model, CELL.key, errors(0.5, 0.5, "validation"), profile="tuned", files=files)
     frame = verdict_frame(source_of(TUNED, store))
@@ -105,7 +105,7 @@ def test_equal_errors_leave_it_open(tmp_path):
     sums = store.model("tuned", "emcdr", CELL).table("user_errors.parquet")
     files = {
         "user_errors.parquet": sums,
-        "curves.parquet": pd.DataFrame({"epoch": [1], "validation_mae": [0.8], "validation_rmse": [1.0]}),
+        "validation.parquet": pd.DataFrame({"mae": [0.8], "rmse": [1.0]}),
     }
     finish(store, "item_mean", "tiny|b20-s0", errors(0.5, 0.5, "validation"), profile="tuned", files=files)
     row = verdict_frame(source_of(TUNED, store)).set_index(["metric", "question"]).loc[("mae", "transfer")]
@@ -134,10 +134,10 @@ def test_a_model_that_diverged_on_one_of_two_seeds_is_not_recommended(tmp_path):
 
 
 def lists(store, model, validation, ndcg, hits, key="tiny|b20-s0"):
-    """A cell of lists with a validation nDCG@20 in its second epoch, and test users' nDCG@20 and hits."""
-    curves = pd.DataFrame({"epoch": [1, 2], "validation_ndcg@20": [0.0, validation]})
+    """A cell of lists with a validation nDCG@20, and test users' nDCG@20 and hits."""
+    validated = pd.DataFrame({"ndcg@20": [validation]})
     scores = pd.DataFrame({"user": range(len(ndcg)), "ndcg@20": ndcg, "hr@20": hits})
-    files = {"curves.parquet": curves, "list_scores.parquet": scores}
+    files = {"validation.parquet": validated, "list_scores.parquet": scores}
     cold = {("cold", "validation", "ndcg@20"): float(np.mean(ndcg))}
     finish(store, model, key, cold, "tuned", "ranking", files)
 
@@ -232,9 +232,7 @@ def test_two_models_are_named_where_the_metrics_disagree(store):
 
 def test_without_validation_users_there_is_no_verdict(tmp_path):
     store = Store(home=str(tmp_path))
-    finish(
-        store, "emcdr", "tiny|b20-s0", errors(1, 1), files={"curves.parquet": pd.DataFrame({"epoch": [1]})}
-    )
+    finish(store, "emcdr", "tiny|b20-s0", errors(1, 1))
     assert source_of(PAPER, store).validated().empty
     assert verdict_frame(source_of(PAPER, store)).empty
 
@@ -252,8 +250,8 @@ def test_every_model_of_a_profile_is_on_one_side_of_transfer(objective):
 def test_the_answer_to_an_undefined_interval_is_open(tmp_path):
     store = Store(home=str(tmp_path))
     for model, value in (("item_mean", 0.8), ("emcdr", 0.7)):
-        curves = pd.DataFrame({"epoch": [1], "validation_mae": [value], "validation_rmse": [value]})
-        files = {"curves.parquet": curves, "user_errors.parquet": user_errors([value], [1])}
+        validated = pd.DataFrame({"mae": [value], "rmse": [value]})
+        files = {"validation.parquet": validated, "user_errors.parquet": user_errors([value], [1])}
         finish(store, model, "tiny|b20-s0", errors(0.5, 0.5, "validation"), profile="tuned", files=files)
     frame = verdict_frame(source_of(TUNED, store))
     assert set(frame["answer"]) == {"open"}
