@@ -292,7 +292,7 @@ def _chunks(own: Tensor, other: Tensor, columns: _Columns, n: int, k: int) -> li
 def _solve(chunks: list[_Chunk], other: Tensor, mean: Tensor, ridge: Tensor, n: int) -> tuple[Tensor, float]:
     """Each row's [factor, bias] (n, k + 1) given the other side's, 0 where it is in no chunk; and Σ w e²."""
     solved, error = other.new_zeros(n, other.shape[1]), 0.0
-    # Beside the design stands the target: one product has the matrix, the right side and the target's squares.
+    # Beside the design stands the target: one product has the matrix, the right side and the squares.
     wide = torch.cat([other[:, :-1], other.new_ones(len(other), 1), -mean - other[:, -1:]], 1)
     for chunk in chunks:
         present, weight = chunk.present, chunk.columns.weight
