@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 UNDEFINED = "n/a"
 BEATEN = "‡"
 HIT = "✓"
-# Characters of a line: on a phone, on a wide screen, and across A4 in the usual and in the smallest print.
-ROOM = {"phone": 44, "screen": 165, "tight": 190, "paper": 290}
+# Characters of a line: on a phone, on a wide screen, on A4 in the usual and in the smallest print, on A4 on
+# its side.
+ROOM = {"phone": 44, "screen": 165, "tight": 190, "upright": 265, "paper": 390}
 WORDS = 60  # characters: the width of a column of sentences
 # The column that says what a row is: ours, paper, difference, cold, warm.
 KIND = ""

@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
 
 from assets.serving.versions import Version
+from ml.models.registry import MODELS, facts
 
 PAGE = Path(__file__).with_suffix(".html")
 FOUND = 20  # names that a search gives
@@ -120,6 +121,7 @@ class Served:
         """What the page says of the version."""
         models, tags = self.config["recommender"], self.version.tags
         stars = models["lists"] if models["shared"] else models["stars"]
+        named = [models["lists"]["name"], *([stars["name"]] if stars else [])]
         return {
             "name": self.version.name,
             "version": self.version.number,
@@ -127,6 +129,8 @@ class Served:
             "profile": self.config["profile"],
             "lists": models["lists"]["name"],
             "stars": stars["name"] if stars else None,
+            # A model of the user's own has the name that its profile gives it, and no other.
+            "model_titles": {name: facts(name).title for name in named if name in MODELS},
             "synthetic": tags.get("synthetic") == "true",
             "forced": tags.get("forced", ""),
             "users": len(self.users),

@@ -1,5 +1,7 @@
 """What the page of `diffcdr serve` finds by name: users, items by id or title, histories."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -86,6 +88,15 @@ def test_ratings_to_choose_from_are_those_given_unless_too_many():
     fine = served(values=np.linspace(1, 5, 50), rated=np.zeros(50, int), offsets=np.array([0, 0, 0, 50]))
     assert len(fine.ratings) == MOST_LEVELS
     assert (fine.ratings[0], fine.ratings[-1]) == (1, 5)
+
+
+def test_models_are_shown_by_their_titles_and_those_of_users_by_their_names():
+    models = {"lists": {"name": "emcdr"}, "stars": {"name": "ours"}, "shared": False, "scale": [1.0, 5.0]}
+    page = served()
+    assert page.about()["model_titles"] == {}
+    assert replace(page, config={**page.config, "recommender": models}).about()["model_titles"] == {
+        "emcdr": "EMCDR"
+    }
 
 
 def test_the_page_is_told_of_force_and_of_titles():
