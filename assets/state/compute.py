@@ -1,14 +1,29 @@
 """Where tensors are computed: one resource, so that a run's device is a setting and not code."""
 
+import ctypes
 import os
 
 import dagster as dg
 from pydantic import Field
 
+# Of malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
 
 def gpu_tags(wanted: bool) -> dict:
     """Op tags of what computes on `Compute.torch_device`: on a cluster with GPUs its run is given one."""
     return {"dagster-ray/config": {"num_gpus": 1}} if wanted else {}
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse what small steps free: to the system and back it would go at every one of them.
+
+    These are the largest thresholds that its own rule comes to, and it comes to them late or never.
+    """
+    # Other C libraries have no such call.
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(M_TRIM_THRESHOLD, 64 << 20)
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)
 
 
 class Compute(dg.ConfigurableResource):
@@ -29,6 +44,7 @@ class Compute(dg.ConfigurableResource):
         import torch
 
         torch.set_num_threads(self.threads)
+        keep_freed_memory()
         threadpoolctl.threadpool_limits(self.threads, "blas")
 
     @property

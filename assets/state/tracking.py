@@ -164,7 +164,6 @@ class CellRun:
         """
         from mlflow.entities import LoggedModelOutput, Metric
 
-        self.flush()
         now = int(time.time() * 1000)
         with self._tracking.answering():
             made = self.client.create_logged_model(self._experiment, name=name, source_run_id=self.run_id)
@@ -174,12 +173,12 @@ class CellRun:
                 metric = given.replace("@", "_at_")
                 finite[metric] = float(value) if math.isfinite(value) else math.nan
                 lost += [] if math.isfinite(value) else [metric]
-            metrics = [Metric(metric, value, now, 0, **about) for metric, value in finite.items()]
-            self.client.log_batch(self.run_id, metrics=metrics)
+            self._metrics += [Metric(metric, value, now, 0, **about) for metric, value in finite.items()]
+            self._nonfinite.update(lost)
+            self.flush()
             self.client.finalize_logged_model(made.model_id, "READY")
             self.client.log_outputs(self.run_id, [LoggedModelOutput(made.model_id, step=0)])
             self.client.log_dict(self.run_id, dict(everything), "metrics.json")
-        self._nonfinite.update(lost)
 
     def params(self, values: Mapping[str, object]) -> None:
         """Add hyper-parameters that were not known when the run began."""
@@ -203,6 +202,8 @@ class CellRun:
         from mlflow.entities import RunTag
 
         tags = [RunTag("nonfinite", " ".join(sorted(self._nonfinite)))] if self._nonfinite else []
+        if not (self._metrics or self._params or tags):
+            return
         # The client splits what exceeds the limit of a request; params and tags go with the first part.
         with self._tracking.answering():
             self.client.log_batch(self.run_id, metrics=self._metrics, params=self._params, tags=tags)

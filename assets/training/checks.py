@@ -6,7 +6,7 @@ model that is no better than the simple predictors is a warning, since that is a
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -131,16 +131,22 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Simple:
-    """Compares a model of a profile with the simple predictors that are finished in the same cells."""
+    """Compares a model of a profile with the simple predictors that are finished in the same cells; what it
+    has read once it knows."""
 
     store: Store
     catalog: Catalog
     profile: Profile
     name: str
+    _known: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)  # by objective and cell
 
     def compare(self, objective: "Objective", cells: Iterable[Cell]) -> Comparison | None:
         """By the objective's criterion; None where no simple predictor is finished in any of the cells."""
-        values = pd.DataFrame({cell.key: self._values(objective, cell) for cell in cells}).T
+        cells = list(cells)
+        for cell in cells:
+            if (objective.name, cell.key) not in self._known:
+                self._known[objective.name, cell.key] = self._values(objective, cell)
+        values = pd.DataFrame({cell.key: self._known[objective.name, cell.key] for cell in cells}).T
         if self.name not in values:
             return None
         # Each with the model over the cells that both have; a model that diverged beats nobody.

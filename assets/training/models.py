@@ -61,32 +61,30 @@ def model_asset(axes: Axes, profile: Profile, name: str) -> dg.AssetsDefinition:
             Training(store, compute, tracking, axes.catalog, profile, name, OBJECTIVES[objective], tags)
             for objective in profile.objectives_of(name)
         ]
-        groups = axes.by_task(context.partition_keys)
+        groups, simple = axes.by_task(context.partition_keys), Simple(store, axes.catalog, profile, name)
         for group in groups.values():
             for training in trainings:
                 training.run(group)
             pictures = {f"curves_{t.objective.name}": image for t in trainings for image in _curves(t, group)}
             for cell in group:
                 curves = {f"curve_{t.objective.name}": _curve(t, cell) for t in trainings}
-                metadata = {**curves, **_metadata(trainings, cell), **pictures}
+                metadata = {**curves, **_metadata(trainings, cell, simple), **pictures}
                 context.add_asset_metadata(metadata, partition_key=cell.key)
-        return dg.MaterializeResult(check_results=_checked(trainings, groups))
+        return dg.MaterializeResult(check_results=_checked(trainings, groups, simple))
 
     return trained
 
 
-def _checked(trainings: list[Training], groups: Mapping[str, list[Cell]]) -> list[dg.AssetCheckResult]:
+def _checked(
+    trainings: list[Training], groups: Mapping[str, list[Cell]], simple: Simple
+) -> list[dg.AssetCheckResult]:
     """The results of `model_checks` over the cells of a run."""
     cells, first = [cell for group in groups.values() for cell in group], trainings[0]
     entries = {f"{cell.key} {t.objective.name}": t.entry(cell) for t in trainings for cell in cells}
     results = [metrics_check(entries)]
     if is_compared(first.profile, first.name):
-        results.append(_simple(first).check([t.objective for t in trainings], cells))
+        results.append(simple.check([t.objective for t in trainings], cells))
     return results
-
-
-def _simple(training: Training) -> Simple:
-    return Simple(training.store, training.catalog, training.profile, training.name)
 
 
 def upstream(profile: Profile, name: str) -> list[str]:
@@ -96,7 +94,7 @@ def upstream(profile: Profile, name: str) -> list[str]:
     return [*dict.fromkeys(bases), *([other] if other else [])]
 
 
-def _metadata(trainings: list[Training], cell: Cell) -> dict:
+def _metadata(trainings: list[Training], cell: Cell, simple: Simple) -> dict:
     """What an asset page shows of a cell: headline values, beside them the best simple predictor's, and the
     MLflow run of each objective."""
     metadata: dict = {}
@@ -110,7 +108,7 @@ def _metadata(trainings: list[Training], cell: Cell) -> dict:
         rule = "validation" if training.profile.validation else "last"
         metadata |= {name: value for name, value in values.items() if name.startswith(rule)}
         compared = is_compared(training.profile, training.name)
-        if compared and (beside := _simple(training).compare(training.objective, [cell])):
+        if compared and (beside := simple.compare(training.objective, [cell])):
             metadata[f"best_simple_{beside.metric}"] = round(beside.best_value, 6)
             metadata[f"best_simple_by_{beside.metric}"] = beside.best
         metadata |= values

@@ -7,6 +7,7 @@ t is network label 1000·(t − 1/1000), so t = 1 is the last training step, 999
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -60,7 +61,9 @@ def network_label(t: ArrayLike) -> NDArray[np.float64]:
     return TRAINING_STEPS * np.maximum(np.asarray(t, dtype=np.float64) - 1 / TRAINING_STEPS, 0)
 
 
+@lru_cache(maxsize=1)
 def training_levels() -> tuple[Tensor, Tensor]:
-    """√ᾱ_n and √(1 − ᾱ_n) of the training steps n = 0..999, β linear from 1e-4 to 0.02: (1000,) float64."""
+    """√ᾱ_n and √(1 − ᾱ_n) of the training steps n = 0..999, β linear from 1e-4 to 0.02: (1000,) float64, the
+    same tensors in every call, not to be changed."""
     kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, TRAINING_STEPS, dtype=torch.float64), 0)
     return kept.sqrt(), (1 - kept).sqrt()

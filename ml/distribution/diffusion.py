@@ -82,7 +82,7 @@ class VectorDiffusion:
         time = torch.cat([half, TRAINING_STEPS - 1 - half])[: self.batch]
         alpha, sigma = signal[time, None].to(x), level[time, None].to(x)
         noise = torch.randn(x.shape, generator=generator).to(x)
-        embedding = time_embedding(time, EMBEDDING).to(x)
+        embedding = _embeddings()[time].to(x)
         predicted = velocity(parameters, alpha * x + sigma * noise, embedding, condition[users])
         return (predicted - alpha * noise + sigma * x).square().mean()
 
@@ -119,6 +119,12 @@ def velocity(parameters: dict[str, Tensor], x: Tensor, embedding: Tensor, condit
             torch.addmm(parameters[f"{layer}.bias"], z, parameters[f"{layer}.weight"].T)
         )
     return torch.addmm(parameters["output.bias"], z, parameters["output.weight"].T)
+
+
+@lru_cache(maxsize=1)
+def _embeddings() -> Tensor:
+    """τ of every training step, (1000, 16) float64."""
+    return time_embedding(torch.arange(TRAINING_STEPS), EMBEDDING)
 
 
 @lru_cache(maxsize=16)

@@ -32,7 +32,7 @@ WIDTH = 4
 SWEEPS, BURN_IN = 25, 10
 # Pseudo-users and their variance in the update of a prior's covariance: keeps it proper where few users are.
 PRIOR_COUNT, PRIOR_VARIANCE = 2.0, 0.05
-CHUNK = 1 << 14  # ratings whose D x D curvatures are held at a time
+CHUNK = 1 << 13  # ratings whose logits are held at a time: fits a cache
 RIDGE = 5.0  # on the standardized columns of c_u
 
 
@@ -160,20 +160,22 @@ def _total_slopes(
     a time: all of them are what takes memory. Arithmetic runs across the ratings, (L, c): along so few levels
     it takes twice as long. Of the squares, which are symmetric, one half is summed.
     """
-    own, (n, width), count = x @ basis.T, x.shape, len(basis)
-    left, right = torch.triu_indices(width, width, device=x.device)
-    probability, squares = x.new_zeros(n, count), x.new_zeros(len(left), n)
+    (n, width), count = x.shape, len(basis)
+    own, known = basis @ x.T, offset.T.contiguous()
+    pairs = torch.triu_indices(width, width, device=x.device)
+    probability, squares = x.new_zeros(count, n), x.new_zeros(pairs.shape[1], n)
     for group, row in zip(groups.split(CHUNK), rows.split(CHUNK), strict=True):
-        p = offset.index_select(0, row).add_(own.index_select(0, group)).T.contiguous().softmax(0)
+        logits = known.gather(1, row.expand(count, -1)).add_(own.gather(1, group.expand(count, -1)))
+        p = logits.softmax(0)
         mean = basis.T @ p
-        probability.index_add_(0, group, p.T.contiguous())
-        squares.index_add_(1, group, mean.index_select(0, left).mul_(mean.index_select(0, right)))
+        probability.index_add_(1, group, p)
+        squares.index_add_(1, group, torch.cat([mean[i:] * mean[i] for i in range(width)]))
     chosen = torch.bincount(groups * count + index, minlength=n * count).view(n, count)
     outer = (basis[:, :, None] * basis[:, None, :]).flatten(1)
-    both = left.new_empty(width, width)
-    both[left, right] = both[right, left] = torch.arange(len(left), device=x.device)
-    curvature = probability @ outer - squares.index_select(0, both.flatten()).T
-    return (chosen - probability) @ basis, curvature.view(n, width, width)
+    both = pairs.new_empty(width, width)
+    both[pairs[0], pairs[1]] = both[pairs[1], pairs[0]] = torch.arange(pairs.shape[1], device=x.device)
+    curvature = probability.T @ outer - squares.index_select(0, both.flatten()).T
+    return (chosen - probability.T) @ basis, curvature.view(n, width, width)
 
 
 class _Side:

@@ -292,18 +292,19 @@ def _chunks(own: Tensor, other: Tensor, columns: _Columns, n: int, k: int) -> li
 def _solve(chunks: list[_Chunk], other: Tensor, mean: Tensor, ridge: Tensor, n: int) -> tuple[Tensor, float]:
     """Each row's [factor, bias] (n, k + 1) given the other side's, 0 where it is in no chunk; and Σ w e²."""
     solved, error = other.new_zeros(n, other.shape[1]), 0.0
+    # Beside the design stands the target: one product has the matrix, the right side and the squares.
+    wide = torch.cat([other[:, :-1], other.new_ones(len(other), 1), -mean - other[:, -1:]], 1)
     for chunk in chunks:
         present, weight = chunk.present, chunk.columns.weight
-        design = other.index_select(0, chunk.other.flatten()).view(*present.shape, -1)
-        target = (chunk.columns.residuals() - mean - design[..., -1]).mul_(present)[..., None]
-        design[..., -1] = 1
-        design.mul_(present[..., None])
-        weighted = (design if weight is None else design * weight[..., None]).mT
-        factor = torch.linalg.cholesky(weighted @ design + ridge)
-        solution = torch.cholesky_solve(weighted @ target, factor)
+        both = wide.index_select(0, chunk.other.flatten()).view(*present.shape, -1)
+        both[..., -1] += chunk.columns.residuals()
+        both.mul_(present[..., None])
+        products = (both if weight is None else both * weight[..., None]).mT @ both
+        right = products[:, :-1, -1:]
+        solution = torch.cholesky_solve(right, torch.linalg.cholesky(products[:, :-1, :-1] + ridge))
         solved[chunk.rows] = solution[..., 0]
-        squares = (target - design @ solution)[..., 0].square()
-        error += (squares if weight is None else squares * weight).sum().item()
+        # At the solution x of (A + ridge) x = right, where it is the squares − 2 x·right + x·A x.
+        error += (products[:, -1, -1].sum() - (solution * (right + ridge @ solution)).sum()).item()
     return solved, error
 
 

@@ -421,6 +421,7 @@ def test_a_server_that_goes_down_while_a_run_is_open_is_named(mlflow_resource, m
         raise MlflowException("API request failed")
 
     run = mlflow_resource.run(**CELL, task="lost", **NOTHING)
+    run.metrics({"loss": 1.0})
     run._tracking = MlflowTracking(tracking_uri="http://127.0.0.1:9")
     monkeypatch.setattr(type(client), "log_batch", refuse)
     with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9 does not answer"):
