@@ -79,12 +79,12 @@ SCALES = {
     ),
     "demo": Scale(
         {
-            "video": Size(2_600, 900, 45_000),
-            "music": Size(2_200, 700, 36_000),
-            "book": Size(2_800, 1_000, 45_000),
+            "video": Size(1_900, 640, 30_000),
+            "music": Size(1_600, 500, 24_000),
+            "book": Size(2_000, 700, 30_000),
         },
-        {("video", "music"): 1_000, ("video", "book"): 1_200, ("music", "book"): 900},
-        everywhere=400,
+        {("video", "music"): 800, ("video", "book"): 900, ("music", "book"): 680},
+        everywhere=320,
     ),
     # A pair of small files to try the commands on.
     "sample": Scale(
