@@ -79,12 +79,12 @@ SCALES = {
     ),
     "demo": Scale(
         {
-            "video": Size(1_900, 640, 30_000),
-            "music": Size(1_600, 500, 24_000),
-            "book": Size(2_000, 700, 30_000),
+            "video": Size(1_900, 760, 29_000),
+            "music": Size(1_600, 620, 24_000),
+            "book": Size(2_000, 820, 29_000),
         },
-        {("video", "music"): 800, ("video", "book"): 900, ("music", "book"): 680},
-        everywhere=320,
+        {("video", "music"): 860, ("video", "book"): 950, ("music", "book"): 720},
+        everywhere=340,
     ),
     # A pair of small files to try the commands on.
     "sample": Scale(
