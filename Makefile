@@ -10,7 +10,7 @@ export DO_NOT_TRACK := 1
 .PHONY: cluster cluster-demo test-cluster test-spark demo paper serve test torture ui check audit bench bench-growth bench-gpu
 .PHONY: docs pictures check-deploy lock clean
 
-demo: .venv/ready ## two splits of generated data in 70 seconds, ending with a champion to serve
+demo: .venv/ready ## two splits of generated data in a minute, ending with a champion to serve
 	$(BIN)/diffcdr demo
 
 paper: .venv/ready ## every table and figure of the paper on generated data, every β and seed

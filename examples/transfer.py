@@ -32,7 +32,7 @@ def main() -> None:
     known, cold = (source_users(video_users[in_video[role]], video_items) for role in (train, test))
     ratings = ratings_of(music, in_music[train])
     problem = Problem(known, music_users[in_music[train]], music_items, ratings, SEED)
-    model = DiffCDR()
+    model = DiffCDR(epochs=30)
     for epoch in model.train([problem]):
         losses = ", ".join(f"{name} {values[0]:.3f}" for name, values in epoch.losses.items())
         print(f"diffcdr, epoch {epoch.number} of {model.epochs}: {losses}")

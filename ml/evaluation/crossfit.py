@@ -4,7 +4,8 @@ The best of many trials and epochs on validation users is in part the one that w
 more were tried the luckier: by that number a model with eight trials is ahead of a better one with none. So
 models are compared by a number that luck is not in. Validation users are cut into FOLDS; of each fold the
 value counts that the trial and epoch have there which are best on the other folds (cross-validation of the
-choice, Stone, JRSS B 1974). Where there is nothing to choose it is the plain value.
+choice, Stone, JRSS B 1974). It is never better than the best of what was tried, and where there is nothing to
+choose it is the plain value.
 """
 
 from __future__ import annotations

@@ -21,15 +21,15 @@ def stars(store, model, error, key="tiny|b20-s0", validation=None):
     noise = np.random.default_rng(len(model)).uniform(0.9, 1.1, len(COUNT))
     sums = user_errors([error * n * x for n, x in zip(COUNT, noise, strict=True)], COUNT)
     judged = error if validation is None else validation
-    curves = pd.DataFrame({"epoch": [1], "validation_mae": [judged], "validation_rmse": [judged]})
-    files = {"user_errors.parquet": sums, "curves.parquet": curves}
+    validated = pd.DataFrame({"mae": [judged], "rmse": [judged]})
+    files = {"user_errors.parquet": sums, "validation.parquet": validated}
     finish(store, model, key, errors(error, error, "validation"), "tuned", files=files)
 
 
 def lists(store, model, ndcg, key="tiny|b20-s0"):
-    curves = pd.DataFrame({"epoch": [1], "validation_ndcg@20": [float(np.mean(ndcg))]})
+    validated = pd.DataFrame({"ndcg@20": [float(np.mean(ndcg))]})
     scores = pd.DataFrame({"user": range(len(ndcg)), "ndcg@20": ndcg, "hr@20": 1.0})
-    files = {"curves.parquet": curves, "list_scores.parquet": scores}
+    files = {"validation.parquet": validated, "list_scores.parquet": scores}
     finish(
         store,
         model,

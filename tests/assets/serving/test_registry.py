@@ -39,9 +39,9 @@ def judged(house, **rmse: float):
     """The simple rows' validation RMSE in the trained cell, by hand, current."""
     fingerprints = Fingerprints(house.store, CATALOG, PROFILE)
     for name, value in (BEATEN | rmse).items():
-        curves = pd.DataFrame({"epoch": [1], "validation_rmse": [value]})
+        validated = pd.DataFrame({"rmse": [value]})
         house.store.model("strict", name, CELL).write(
-            {"curves.parquet": parquet(curves)}, fingerprints.model(name, CELL, "rating")
+            {"validation.parquet": parquet(validated)}, fingerprints.model(name, CELL, "rating")
         )
 
 
@@ -145,7 +145,7 @@ def test_the_champion_is_registered_with_its_card(house):
     client, _ = house.tracking.connect()
     version = client.get_model_version_by_alias("diffcdr-tiny", "champion")
     scores = {
-        name: house.store.model("strict", name, CELL).table("curves.parquet")["validation_rmse"].min()
+        name: house.store.model("strict", name, CELL).table("validation.parquet")["rmse"].item()
         for name in MODELS
     }
     chosen = min(scores, key=scores.get)
@@ -216,7 +216,7 @@ def test_a_refused_model_leaves_the_champion_and_force_replaces_it_with_a_warnin
     def current():
         return client.get_model_version_by_alias("diffcdr-tiny", "champion")
 
-    house.store.model("strict", "item_mean", CELL).write({"curves.parquet": b""}, "of older settings")
+    house.store.model("strict", "item_mean", CELL).write({"validation.parquet": b""}, "of older settings")
     with pytest.raises(NotPromoted, match="there is no validation RMSE of item_mean to compare"):
         register(house.store, house.tracking, AXES, "tiny", PROFILE)
     assert str(current().version) == first.version

@@ -163,7 +163,8 @@ def test_the_trial_is_chosen_on_validation_users_alone():
         assert trials["chosen"].sum() == 1
         chosen = trials[trials["chosen"]].iloc[0]
         assert chosen["validation_rmse"] == trials["validation_rmse"].min()
-        assert chosen["validation_rmse"] == pytest.approx(judged.loc[model, "rmse"])
+        # What models are compared by has no luck in it, so it is never better.
+        assert judged.loc[model, "rmse"] >= chosen["validation_rmse"] - 1e-6
         assert not [name for name in trials if name.startswith("test_")]
 
 

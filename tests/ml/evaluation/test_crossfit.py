@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ml.data import Predicted, Ratings
 from ml.evaluation.cold_start import list_metrics, rating_metrics
@@ -19,9 +21,9 @@ def rated(n_users: int = 23, n_items: int = 40, seed: int = 0) -> Ratings:
     return Ratings(pairs // n_items, pairs % n_items, values)
 
 
-def of_errors(errors: list[float], count: float = 1.0) -> dict[str, torch.Tensor]:
+def of_errors(errors: list[float]) -> dict[str, torch.Tensor]:
     """Sums of RMSE with one squared error for each fold."""
-    return {"rmse": torch.stack([torch.tensor(errors).double(), torch.full((FOLDS,), count).double()], 1)}
+    return {"rmse": torch.tensor([[error, 1] for error in errors], dtype=torch.float64)}
 
 
 def test_without_a_choice_it_is_the_plain_value():
@@ -75,6 +77,12 @@ def test_the_best_of_many_that_are_equally_good_is_not_thought_better():
     # The mean of all is 1/2, its standard error here 0.008.
     assert sum(lucky) / 300 < 0.3
     assert sum(honest) / 300 == pytest.approx(0.5, abs=0.03)
+
+
+@given(st.lists(st.lists(st.floats(0, 9), min_size=FOLDS, max_size=FOLDS), min_size=1, max_size=8))
+def test_it_is_never_better_than_the_best_that_was_tried(tried):
+    best = min(sum(errors) / FOLDS for errors in tried) ** 0.5
+    assert crossfitted([of_errors(errors) for errors in tried], RATING)["rmse"] >= best - 1e-9
 
 
 def test_what_diverged_on_a_fold_is_not_chosen_for_any():
