@@ -29,8 +29,6 @@ def main() -> None:
         # Nothing is left to save: a signal that comes while the interpreter ends need not print where.
         for number in stopping.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        # And nothing to collect: looking for cycles once more, through all that is imported, takes a second.
-        gc.freeze()
 
 
 def _stop() -> NoReturn:
