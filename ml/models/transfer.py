@@ -387,16 +387,16 @@ class TransferModel(VectorModel):
             ]
         )
         plan, draws = plan.to(stack.source.device), {k: v.to(stack.source.device) for k, v in draws.items()}
-        losses = [
-            self.step(stack, batch, optimizer)
-            for block in self._blocks(stack, plan, draws)
-            for batch in block.steps()
-        ]
+        losses: dict[str, Tensor] = {}
+        steps = (batch for block in self._blocks(stack, plan, draws) for batch in block.steps())
+        for place, batch in enumerate(steps):
+            for name, loss in self.step(stack, batch, optimizer).items():
+                # In one table: a small tensor kept of each step, between large ones that come and go, can
+                # keep the allocator from using their place again, which is gigabytes an epoch.
+                losses.setdefault(name, loss.new_empty(len(loss), plan.steps))[:, place] = loss
         rows = stack.of_replicas(plan.weight.sum(2))
         counted = torch.ones_like(rows) if self.summed else rows
-        return {
-            name: (torch.stack([loss[name] for loss in losses], 1) * counted).sum(1) for name in losses[0]
-        }
+        return {name: (each * counted).sum(1) for name, each in losses.items()}
 
     def _blocks(self, stack: Stack, plan: EpochPlan, draws: dict[str, Tensor]) -> Iterator[Batch]:
         """The steps of an epoch, as many at once as have BLOCK rows."""
