@@ -79,12 +79,12 @@ SCALES = {
     ),
     "demo": Scale(
         {
-            "video": Size(1_900, 760, 29_000),
-            "music": Size(1_600, 620, 24_000),
-            "book": Size(2_000, 820, 29_000),
+            "video": Size(1_800, 660, 25_000),
+            "music": Size(1_500, 560, 20_500),
+            "book": Size(1_900, 700, 25_000),
         },
-        {("video", "music"): 860, ("video", "book"): 950, ("music", "book"): 720},
-        everywhere=340,
+        {("video", "music"): 800, ("video", "book"): 880, ("music", "book"): 660},
+        everywhere=320,
     ),
     # A pair of small files to try the commands on.
     "sample": Scale(
