@@ -32,7 +32,7 @@ def main() -> None:
     known, cold = (source_users(video_users[in_video[role]], video_items) for role in (train, test))
     ratings = ratings_of(music, in_music[train])
     problem = Problem(known, music_users[in_music[train]], music_items, ratings, SEED)
-    model = DiffCDR(epochs=30)
+    model = DiffCDR()
     for epoch in model.train([problem]):
         losses = ", ".join(f"{name} {values[0]:.3f}" for name, values in epoch.losses.items())
         print(f"diffcdr, epoch {epoch.number} of {model.epochs}: {losses}")
@@ -55,7 +55,7 @@ def factorize(domain: str, frame: Frame, hidden: np.ndarray) -> tuple[torch.Tens
     users, items, stars = (torch.from_numpy(x[~hidden]) for x in (frame.users, frame.items, frame.stars))
     sizes = int(frame.users.max()) + 1, int(frame.items.max()) + 1
     table = RatingTable(users.long(), items.long(), stars.float(), *sizes, SEED)
-    trainer = MatrixFactorization()
+    trainer = MatrixFactorization(epochs=30)  # of so few ratings ten leave much to chance
     for epoch in trainer.train([table], domain):
         print(f"{domain}, epoch {epoch.number} of {trainer.epochs}: MSE {epoch.losses['loss'][0]:.3f}")
     return trainer.user_factors_[0], trainer.item_factors_[0]

@@ -11,7 +11,7 @@ domain. So choices follow popularity, taste and scenes. Stars are an ordinal cut
 (quality + affinity + noise), at about the shares of Amazon's reviews.
 
 The constants were set, with results of this project's models at hand, so that lists and stars gain by
-transfer roughly what they do on real pairs of domains: on the demo a neighbourhood of users gains about 40 %
+transfer roughly what they do on real pairs of domains: on the demo a neighbourhood of users gains some 16 %
 of popularity's nDCG@20. What models score on such data is therefore no evidence for any of them.
 
 A domain's file depends on the scale and the seed alone, not on which other domains were written.

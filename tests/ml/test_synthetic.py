@@ -171,7 +171,7 @@ def test_days_come_in_bursts_that_domains_share():
         spread[domain] = median
     both = sorted(spread["video"].keys() & spread["music"].keys())
     assert len(both) > 100
-    assert np.corrcoef(*([spread[d][p] for p in both] for d in spread))[0, 1] > 0.6
+    assert np.corrcoef(*([spread[d][p] for p in both] for d in spread))[0, 1] > 0.5
 
 
 # Files.
