@@ -114,20 +114,17 @@ def _of_side(row: Mapping, side: str) -> dict | None:
 
 
 class Judge:
-    """Judges a model on one side of a cell; `seconds` is the fastest that it predicted, and `sums` what the
-    last metrics are the means of, by fold of the users."""
+    """Judges a model on one side of a cell; `seconds` is the fastest that it predicted."""
 
     def __init__(self, held: "HeldOut", objective: "Objective", clip: tuple[float, float] | None) -> None:
         self.held, self.objective, self.clip = held, objective, clip
         self.predicted: Predicted | None = None
         self.lists: Tensor | None = None
-        self.sums: FoldSums | None = None
         self.seconds = np.inf
 
     def __call__(self, model: "Model", replica: int) -> dict[str, float]:
         """Metrics of the held-out ratings."""
         from ml.evaluation.cold_start import list_metrics, rating_metrics
-        from ml.evaluation.crossfit import list_sums, rating_sums
 
         held, watch = self.held, Stopwatch()
         if self.objective.name == "ranking":
@@ -137,16 +134,25 @@ class Judge:
             with watch:
                 self.lists = _lists(model, held, replica)
             metrics = list_metrics(self.lists, held.ratings, model.items_of(replica))
-            self.sums = list_sums(self.lists, held.ratings, model.items_of(replica))
         else:
             with watch:
                 self.predicted = model.predict(held.users, held.ratings, replica)
             shown = self.predicted.clipped(self.clip)
             metrics = rating_metrics(shown, held.ratings)
-            self.sums = rating_sums(shown, held.ratings, len(held))
             metrics |= model.own_metrics(held.users, held.ratings, replica)
         self.seconds = min(self.seconds, watch.seconds)
         return metrics
+
+    def sums(self, model: "Model", replica: int) -> "FoldSums | None":
+        """What the last metrics are the means of, by fold of the users; None of what was judged elsewhere."""
+        from ml.evaluation.crossfit import list_sums, rating_sums
+
+        held = self.held
+        if self.lists is not None:
+            return list_sums(self.lists, held.ratings, model.items_of(replica))
+        if self.predicted is not None:
+            return rating_sums(self.predicted.clipped(self.clip), held.ratings, len(held))
+        return None
 
 
 def _lists(model: "Model", held: "HeldOut", replica: int) -> "Tensor":

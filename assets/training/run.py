@@ -221,8 +221,8 @@ class Training:
             for r in sorted(left):
                 replica, outcome = replicas[r], outcomes[r]
                 judged = epoch.measured[r] if epoch.measured else _judged(model, r, judges[r])
-                if "validation" in judges[r] and judges[r]["validation"].sums is not None:
-                    outcome.tried.append(judges[r]["validation"].sums)
+                if "validation" in judges[r] and (sums := judges[r]["validation"].sums(model, r)) is not None:
+                    outcome.tried.append(sums)
                 row = {**losses_of(epoch, r), **judged}
                 # One value is no curve.
                 if replica.run is not None and model.total_epochs > 1:

@@ -46,7 +46,7 @@ def list_sums(lists: Tensor, ratings: Ratings, n_items: int) -> FoldSums:
 def crossfitted(tried: Sequence[FoldSums], objective: Objective) -> dict[str, float]:
     """Each metric of a choice among what was `tried`, by the objective's criterion, on users not chosen by.
 
-    NaN where nothing tried has a finite criterion; of equal ones the first is chosen. Raises ValueError where
+    Not finite where no criterion tried is; of equal ones the first is chosen. Raises ValueError where
     nothing was tried.
     """
     if not tried:

@@ -393,7 +393,9 @@ class TransferModel(VectorModel):
             for name, loss in self.step(stack, batch, optimizer).items():
                 # In one table: a small tensor kept of each step, between large ones that come and go, can
                 # keep the allocator from using their place again, which is gigabytes an epoch.
-                losses.setdefault(name, loss.new_empty(len(loss), plan.steps))[:, place] = loss
+                if name not in losses:
+                    losses[name] = loss.new_empty(len(loss), plan.steps)
+                losses[name][:, place] = loss
         rows = stack.of_replicas(plan.weight.sum(2))
         counted = torch.ones_like(rows) if self.summed else rows
         return {name: (each * counted).sum(1) for name, each in losses.items()}
